@@ -1,0 +1,306 @@
+"""The schema of a run: nested frozen dataclasses, loaded strictly.
+
+YAML files hold differences from these defaults; an unknown key fails with the nearest name, a value out of range with the
+range. Deep options are reached from the command line with ``--set path=value``, such as ``--set training.r1_gamma=5``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from dnnlib.errors import UserError, nearest_name
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Resolution = Literal[16, 32, 64, 128, 256, 512, 1024]
+Channels = Literal[1, 3]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class GeneratorConfig:
+    """The alias-free generator (StyleGAN3 section 3) with binned Fourier features (Wolski et al. 2024, section 4)."""
+
+    img_resolution: Resolution = 256
+    """Side N of the image in pixels."""
+    img_channels: Channels = 3
+    """3 for RGB, 1 for grey."""
+    octaves: Annotated[int, Field(ge=1, le=10)] = 6
+    """Octaves S that the model spans: it zooms up to 2^S."""
+    n_bins: Annotated[int, Field(ge=1, le=4)] = 2
+    """Bins of Fourier features, each ``bin_offset`` octaves above the one before."""
+    channel_base: Annotated[int, Field(ge=16)] = 131072
+    """Width of a layer of cutoff f_c is (channel_base/2)/f_c, at most channel_max."""
+    channel_max: Annotated[int, Field(ge=16, le=8192)] = 1024
+    """Largest width, and the number K of Fourier features."""
+    z_dim: Annotated[int, Field(ge=1)] = 512
+    """Size of the latent z."""
+    w_dim: Annotated[int, Field(ge=1)] = 512
+    """Size of the intermediate latent w."""
+    mapping_layers: Annotated[int, Field(ge=1, le=16)] = 2
+    """Fully connected layers from z to w."""
+    num_layers: Annotated[int, Field(ge=4, le=32)] = 14
+    """Synthesis layers before toRGB."""
+    num_critical: Annotated[int, Field(ge=1, le=3)] = 2
+    """Layers at the end that are critically sampled (their filters cut at N/2)."""
+    margin: Annotated[int, Field(ge=0, le=64)] = 10
+    """Samples computed beyond each side of the view in the layers."""
+    filter_size: Annotated[int, Field(ge=1, le=8)] = 6
+    """Filter taps for each factor of resampling."""
+    radial_filters: bool = True
+    """Circularly symmetric down filters; off: separable ones (StyleGAN3-T), several times faster on a CPU."""
+    conv_kernel: Literal[1, 3] = 1
+    """Kernel of the modulated convolutions in pixels."""
+    rho_max: Positive | None = None
+    """Largest feature frequency, in cycles across a layer's padded grid; none: N/4."""
+    bin_offset: Positive = 3.0
+    """Octaves between bins."""
+    blend_offset: float = -1.0
+    """A bin begins to fade in this many octaves after its own offset (negative: before)."""
+    blend_width: Positive = 1.0
+    """Octaves over which a bin fades in."""
+    conv_clamp: Positive = 256.0
+    """Activations are clamped to this magnitude (fp16 safety)."""
+    output_scale: Positive = 0.25
+    """The image is toRGB times this."""
+    num_half_res: Annotated[int, Field(ge=0, le=8)] = 4
+    """Highest resolutions that run in half precision on a GPU."""
+    half_dtype: Literal["float16", "bfloat16"] = "float16"
+    """Half precision format on a GPU."""
+    magnitude_half_life_kimg: Positive = 20.0
+    """Half-life of the running input magnitude of each layer, in thousands of images."""
+    w_avg_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    """Decay per batch of the running mean of w."""
+    widths: tuple[int, ...] | None = None
+    """Target width of each layer in place of the rule of channel_base (imported weights)."""
+    feature_split: tuple[int, ...] | None = None
+    """Features at the input and after each layer in place of the rule (imported weights)."""
+    published_geometry: bool = False
+    """Feature positions of the published code (imported weights): no band limit, input grid over the padded layer."""
+
+    def __post_init__(self) -> None:
+        if self.num_layers <= self.num_critical + 1:
+            raise ValueError(f"num_layers={self.num_layers} must exceed num_critical={self.num_critical} by 2 or more")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DiscriminatorConfig:
+    """The residual discriminator of StyleGAN2 (Karras et al. 2020, appendix B)."""
+
+    channel_base: Annotated[int, Field(ge=16)] = 131072
+    """Width at resolution r is channel_base/r, at most channel_max."""
+    channel_max: Annotated[int, Field(ge=1, le=8192)] = 1024
+    """Largest width."""
+    conv_clamp: Positive = 256.0
+    """Activations are clamped to this magnitude times the layer's gain."""
+    mbstd_group: Annotated[int, Field(ge=1)] = 4
+    """Samples over which the minibatch standard deviation is taken."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ScheduleConfig:
+    """Progressive scale sampling (Wolski et al. 2024, section 4.3): coarse octaves first, fine octaves last."""
+
+    warmup_kimg: NotNegative = 2000.0
+    """Thousands of images over which the mixture goes from coarse to even."""
+    skew_kimg: NotNegative = 4000.0
+    """Thousands of images at which the mixture has become finest (none before warmup_kimg)."""
+    boost_first: Positive = 4.0
+    """Strength of the preference for coarse octaves at the start."""
+    boost_last: Positive = 4.0
+    """Strength of the preference for fine octaves at the end."""
+
+    def __post_init__(self) -> None:
+        if self.skew_kimg < self.warmup_kimg:
+            raise ValueError(f"skew_kimg={self.skew_kimg:g} must not be below warmup_kimg={self.warmup_kimg:g}")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainingConfig:
+    """Objective, optimisation, and what is written when."""
+
+    batch: Annotated[int, Field(ge=1, le=65536)] = 32
+    """Images per step, over all devices."""
+    kimg: Positive = 25000.0
+    """Length of the run in thousands of real images shown."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of every random stream."""
+    g_lr: Positive = 0.0025
+    """Learning rate of the generator."""
+    d_lr: Positive = 0.002
+    """Learning rate of the discriminator (before the correction for lazy R1)."""
+    r1_gamma: NotNegative = 2.0
+    """Weight of the gradient penalty on real patches."""
+    r1_interval: Annotated[int, Field(ge=1)] = 16
+    """Steps between two gradient penalties."""
+    blur_sigma_px: NotNegative = 10.0
+    """Blur of the images shown to the discriminator at the start, in pixels; 0 for none."""
+    blur_fade_kimg: Positive | None = None
+    """Thousands of images over which the blur fades; none: 200 at batch 32, in proportion to the batch."""
+    consistency_weight: NotNegative = 4.0
+    """Weight of the scale consistency loss; 0 for none."""
+    consistency_metric: Literal["l1+lpips", "l1"] = "l1+lpips"
+    """Distance between scales; LPIPS needs two weight files, l1 does without."""
+    lpips_folder: str | None = None
+    """Folder with the LPIPS weight files; none: the cache folder."""
+    augment: Literal["none", "fixed", "ada"] = "none"
+    """Augmentation of what the discriminator sees: none, with fixed probability, or adaptive (ADA)."""
+    augment_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of each augmentation: of `fixed`, and the start of `ada`."""
+    ada_target: Annotated[float, Field(ge=-1, le=1)] = 0.6
+    """The mean sign of D on real patches that `ada` steers to."""
+    ema_kimg: Positive | None = None
+    """Half-life of the running mean of the generator's weights; none: 10 at batch 32, in proportion to the batch."""
+    ema_rampup: Annotated[float, Field(gt=0, le=1)] | None = 0.05
+    """The half-life is at most this fraction of the images shown so far; none: no such bound."""
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Processes that read patches; none: chosen from the machine."""
+    snapshot_kimg: Positive | None = None
+    """Thousands of images between snapshots; none: a fiftieth of the run."""
+    sample_seeds: Annotated[int, Field(ge=1, le=64)] = 6
+    """Rows of the sample sheet."""
+    swd_patches: Annotated[int, Field(ge=0)] = 0
+    """Patches per octave for the sliced Wasserstein distance at the start and the end; 0: not measured."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RunConfig:
+    """Everything that determines a run, apart from its data and where it is written."""
+
+    generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+
+
+T = TypeVar("T")
+
+
+def build(schema: type[T], values: Mapping[str, Any], *, source: str = "the configuration") -> T:
+    """Build ``schema`` (a dataclass of this module) from nested plain values.
+
+    Raises:
+        UserError: an unknown key (with the nearest name), a wrong type or a value out of range (with what is allowed).
+    """
+    _refuse_unknown_keys(schema, values, source, prefix="")
+    try:
+        return TypeAdapter(schema).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained", "function")))
+        reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        given = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
+        raise UserError(f"{path or 'a value'}{given} in {source} is not allowed: {reason}.") from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain nested values of a config, ready for YAML or JSON."""
+    return dataclasses.asdict(config)
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read the differences that a YAML file holds.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or does not hold a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the config {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The config {path} is not valid YAML: {reason}.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"The config {path} holds a {type(values).__name__}; it must hold sections such as 'training:'.")
+    return values
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """Turn ``"training.batch=8"`` into ``{"training": {"batch": 8}}``; the value is read as YAML.
+
+    Raises:
+        UserError: there is no ``=`` or no path before it, or the value is not YAML.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise UserError(f"--set {text!r} is not an assignment; write it as path=value, such as training.batch=8.")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text!r}: the value {value!r} cannot be read.") from error
+    for key in reversed(path.strip().split(".")):
+        nested = {key: nested}
+    return nested
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings; where two have a value for the same key, the later one holds."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            both = isinstance(value, Mapping) and isinstance(below, Mapping)
+            merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def preset_names() -> list[str]:
+    """Names of the presets in ``configs/``."""
+    return sorted(path.stem for path in _preset_folder().glob("*.yaml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The differences of a preset by its name, such as ``"moon"``.
+
+    Raises:
+        UserError: there is no such preset; the message has the nearest name.
+    """
+    names = preset_names()
+    if name not in names:
+        raise UserError(f"There is no preset {name!r}{nearest_name(name, names)}.")
+    return load_yaml(_preset_folder() / f"{name}.yaml")
+
+
+def _preset_folder() -> Path:
+    return Path(__file__).resolve().parent.parent / "configs"
+
+
+def _refuse_unknown_keys(schema: Any, values: Any, source: str, prefix: str) -> None:
+    """Walk the sections so that a misspelt key is named with its path and its nearest neighbour."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix.rstrip('.') or 'The configuration'} in {source} must be a section of keys, not {values!r}.")
+    fields = _field_types(schema)
+    for key, value in values.items():
+        if key not in fields:
+            raise UserError(f"Unknown key {prefix}{key} in {source}{nearest_name(str(key), fields)}.")
+        if dataclasses.is_dataclass(fields[key]):
+            _refuse_unknown_keys(fields[key], value, source, f"{prefix}{key}.")
+
+
+def _field_types(schema: Any) -> dict[str, Any]:
+    return typing.get_type_hints(schema)
+
+
+def describe(schema: type[Any] = RunConfig) -> Sequence[tuple[str, str]]:
+    """Paths and defaults of all options, such as ``("training.batch", "32")``, in the order of the schema."""
+    rows: list[tuple[str, str]] = []
+    for field in dataclasses.fields(schema):
+        kind = _field_types(schema)[field.name]
+        if isinstance(kind, types.UnionType) or not dataclasses.is_dataclass(kind):
+            rows.append((field.name, repr(field.default)))
+        else:
+            rows.extend((f"{field.name}.{name}", default) for name, default in describe(typing.cast(Any, kind)))
+    return rows

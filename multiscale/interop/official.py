@@ -1,0 +1,164 @@
+"""Weights of the published multiscale code, brought into our networks by their tensors' names.
+
+The published grid spans the padded layer, so a translation t of its transforms is the world centre c = t n_0/r_0 here
+(:func:`centre_from_official`); the imported generator keeps its feature positions through ``published_geometry``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from dnnlib.errors import UserError
+from multiscale.config import DiscriminatorConfig, GeneratorConfig
+from multiscale.networks.discriminator import Discriminator
+from multiscale.networks.generator import Generator
+from multiscale.networks.plan import Plan, make_plan, split_features
+
+
+def generator_from_official(
+    state: Mapping[str, torch.Tensor],
+    *,
+    img_resolution: int,
+    channel_base: int,
+    channel_max: int,
+    n_bins: int,
+    octaves: int,
+    z_dim: int = 512,
+    w_dim: int = 512,
+) -> Generator:
+    """Build our generator with the weights of a published one.
+
+    Args:
+        state: Tensors by the published names: ``synthesis.input.{freqs,phases,weight}``,
+            ``synthesis.L{i}_{size}_{channels}.{weight,bias,affine.weight,affine.bias,magnitude_ema}``,
+            ``mapping.fc{i}.{weight,bias}``, ``mapping.w_avg``. Others are not used.
+        img_resolution: Side N of the image.
+        channel_base: As the published network was configured.
+        channel_max: As the published network was configured; the number of features.
+        n_bins: Bins of features.
+        octaves: Octaves that the data spanned.
+        z_dim: Size of z.
+        w_dim: Size of w.
+
+    Returns:
+        The generator, float32, in evaluation mode.
+
+    Raises:
+        UserError: a tensor is missing or has another shape than the configuration asks for; the message names it.
+    """
+    source = _Source(state)
+    layers = source.layer_prefixes()
+    radii = source["synthesis.input.freqs"].double().norm(dim=1)
+    order = radii.argsort(stable=True)
+    base = {
+        "img_resolution": img_resolution,
+        "img_channels": source[f"{layers[-1]}.weight"].shape[0],
+        "octaves": octaves,
+        "n_bins": n_bins,
+        "channel_base": channel_base,
+        "channel_max": channel_max,
+        "z_dim": z_dim,
+        "w_dim": w_dim,
+        "mapping_layers": source.count(r"mapping\.fc\d+\.weight"),
+        "num_layers": len(layers) - 1,
+        "rho_max": float(radii.max()),
+        "widths": tuple(source[f"{name}.weight"].shape[0] for name in layers),
+        "published_geometry": True,
+    }
+    split = _split_radii(make_plan(GeneratorConfig(**base)), radii[order].tolist())
+    config = GeneratorConfig(**base, feature_split=tuple(split))
+    generator = Generator(config)
+
+    ours = {"mapping.w_avg": source["mapping.w_avg"], "synthesis.input_weight": source["synthesis.input.weight"]}
+    for i in range(config.mapping_layers):
+        for part in ("weight", "bias"):
+            ours[f"mapping.layers.{i}.{part}"] = source[f"mapping.fc{i}.{part}"]
+    for i, name in enumerate(layers):
+        for part in ("weight", "bias", "magnitude_ema", "affine.weight", "affine.bias"):
+            ours[f"synthesis.layers.{i}.{part}"] = source[f"{name}.{part}"]
+    ours.update(_features(source, order, split, generator.plan))
+    _load(generator, ours)
+    return generator.eval()
+
+
+def discriminator_from_official(
+    state: Mapping[str, torch.Tensor], *, img_resolution: int, channel_base: int, channel_max: int
+) -> Discriminator:
+    """Build our discriminator from tensors named ``b{res}.{fromrgb,conv0,conv1,skip}`` and ``b4.{conv,fc,out}``.
+
+    Raises:
+        UserError: a tensor is missing or has another shape than the configuration asks for; the message names it.
+    """
+    source = _Source(state)
+    config = DiscriminatorConfig(channel_base=channel_base, channel_max=channel_max)
+    img_channels = source[f"b{img_resolution}.fromrgb.weight"].shape[1]
+    discriminator = Discriminator(config, img_resolution=img_resolution, img_channels=img_channels)
+    ours = {
+        name: source[name.removeprefix("blocks.") if name.startswith("blocks.") else f"b4.{name.removeprefix('head.')}"]
+        for name in discriminator.state_dict()
+    }
+    _load(discriminator, ours)
+    return discriminator.eval()
+
+
+def centre_from_official(translation: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """World centres c = t n_0/r_0 of the published code's translations t, [B, 2] -> [B, 2]."""
+    return translation * (plan.input_size / plan.input_rate)
+
+
+class _Source(dict[str, torch.Tensor]):
+    """The published tensors; a missing one is a user's error."""
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        raise UserError(f"The published weights have no tensor {name!r}; give the state of a whole generator or discriminator.")
+
+    def layer_prefixes(self) -> list[str]:
+        """``synthesis.L{i}_{size}_{channels}`` in the order of i."""
+        found = {m[0]: int(m[1]) for name in self if (m := re.match(r"synthesis\.L(\d+)_\d+_\d+(?=\.)", name))}
+        if not found:
+            raise UserError("The published weights have no layers 'synthesis.L0_...'; give the state of a whole generator.")
+        return sorted(found, key=lambda name: found[name])
+
+    def count(self, pattern: str) -> int:
+        return sum(re.fullmatch(pattern, name) is not None for name in self)
+
+
+def _split_radii(plan: Plan, radii: Iterable[float]) -> list[int]:
+    """Deal the published radii to the input and to every layer whose rate grows."""
+    growing = [layer for layer in plan.layers if layer.out_rate > layer.in_rate]
+    counts = split_features(list(radii), [plan.input_size, *(layer.out_size for layer in growing)])
+    split = [counts[0]] + [0] * len(plan.layers)
+    for layer, count in zip(growing, counts[1:], strict=True):
+        split[layer.index + 1] = count
+    return split
+
+
+def _features(source: _Source, order: torch.Tensor, split: list[int], plan: Plan) -> dict[str, torch.Tensor]:
+    """omega = freqs r_i/(n_i - 1) and the phases of every injection point."""
+    freqs, phases = source["synthesis.input.freqs"][order], source["synthesis.input.phases"][order]
+    tensors: dict[str, torch.Tensor] = {}
+    taken = 0
+    for point, count in enumerate(split):
+        if not count:
+            continue
+        prefix = "synthesis.input" if point == 0 else f"synthesis.injections.{point - 1}"
+        size = plan.input_size if point == 0 else plan.layers[point - 1].out_size
+        rate = plan.input_rate if point == 0 else plan.layers[point - 1].out_rate
+        tensors[f"{prefix}.omega"] = freqs[taken : taken + count] * (rate / (size - 1))
+        tensors[f"{prefix}.phase"] = phases[taken : taken + count]
+        taken += count
+    return tensors
+
+
+def _load(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy ``tensors`` into ``module``, whole and in shape."""
+    for name, target in module.state_dict().items():
+        if tensors[name].shape != target.shape:
+            raise UserError(
+                f"The published weights give {name} the shape {list(tensors[name].shape)}, but this configuration "
+                f"needs {list(target.shape)}; check img_resolution, channel_base, channel_max and n_bins."
+            )
+    module.load_state_dict({name: tensors[name].float() for name in module.state_dict()})

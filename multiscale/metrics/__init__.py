@@ -1,0 +1,1 @@
+"""How far generated patches are from real ones, measured octave by octave."""

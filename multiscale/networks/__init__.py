@@ -1,0 +1,1 @@
+"""The multiscale alias-free generator and its discriminator."""

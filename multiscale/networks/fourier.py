@@ -1,0 +1,149 @@
+"""Binned Fourier features: the coordinates of the scale space, band-limited at every zoom (Wolski et al. 2024, section 4.2).
+
+Shapes: B views, K features, P points of a layer's grid along one axis.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from multiscale.networks.plan import BAND_LIMIT
+from multiscale.view import sample_positions
+
+
+def fourier_features(
+    omega: torch.Tensor,
+    phase: torch.Tensor,
+    bins: torch.Tensor,
+    zoom_log2: torch.Tensor,
+    centre: torch.Tensor,
+    *,
+    size: int,
+    rate: float,
+    bin_offset: float = 3.0,
+    blend_offset: float = -1.0,
+    blend_width: float = 1.0,
+    band_limit: float | None = BAND_LIMIT,
+    shift_gain: float = 1.0,
+) -> torch.Tensor:
+    """Feature maps a_b(s) d_k(s) sin(2 pi (2^(o b) omega_k . (g c + v/Z) + p_k)) on the grid v of one layer.
+
+    Args:
+        omega: World frequencies in cycles per unit, [K, 2] as (x, y).
+        phase: Phases p in cycles, [K].
+        bins: Bin b of each feature, integers [K].
+        zoom_log2: Zoom s in octaves, [B].
+        centre: World coordinates c of the views' centres, [B, 2].
+        size: Samples n along each axis of the layer's grid, its margin included.
+        rate: Sampling rate r: samples that fall inside the view.
+        bin_offset: Octaves o between bins.
+        blend_offset: Octaves after its own offset at which a bin begins to fade in.
+        blend_width: Octaves over which a bin fades in.
+        band_limit: kappa; a feature fades out between r/kappa and the Nyquist limit r/2. None: no band limit.
+        shift_gain: g, 1 but for imported weights.
+
+    Returns:
+        [B, K, size, size] of the dtype of ``omega`` (float32 for float64 input on MPS).
+    """
+    linear = torch.diag_embed(torch.exp2(-zoom_log2.double().cpu())[:, None].expand(-1, 2))
+    return features_of_views(
+        omega,
+        phase,
+        bins,
+        linear.to(_precise_device(omega.device)),
+        zoom_log2,
+        centre,
+        size=size,
+        rate=rate,
+        bin_offset=bin_offset,
+        blend_offset=blend_offset,
+        blend_width=blend_width,
+        band_limit=band_limit,
+        shift_gain=shift_gain,
+    )
+
+
+def features_of_views(
+    omega: torch.Tensor,
+    phase: torch.Tensor,
+    bins: torch.Tensor,
+    linear: torch.Tensor,
+    zoom_log2: torch.Tensor,
+    centre: torch.Tensor,
+    *,
+    size: int,
+    rate: float,
+    bin_offset: float,
+    blend_offset: float,
+    blend_width: float,
+    band_limit: float | None,
+    shift_gain: float,
+) -> torch.Tensor:
+    """As :func:`fourier_features` for views with any linear part: ``linear`` [B, 2, 2] stands in for 1/Z (v -> linear v)."""
+    device, dtype = omega.device, omega.dtype
+    precise = _precise_device(device)
+    linear, s, c = (t.to(device=precise, dtype=torch.float64) for t in (linear, zoom_log2, centre))
+    bin_zoom = bin_offset * bins.to(device=precise, dtype=torch.float64)  # o b, in octaves [K]
+    world = omega.to(device=precise, dtype=torch.float64) * torch.exp2(bin_zoom)[:, None]  # 2^(o b) omega [K, 2]
+    view = torch.einsum("ki,bij->bkj", world, linear)  # cycles per view [B, K, 2]
+
+    # The phase at the centre reaches thousands of cycles at 256x, where float32 is off by 1e-3: reduce it in float64.
+    at_centre = torch.einsum("ki,bi->bk", world, shift_gain * c) + phase.to(device=precise, dtype=torch.float64)
+    amplitude = bin_blend(bin_zoom, s, bins.to(precise), blend_offset, blend_width)
+    if band_limit is not None:
+        amplitude = amplitude * band_limit_gain(view.norm(dim=-1), rate, band_limit)
+
+    # sin(x + y) = sin x cos y + cos x sin y: two vectors a feature in place of a sine at every sample. The products are
+    # elementwise, not a matrix product, which would be rounded to TF32 on some GPUs.
+    v = sample_positions(size, rate, precise)
+    along_x = 2 * math.pi * (at_centre[..., None] + view[..., 0, None] * v).remainder(1.0)  # [B, K, P]
+    along_y = 2 * math.pi * (view[..., 1, None] * v).remainder(1.0)
+    amplitude = amplitude[..., None]
+    sin_x, cos_x = (amplitude * along_x.sin()).to(device, dtype), (amplitude * along_x.cos()).to(device, dtype)
+    sin_y, cos_y = along_y.sin().to(device, dtype), along_y.cos().to(device, dtype)
+    maps = sin_x[..., None, :] * cos_y[..., :, None]
+    return torch.addcmul(maps, cos_x[..., None, :], sin_y[..., :, None])
+
+
+def bin_blend(
+    bin_zoom: torch.Tensor, zoom_log2: torch.Tensor, bins: torch.Tensor, blend_offset: float, blend_width: float
+) -> torch.Tensor:
+    """a_b(s) = clamp((s - o b - blend_offset)/blend_width, 0, 1), and 1 for bin 0: [K], [B] -> [B, K]."""
+    blend = ((zoom_log2[:, None] - bin_zoom - blend_offset) / blend_width).clamp(0, 1)
+    return torch.where(bins == 0, torch.ones_like(blend), blend)
+
+
+def band_limit_gain(frequency: torch.Tensor, rate: float, band_limit: float) -> torch.Tensor:
+    """d_k(s) = clamp(1 - (|f| - r/kappa)/(r/2 - r/kappa), 0, 1): 1 up to r/kappa, 0 from the Nyquist limit on."""
+    passed = rate / band_limit
+    return (1 - (frequency - passed) / (rate / 2 - passed)).clamp(0, 1)
+
+
+def draw_features(
+    radii: torch.Tensor, size: int, rate: int, n_bins: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw the features of one injection point: uniform directions and phases, dealt to the bins in turn.
+
+    Args:
+        radii: rho, cycles across the padded grid, float64 [K].
+        size: Padded size n of the point's grid.
+        rate: Its sampling rate r.
+        n_bins: Number of bins.
+        rng: Source of directions and phases.
+
+    Returns:
+        omega float32 [K, 2] with |omega| = rho r/n, phase float32 [K] in [-1/2, 1/2], bins int64 [K].
+    """
+    count = len(radii)
+    direction = torch.from_numpy(rng.uniform(0, 2 * np.pi, size=count))
+    phase = torch.from_numpy(rng.uniform(-0.5, 0.5, size=count))
+    omega = (radii * rate / size)[:, None] * torch.stack([direction.cos(), direction.sin()], dim=1)
+    return omega.float(), phase.float(), torch.arange(count) % n_bins
+
+
+def _precise_device(device: torch.device) -> torch.device:
+    """Where float64 works: the device itself, but the CPU in place of MPS."""
+    return torch.device("cpu") if device.type == "mps" else device

@@ -1,0 +1,141 @@
+"""The multiscale generator: an image for every latent, zoom and centre, out of one continuous world.
+
+Shapes: B images, C channels, N image side, D size of w.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from multiscale.config import GeneratorConfig
+from multiscale.networks.fourier import draw_features, features_of_views
+from multiscale.networks.layers import MappingNetwork, SynthesisLayer
+from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
+from multiscale.view import zoom_log2
+
+
+class FeatureInjection(nn.Module):
+    """The Fourier features of one injection point, evaluated on that layer's grid."""
+
+    omega: torch.Tensor
+    phase: torch.Tensor
+    bins: torch.Tensor
+
+    def __init__(self, config: GeneratorConfig, radii: torch.Tensor, size: int, rate: int, rng: np.random.Generator) -> None:
+        super().__init__()
+        self.size, self.rate, self.config = size, rate, config
+        omega, phase, bins = draw_features(radii, size, rate, config.n_bins, rng)
+        self.register_buffer("omega", omega)
+        self.register_buffer("phase", phase)
+        self.register_buffer("bins", bins, persistent=False)
+
+    def forward(self, transform: torch.Tensor) -> torch.Tensor:
+        """World-from-view transforms [B, 3, 3] -> features [B, K, size, size]."""
+        config = self.config
+        return features_of_views(
+            self.omega,
+            self.phase,
+            self.bins,
+            transform[:, :2, :2],
+            zoom_log2(transform),
+            transform[:, :2, 2],
+            size=self.size,
+            rate=self.rate,
+            bin_offset=config.bin_offset,
+            blend_offset=config.blend_offset,
+            blend_width=config.blend_width,
+            band_limit=None if config.published_geometry else BAND_LIMIT,
+            shift_gain=(self.size - 1) / self.size if config.published_geometry else 1.0,
+        )
+
+
+class SynthesisNetwork(nn.Module):
+    """Features of the view, through the layers, to an image."""
+
+    def __init__(self, config: GeneratorConfig, plan: Plan) -> None:
+        super().__init__()
+        self.config, self.plan = config, plan
+        rng = np.random.default_rng(int(torch.randint(2**31, [])))  # follows torch.manual_seed, as the weights do
+        radii = torch.tensor(feature_radii(config), dtype=torch.float64)
+        self.input = FeatureInjection(config, radii[: plan.input_features], plan.input_size, plan.input_rate, rng)
+        self.input_weight = nn.Parameter(torch.randn(plan.input_features, plan.input_features))
+        taken = plan.input_features
+        self.layers = nn.ModuleList()
+        self.injections = nn.ModuleDict()
+        for layer in plan.layers:
+            self.layers.append(SynthesisLayer(config, layer))
+            if layer.features:
+                mine = radii[taken : taken + layer.features]
+                self.injections[str(layer.index)] = FeatureInjection(config, mine, layer.out_size, layer.out_rate, rng)
+                taken += layer.features
+
+    def forward(self, ws: torch.Tensor, transform: torch.Tensor, *, update_emas: bool = False) -> torch.Tensor:
+        """ws [B, num_ws, D] and transforms [B, 3, 3] -> image float32 [B, C, N, N], nominally in [-1, 1]."""
+        # Float64 is kept where the device has it: deep zooms need it.
+        transform = transform.double().to(ws.device) if ws.device.type != "mps" else transform.double().cpu()
+        x = self.input(transform)
+        x = torch.einsum("oi,bihw->bohw", self.input_weight / math.sqrt(len(self.input_weight)), x)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, ws[:, i + 1], update_emas=update_emas)
+            if str(i) in self.injections:
+                x = torch.cat([x, self.injections[str(i)](transform).to(x.dtype)], dim=1)
+        return x.float() * self.config.output_scale
+
+
+class Generator(nn.Module):
+    """``G(z, transform)``: the image of latent z seen through a view of its world.
+
+    Running means (of w, and of each layer's input magnitude) are updated in training mode only, unless ``update_emas``
+    says otherwise for a call. Rendering does not depend on the batch but for the rounding of its sums.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.plan = make_plan(config)
+        self.mapping = MappingNetwork(config, self.plan.num_ws)
+        self.synthesis = SynthesisNetwork(config, self.plan)
+
+    def forward(
+        self,
+        z: torch.Tensor,
+        transform: torch.Tensor,
+        truncation_psi: float = 1.0,
+        *,
+        update_emas: bool | None = None,
+    ) -> torch.Tensor:
+        """Render latents through views.
+
+        Args:
+            z: Latents, [B, z_dim].
+            transform: World-from-view matrices, [B, 3, 3], float64 for deep zooms; any affine view is rendered, inside
+                the world or not (:func:`multiscale.view.view_transform` checks the range).
+            truncation_psi: 1 as trained, towards 0 closer to the mean latent.
+            update_emas: Update the running means; None: in training mode.
+
+        Returns:
+            Float32 [B, C, N, N], nominally in [-1, 1].
+        """
+        update = self.training if update_emas is None else update_emas
+        ws = self.mapping(z, truncation_psi, update_emas=update)
+        return self.synthesis(ws, transform, update_emas=update)
+
+    @torch.no_grad()
+    def calibrate(self, z: torch.Tensor, transform: torch.Tensor) -> None:
+        """Set w_avg and every layer's running input magnitude to what this batch shows (a fresh network's are 0 and 1)."""
+        ws = self.mapping(z)
+        self.mapping.w_avg.copy_(ws[:, 0].mean(dim=0))
+
+        def measure(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            layer.magnitude_ema.copy_(inputs[0].float().square().mean())  # type: ignore[operator, union-attr]
+
+        hooks = [layer.register_forward_pre_hook(measure) for layer in self.synthesis.layers]
+        try:
+            self.synthesis(ws, transform)
+        finally:
+            for hook in hooks:
+                hook.remove()

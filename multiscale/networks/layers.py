@@ -1,0 +1,196 @@
+"""Building blocks: equalised linear and convolution layers, the mapping network, the alias-free synthesis layer.
+
+Shapes: B images, I and O input and output channels, H and W rows and columns, D size of w.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from multiscale.config import GeneratorConfig
+from multiscale.networks.filters import design_lowpass_filter
+from multiscale.networks.plan import LayerPlan
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.filtered_lrelu import filtered_lrelu
+from torch_utils.ops.upfirdn2d import upfirdn2d
+
+SQRT2 = math.sqrt(2)
+
+
+class Linear(nn.Module):
+    """Fully connected layer with equalised learning rate (PGGAN section 4.1): weights N(0, 1)/lr_mult, scaled when used."""
+
+    def __init__(
+        self, in_features: int, out_features: int, *, act: str = "linear", lr_mult: float = 1.0, bias_init: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.act = act
+        self.weight_gain = lr_mult / math.sqrt(in_features)
+        self.bias_gain = lr_mult
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_mult)
+        self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_mult))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, in_features] -> [B, out_features]."""
+        return bias_act(x @ (self.weight * self.weight_gain).t(), self.bias * self.bias_gain, act=self.act)
+
+
+class Conv2d(nn.Module):
+    """Convolution with equalised learning rate, optional blur-downsampling by 2, bias, activation, gain and clamp."""
+
+    resample_filter: torch.Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        bias: bool = True,
+        act: str = "lrelu",
+        down: int = 1,
+        gain: float = 1.0,
+        clamp: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.act, self.down = act, down
+        self.gain = gain * (SQRT2 if act == "lrelu" else 1.0)
+        self.clamp = None if clamp is None else clamp * gain
+        self.kernel = kernel
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel**2)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.register_buffer("resample_filter", torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, I, H, W] -> [B, O, H/down, W/down]."""
+        weight = (self.weight * self.weight_gain).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        pad = self.kernel // 2
+        if self.down == 1:
+            x = F.conv2d(x, weight, padding=pad)
+        elif self.kernel == 1:  # keep only the samples that the 1x1 convolution will use
+            x = F.conv2d(upfirdn2d(x, self.resample_filter, down=self.down, padding=1), weight)
+        else:
+            x = F.conv2d(upfirdn2d(x, self.resample_filter, padding=pad + 1), weight, stride=self.down)
+        return bias_act(x, bias, act=self.act, gain=self.gain, clamp=self.clamp)
+
+
+class MappingNetwork(nn.Module):
+    """z -> w, with a running mean of w for truncation (StyleGAN3 section 3.1)."""
+
+    w_avg: torch.Tensor
+
+    def __init__(self, config: GeneratorConfig, num_ws: int) -> None:
+        super().__init__()
+        self.num_ws = num_ws
+        self.w_avg_decay = config.w_avg_decay
+        widths = [config.z_dim] + [config.w_dim] * config.mapping_layers
+        self.layers = nn.ModuleList(
+            Linear(a, b, act="lrelu", lr_mult=0.01) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.register_buffer("w_avg", torch.zeros(config.w_dim))
+
+    def forward(self, z: torch.Tensor, truncation_psi: float = 1.0, *, update_emas: bool = False) -> torch.Tensor:
+        """z [B, z_dim] -> ws [B, num_ws, w_dim]; truncation: w_avg + psi (w - w_avg)."""
+        x = z.float()
+        x = x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+        for layer in self.layers:
+            x = layer(x)
+        if update_emas:
+            with torch.no_grad():
+                self.w_avg.lerp_(x.detach().mean(dim=0), 1 - self.w_avg_decay)
+        if truncation_psi != 1:
+            x = self.w_avg.lerp(x, truncation_psi)
+        return x[:, None].expand(-1, self.num_ws, -1)
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated convolution and alias-free leaky ReLU (StyleGAN3 sections 3.1 and 3.2)."""
+
+    magnitude_ema: torch.Tensor
+    up_filter: torch.Tensor | None
+    down_filter: torch.Tensor | None
+
+    def __init__(self, config: GeneratorConfig, plan: LayerPlan) -> None:
+        super().__init__()
+        self.plan = plan
+        self.clamp = config.conv_clamp
+        self.half_life = config.magnitude_half_life_kimg * 1000
+        self.half_dtype = getattr(torch, config.half_dtype)
+        kernel = 1 if plan.is_torgb else config.conv_kernel
+        self.affine = Linear(config.w_dim, plan.in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(plan.conv_channels, plan.in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(plan.conv_channels))
+        self.register_buffer("magnitude_ema", torch.ones([]))
+        rate = plan.temporary_rate
+        up = design_lowpass_filter(plan.up_taps, plan.in_cutoff, 2 * plan.in_half_width, rate)
+        down = design_lowpass_filter(plan.down_taps, plan.out_cutoff, 2 * plan.out_half_width, rate, plan.radial)
+        self.register_buffer("up_filter", up, persistent=False)
+        self.register_buffer("down_filter", down, persistent=False)
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, *, update_emas: bool = False) -> torch.Tensor:
+        """x [B, I, in_size, in_size], w [B, D] -> [B, O, out_size, out_size]."""
+        if update_emas:
+            self._update_magnitude(x)
+        gain = self.magnitude_ema.rsqrt()
+        style = self.affine(w)
+        if self.plan.is_torgb:
+            style = style / math.sqrt(self.weight[0].numel())
+        dtype = self.half_dtype if self.plan.half and x.device.type == "cuda" else torch.float32
+        x = modulated_conv2d(x.to(dtype), self.weight, style, gain, demodulate=not self.plan.is_torgb)
+        return filtered_lrelu(
+            x,
+            fu=self.up_filter,
+            fd=self.down_filter,
+            b=self.bias.to(dtype),
+            up=self.plan.up,
+            down=self.plan.down,
+            padding=list(self.plan.padding),
+            gain=1.0 if self.plan.is_torgb else SQRT2,
+            slope=1.0 if self.plan.is_torgb else 0.2,
+            clamp=self.clamp,
+        )
+
+    @torch.no_grad()
+    def _update_magnitude(self, x: torch.Tensor) -> None:
+        """Running mean square of the input; its half-life is counted in images, so a batch weighs by its size."""
+        current = x.detach().float().square().mean()
+        self.magnitude_ema.copy_(current.lerp(self.magnitude_ema, 0.5 ** (len(x) / self.half_life)))
+
+
+def modulated_conv2d(
+    x: torch.Tensor, weight: torch.Tensor, style: torch.Tensor, input_gain: torch.Tensor, *, demodulate: bool
+) -> torch.Tensor:
+    """Convolve each sample with its own modulated weights (StyleGAN2 section 2.2, StyleGAN3 appendix D).
+
+    Weights are brought to unit second moment per output channel and styles over the batch, then W' = W y, each output
+    channel of W' is brought to unit norm (``demodulate``), and the input gain multiplies the result.
+
+    Args:
+        x: [B, I, H, W].
+        weight: [O, I, k, k], k odd; the output grows by k - 1.
+        style: y, [B, I].
+        input_gain: 1/sqrt(running mean square of x), a scalar.
+        demodulate: Off for toRGB, which takes weights and style as they are.
+
+    Returns:
+        [B, O, H + k - 1, W + k - 1] in the dtype of ``x``.
+    """
+    batch, kernel = len(x), weight.shape[-1]
+    if demodulate:
+        weight = weight * weight.square().mean(dim=[1, 2, 3], keepdim=True).rsqrt()
+        style = style * style.square().mean().rsqrt()
+    modulated = weight[None] * style[:, None, :, None, None]  # [B, O, I, k, k]
+    if demodulate:
+        modulated = modulated * (modulated.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt()
+    modulated = (modulated * input_gain).to(x.dtype)
+    if kernel == 1:  # a matrix product a sample
+        y = torch.bmm(modulated.flatten(2), x.flatten(2))
+        return y.reshape(batch, -1, *x.shape[2:])
+    y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), modulated.flatten(0, 1), padding=kernel - 1, groups=batch)
+    return y.reshape(batch, -1, *y.shape[2:])

@@ -1,0 +1,1 @@
+"""From a snapshot on disk to pictures: any seed, any view."""

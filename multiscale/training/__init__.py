@@ -1,0 +1,1 @@
+"""What the generator is trained against: adversarial loss, scale consistency, augmentation, schedules."""

@@ -1,0 +1,92 @@
+"""Views of the world: the only code that knows coordinates.
+
+World: the whole scene at zoom 1 is the unit square [-1/2, 1/2]^2, x to the right, y down. A view at zoom factor Z = 2^s
+and centre c shows the square of side 1/Z about c; its image is [-1/2, 1/2]^2 again, and pixel i of N sits at
+(i + 1/2)/N - 1/2. A transform is the 3x3 matrix T = [[1/Z, 0, cx], [0, 1/Z, cy], [0, 0, 1]]: world = T view.
+
+Shapes: B views in a batch. Transforms are float64, because a 256x view needs its centre to more digits than float32 has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dnnlib.errors import UserError
+
+_TOLERANCE = 1e-9
+
+
+def view_transform(
+    zoom: torch.Tensor | Sequence[float] | float, centre: torch.Tensor | Sequence[Sequence[float]]
+) -> torch.Tensor:
+    """World-from-view transforms of square views inside the world.
+
+    Args:
+        zoom: Zoom factors Z >= 1 (not octaves), [B] or a number for a batch of one.
+        centre: World coordinates (x, y) of the views' centres, [B, 2] (or [2] for one).
+
+    Returns:
+        Float64 [B, 3, 3] on the device of ``zoom``.
+
+    Raises:
+        UserError: a zoom below 1 or not finite, or a centre whose view leaves the world; the message has the legal range.
+    """
+    device = zoom.device if isinstance(zoom, torch.Tensor) and zoom.device.type != "mps" else None
+    z = torch.as_tensor(zoom, dtype=torch.float64, device=device).reshape(-1)
+    c = torch.as_tensor(centre, dtype=torch.float64, device=device).reshape(-1, 2)
+    if len(c) != len(z):
+        raise UserError(f"{len(z)} zoom factors but {len(c)} centres were given; give one centre (x, y) for each zoom.")
+    bad = ~(torch.isfinite(z) & (z >= 1))
+    if bad.any():
+        raise UserError(f"Zoom factor {z[bad][0].item():g} is not allowed; give a finite factor of 1 (whole scene) or more.")
+    limit = centre_limit(z)
+    outside = ~(c.abs() <= limit[:, None] + _TOLERANCE).all(dim=1)
+    if outside.any():
+        x, y = c[outside][0].tolist()
+        factor, reach = z[outside][0].item(), limit[outside][0].item()
+        raise UserError(
+            f"Centre ({x:g}, {y:g}) puts a {factor:g}x view outside the world; "
+            f"at {factor:g}x both coordinates must lie in [{-reach:g}, {reach:g}]."
+        )
+    return unchecked_transform(z, c)
+
+
+def unchecked_transform(zoom: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """As :func:`view_transform` but without the check of ranges: zoom [B] and centre [B, 2] -> float64 [B, 3, 3]."""
+    transform = torch.eye(3, dtype=torch.float64, device=zoom.device).repeat(len(zoom), 1, 1)
+    transform[:, 0, 0] = transform[:, 1, 1] = 1 / zoom.to(torch.float64)
+    transform[:, :2, 2] = centre.to(torch.float64)
+    return transform
+
+
+def centre_limit(zoom: torch.Tensor) -> torch.Tensor:
+    """Largest |x| and |y| of the centre of a view inside the world: (1 - 1/Z)/2."""
+    return (1 - 1 / zoom) / 2
+
+
+def uniform_centres(zoom: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Centres drawn uniformly over the legal range of each zoom factor: zoom [B] -> float64 [B, 2] on the CPU."""
+    unit = torch.from_numpy(rng.uniform(-1.0, 1.0, size=(len(zoom), 2)))
+    return unit * centre_limit(zoom.double().cpu())[:, None]
+
+
+def zoom_out(transform: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """The views [B, 3, 3] enlarged by ``factor`` [B] about their own centres (they may reach beyond the world)."""
+    wider = transform.clone()
+    wider[:, :2, :2] *= factor.to(wider)[:, None, None]
+    return wider
+
+
+def zoom_log2(transform: torch.Tensor) -> torch.Tensor:
+    """Zoom s in octaves of each transform [B, 3, 3] -> [B]: s = -log2 sqrt |det|, so it also holds for rotated views."""
+    linear = transform[:, :2, :2]
+    determinant = linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0]
+    return -0.5 * determinant.abs().log2()
+
+
+def sample_positions(size: int, rate: float, device: torch.device | None = None) -> torch.Tensor:
+    """View coordinates of a layer's samples along one axis: v_j = (j - (size - 1)/2)/rate, float64 [size]."""
+    return (torch.arange(size, dtype=torch.float64, device=device) - (size - 1) / 2) / rate

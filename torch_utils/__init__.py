@@ -1,0 +1,1 @@
+"""PyTorch things that know nothing of scales or GANs."""
