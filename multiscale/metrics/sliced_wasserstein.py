@@ -101,11 +101,11 @@ def swd_per_octave(
         octaves = int(max(real_octaves.max(initial=-1), fake_octaves.max(initial=-1))) + 1
     per_octave = np.full(octaves, np.nan)
     for octave in range(octaves):
-        real, fake = real_octaves == octave, fake_octaves == octave
+        real, fake = (torch.from_numpy(labels == octave) for labels in (real_octaves, fake_octaves))
         if real.any() and fake.any():
             per_octave[octave] = sliced_wasserstein(
-                real_images[real] if isinstance(real_images, np.ndarray) else real_images[torch.from_numpy(real)],
-                fake_images[fake] if isinstance(fake_images, np.ndarray) else fake_images[torch.from_numpy(fake)],
+                torch.as_tensor(real_images)[real],
+                torch.as_tensor(fake_images)[fake],
                 seed=seed,
                 patches_per_image=patches_per_image,
                 projections=projections,
@@ -154,7 +154,7 @@ def _sort_rows(values: torch.Tensor) -> torch.Tensor:
 
 
 def _as_images(images: Images, name: str) -> torch.Tensor:
-    images = torch.as_tensor(images)
+    images = torch.as_tensor(images).detach()
     if images.ndim != 4 or images.shape[2] != images.shape[3] or 0 in images.shape:
         raise ValueError(f"The {name} images have shape {tuple(images.shape)}; [M, C, N, N] with M >= 1 is needed.")
     return images

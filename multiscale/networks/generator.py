@@ -124,6 +124,10 @@ class Generator(nn.Module):
         ws = self.mapping(z, truncation_psi, update_emas=update)
         return self.synthesis(ws, transform, update_emas=update)
 
+    def running_means(self) -> list[torch.Tensor]:
+        """The buffers that training moves: w_avg, and each layer's running input magnitude."""
+        return [self.mapping.w_avg, *(layer.magnitude_ema for layer in self.synthesis.layers)]  # type: ignore[list-item]
+
     @torch.no_grad()
     def calibrate(self, z: torch.Tensor, transform: torch.Tensor) -> None:
         """Set w_avg and every layer's running input magnitude to what this batch shows (a fresh network's are 0 and 1)."""

@@ -79,12 +79,13 @@ def feature_radii(config: GeneratorConfig) -> list[float]:
 def split_features(radii: Sequence[float], sizes: Sequence[int]) -> list[int]:
     """How many of the ascending ``radii`` go to each injection point of padded size ``sizes``.
 
-    A feature belongs to the first point with rho < size/kappa; the last point takes all that are left.
+    A feature belongs to the first point with rho < size/kappa; the last point takes all that are left. The input takes
+    one in any case, so that few features on a large image still leave it something to start from.
     """
     counts: list[int] = []
     taken = 0
     for size in sizes[:-1]:
-        below = sum(rho < size / BAND_LIMIT for rho in radii)
+        below = max(sum(rho < size / BAND_LIMIT for rho in radii), 1)
         counts.append(max(below - taken, 0))
         taken = max(below, taken)
     return [*counts, len(radii) - taken]

@@ -9,7 +9,7 @@ import torch
 
 from torch_utils.ops import reference
 from torch_utils.ops.bias_act import check_bias, check_clamp
-from torch_utils.ops.reference import Axis, Resampling
+from torch_utils.ops.reference import Axis, FilteredLReLU, Resampling
 from torch_utils.ops.upfirdn2d import (
     check_filter,
     check_images,
@@ -49,7 +49,7 @@ def filtered_lrelu(
         x: Images [B, C, H, W]; float64, float32, float16 or bfloat16.
         fu: Upsampling filter: [T], separable; [TH, TW], dense; None: no filter. Cast to the type of ``x``; a constant.
         fd: Downsampling filter, likewise.
-        b: Bias [C] of the type of ``x``, or None.
+        b: Bias [C], cast to the type of ``x``, or None.
         up: Upsampling factor, 1 or more; one integer or [x, y].
         down: Downsampling factor, 1 or more; one integer or [x, y].
         padding: Upsampled samples to add (negative: to crop): one integer, [x, y] or [x0, x1, y0, y1].
@@ -83,9 +83,13 @@ def filtered_lrelu(
     (taps_uy, taps_ux), (taps_dy, taps_dx) = reference.filter_taps(fu), reference.filter_taps(fd)
     y = _plan_axes("height", x.shape[2], taps_uy, taps_dy, up_y, down_y, pad_y0, pad_y1)
     w = _plan_axes("width", x.shape[3], taps_ux, taps_dx, up_x, down_x, pad_x0, pad_x1)
-    upsampling = Resampling(y[0], w[0], flip_filter=bool(flip_filter), gain=float(up_x * up_y))
-    downsampling = Resampling(y[1], w[1], flip_filter=bool(flip_filter), gain=1.0)
-    return reference.filtered_lrelu(x, fu, fd, b, upsampling, downsampling, float(gain), float(slope), clamp)
+    layer = FilteredLReLU(
+        up=Resampling(fu, y[0], w[0], flip_filter=bool(flip_filter), gain=float(up_x * up_y * gain)),
+        down=Resampling(fd, y[1], w[1], flip_filter=bool(flip_filter), gain=1.0),
+        slope=float(slope),
+        clamp=None if clamp is None else float(clamp),
+    )
+    return reference.filtered_lrelu(x, b, layer)
 
 
 def _plan_axes(

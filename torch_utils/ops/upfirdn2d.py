@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 
@@ -37,8 +38,8 @@ def upfirdn2d(
 
     Args:
         x: Images [B, C, H, W]; float64, float32, float16 or bfloat16.
-        f: Low-pass filter: [T], applied along both axes; [TH, TW], dense; None: no filter. It is cast to the type of ``x``
-            and must be on its device; no gradient flows to it.
+        f: Low-pass filter: [T], applied along both axes; [TH, TW], dense; None: no filter. It is cast to the type of
+            ``x`` and must be on its device; it is a constant, no gradient flows to it.
         up: Upsampling factor, 1 or more; one integer or [x, y].
         down: Downsampling factor, 1 or more; one integer or [x, y].
         padding: Upsampled samples to add around the image: one integer, [x, y] or [x0, x1, y0, y1].
@@ -65,12 +66,13 @@ def upfirdn2d(
         raise ValueError(f"gain is {gain}, but it must be finite and 0 or more.")
     taps_y, taps_x = reference.filter_taps(f)
     resampling = Resampling(
+        f,
         y=plan_axis("height", x.shape[2], taps_y, up_y, down_y, pad_y0, pad_y1),
         x=plan_axis("width", x.shape[3], taps_x, up_x, down_x, pad_x0, pad_x1),
         flip_filter=bool(flip_filter),
         gain=float(gain),
     )
-    return reference.upfirdn2d(x, f, resampling)
+    return reference.upfirdn2d(x, resampling)
 
 
 def plan_axis(name: str, n_in: int, taps: int, up: int, down: int, pad0: int, pad1: int) -> Axis:
@@ -78,8 +80,8 @@ def plan_axis(name: str, n_in: int, taps: int, up: int, down: int, pad0: int, pa
     n_out = (n_in * up + pad0 + pad1 - (taps - 1) + down - 1) // down
     if n_out < 1:
         raise ValueError(
-            f"Nothing is left of the image's {name}: {n_in} samples upsampled by {up}, padded by {pad0} and {pad1}, are "
-            f"{n_in * up + pad0 + pad1}, but the filter has {taps} taps; use a larger image or more padding."
+            f"Nothing is left of the image's {name}: {n_in} samples, upsampled by {up} and padded by {pad0} and {pad1}, "
+            f"are {n_in * up + pad0 + pad1}, but the filter has {taps} taps; use a larger image or more padding."
         )
     return Axis(n_in, n_out, up, down, pad0)
 
@@ -87,7 +89,9 @@ def plan_axis(name: str, n_in: int, taps: int, up: int, down: int, pad0: int, pa
 def check_images(x: torch.Tensor) -> None:
     """ValueError unless ``x`` is [B, C, H, W] in a floating-point type, with samples along both axes."""
     if x.ndim != 4 or not x.is_floating_point() or 0 in x.shape[2:]:
-        raise ValueError(f"x is {list(x.shape)} of {x.dtype}, but it must be non-empty images [B, C, H, W] in floating point.")
+        raise ValueError(
+            f"x is {list(x.shape)} of {x.dtype}; images must be [B, C, H, W], non-empty, in floating point."
+        )
 
 
 def check_filter(name: str, f: torch.Tensor | None, x: torch.Tensor) -> None:
@@ -95,7 +99,7 @@ def check_filter(name: str, f: torch.Tensor | None, x: torch.Tensor) -> None:
     if f is None:
         return
     if f.ndim not in (1, 2) or f.numel() == 0 or not f.is_floating_point():
-        raise ValueError(f"{name} is {list(f.shape)} of {f.dtype}, but a filter must be [T] or [TH, TW] in floating point.")
+        raise ValueError(f"{name} is {list(f.shape)} of {f.dtype}; a filter must be [T] or [TH, TW] in floating point.")
     if f.device != x.device:
         raise ValueError(f"{name} is on {f.device} but x is on {x.device}; move the filter there.")
     if f.requires_grad:
@@ -112,17 +116,16 @@ def check_implementation(impl: str, op: str) -> None:
 
 def parse_factor(name: str, factor: int | Sequence[int]) -> tuple[int, int]:
     """Factors along x and y of an integer or [x, y]."""
-    factors = (factor, factor) if isinstance(factor, int) else tuple(factor)
-    if len(factors) != 2 or not all(isinstance(n, int) and n >= 1 for n in factors):
+    factors = (factor, factor) if isinstance(factor, Integral | float) else tuple(factor)
+    if len(factors) != 2 or not all(isinstance(n, Integral) and n >= 1 for n in factors):
         raise ValueError(f"{name} is {factor}, but it must be an integer of at least 1, or two of them [x, y].")
-    return factors[0], factors[1]
+    return int(factors[0]), int(factors[1])
 
 
 def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """Padding as (x0, x1, y0, y1) of an integer, [x, y] or [x0, x1, y0, y1]."""
-    sides = (padding, padding) if isinstance(padding, int) else tuple(padding)
-    if len(sides) not in (2, 4) or not all(isinstance(n, int) for n in sides):
+    sides = (padding, padding) if isinstance(padding, Integral | float) else tuple(padding)
+    if len(sides) not in (2, 4) or not all(isinstance(n, Integral) for n in sides):
         raise ValueError(f"padding is {padding}, but it must be an integer, [x, y] or [x0, x1, y0, y1], of integers.")
-    if len(sides) == 2:
-        sides = (sides[0], sides[0], sides[1], sides[1])
-    return sides[0], sides[1], sides[2], sides[3]
+    x0, x1, y0, y1 = map(int, sides if len(sides) == 4 else (sides[0], sides[0], sides[1], sides[1]))
+    return x0, x1, y0, y1

@@ -1,0 +1,388 @@
+"""Adaptive augmentation: random changes of the images that the discriminator sees, as often as it needs them.
+
+"Training Generative Adversarial Networks with Limited Data" (Karras et al., NeurIPS 2020, "ADA"), section 2 and
+appendix B, with the pipeline "bgc": pixel blitting, geometry, colour. The geometry of an image is one affine map and
+its colour one matrix; both are drawn on the CPU in float64 and applied to the whole batch at once. Everything is
+differentiable to any order with respect to the images.
+
+Shapes: B batch, C channels (3, or 1 for grey), N image side in pixels. Geometric maps [B, 3, 3] take input to output
+positions in pixels from the image's centre, x to the right, y down; colour maps [B, 4, 4] act on (r, g, b, 1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import erfinv
+
+from torch_utils.distributed import Process, average
+from torch_utils.ops.upfirdn2d import upfirdn2d
+
+Floats: TypeAlias = NDArray[np.float64]
+
+# Decomposition low-pass filter of the least asymmetric Daubechies wavelet with 6 vanishing moments (Daubechies 1992,
+# "Ten Lectures on Wavelets", section 8.1.1). It is orthonormal to its shifts by two, so that upsampling and
+# downsampling with it give back the image.
+SYM6 = (
+    0.015404109327027373,
+    0.0034907120842174702,
+    -0.11799011114819057,
+    -0.048311742585633,
+    0.4910559419267466,
+    0.787641141030194,
+    0.3379294217276218,
+    -0.07263752278646252,
+    -0.021060292512300564,
+    0.04472490177066578,
+    0.0017677118642428036,
+    -0.007800708325034148,
+)
+TAPS = len(SYM6)
+
+
+class AugmentPipe(torch.nn.Module):
+    """Augment each image of a batch by operations that are each applied with probability ``p``.
+
+    The defaults are the paper's "bgc" pipeline; False or 0 leaves an operation out. ``p`` is a buffer: set it with
+    ``pipe.p.fill_(...)`` or let ``AdaController`` do so. Leave the module on the CPU, and no call waits for a device.
+
+    Args:
+        p: Initial probability of each operation, 0 to 1.
+        flip: Mirror left and right, with even odds.
+        quarter_turns: Turn by 0, 90, 180 or 270 degrees.
+        integer_shift: Largest shift by whole pixels, as a part of the side.
+        scale_log2_std: Standard deviation of log2 of the isotropic scale.
+        rotation: Largest rotation, as a part of 180 degrees; before and after the anisotropic scale.
+        anisotropy_log2_std: Standard deviation of log2 a for the anisotropic scale (a, 1/a).
+        fractional_shift_std: Standard deviation of the shift, as a part of the side.
+        brightness_std: Standard deviation of what is added to all channels.
+        contrast_log2_std: Standard deviation of log2 of the factor of all channels.
+        luma_flip: Reverse the luma and keep the chroma, with even odds.
+        hue: Largest rotation of the colours about the grey axis, as a part of 180 degrees.
+        saturation_log2_std: Standard deviation of log2 of the factor of the chroma.
+    """
+
+    p: torch.Tensor
+
+    def __init__(
+        self,
+        *,
+        p: float = 0.0,
+        flip: bool = True,
+        quarter_turns: bool = True,
+        integer_shift: float = 0.125,
+        scale_log2_std: float = 0.2,
+        rotation: float = 1.0,
+        anisotropy_log2_std: float = 0.2,
+        fractional_shift_std: float = 0.125,
+        brightness_std: float = 0.2,
+        contrast_log2_std: float = 0.5,
+        luma_flip: bool = True,
+        hue: float = 1.0,
+        saturation_log2_std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("p", torch.tensor(float(p)))
+        self.flip = flip
+        self.quarter_turns = quarter_turns
+        self.integer_shift = integer_shift
+        self.scale_log2_std = scale_log2_std
+        self.rotation = rotation
+        self.anisotropy_log2_std = anisotropy_log2_std
+        self.fractional_shift_std = fractional_shift_std
+        self.brightness_std = brightness_std
+        self.contrast_log2_std = contrast_log2_std
+        self.luma_flip = luma_flip
+        self.hue = hue
+        self.saturation_log2_std = saturation_log2_std
+
+    def forward(
+        self, images: torch.Tensor, percentile: float | None = None, generator: np.random.Generator | None = None
+    ) -> torch.Tensor:
+        """Augment a batch.
+
+        Args:
+            images: [B, C, N, N], C 1 or 3, floating point; half precision is computed and returned in float32.
+            percentile: None draws at random; a number in (0, 1) applies every operation, whatever ``p`` is, with each
+                draw replaced by that percentile (see ``Draws``): a mode for tests.
+            generator: Source of randomness, such as ``torch_utils.random.stream(...)``; None: a fresh, unseeded one.
+                How many numbers it gives depends on B only.
+
+        Returns:
+            [B, C, N, N].
+
+        Raises:
+            ValueError: the images are neither grey nor RGB, or not square, or percentile is out of range.
+        """
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3]:
+            raise ValueError(f"Images of shape {list(images.shape)} cannot be augmented; [B, 1 or 3, N, N] is needed.")
+        if percentile is not None and not 0 < percentile < 1:
+            raise ValueError(f"percentile is {percentile}, but it must be greater than 0 and less than 1.")
+        draws = Draws(len(images), float(self.p), percentile, generator or np.random.default_rng())
+        geometry, colour = self.draw_geometry(draws, images.shape[-1]), self.draw_colour(draws)
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        with torch.autocast(images.device.type, enabled=False):
+            return transform_colours(warp(images, geometry), colour)
+
+    def draw_geometry(self, draws: Draws, size: int) -> Floats:
+        """Affine maps [B, 3, 3]; the operation drawn first acts first (ADA appendix B)."""
+        half_turn = math.pi * self.rotation
+        rotation_p = 1 - math.sqrt(1 - draws.p)  # the chance that at least one of the two rotations is applied is p
+        flips, turns = draws.whole_number(2), draws.whole_number(4)
+        return chain(
+            diagonal(1.0 - 2 * flips * self.flip, 1.0),
+            rotation(turns * self.quarter_turns * (-math.pi / 2)),
+            translation(*np.round(draws.uniform(self.integer_shift, 2) * size)),
+            scaling(2 ** draws.normal(self.scale_log2_std)),
+            rotation(-draws.uniform(half_turn, probability=rotation_p)),
+            anisotropic_scaling(2 ** draws.normal(self.anisotropy_log2_std)),
+            rotation(-draws.uniform(half_turn, probability=rotation_p, percentile=0.5)),
+            translation(*(draws.normal(self.fractional_shift_std, 2) * size)),
+        )
+
+    def draw_colour(self, draws: Draws) -> Floats:
+        """Colour maps [B, 4, 4]; the operation drawn first acts first (ADA appendix B)."""
+        brightness, contrast = draws.normal(self.brightness_std), 2 ** draws.normal(self.contrast_log2_std)
+        flips, turns = draws.whole_number(2), draws.uniform(math.pi * self.hue)
+        saturation = 2 ** draws.normal(self.saturation_log2_std)
+        return chain(
+            translation(brightness, brightness, brightness),
+            diagonal(contrast, contrast, contrast),
+            luma_flip(flips * self.luma_flip),
+            hue_rotation(turns),
+            chroma_scaling(saturation),
+        )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers for a batch, 0 where an operation is not applied to an image.
+
+    With a percentile q every operation is applied, and each number is the same for all images: floor(n q) for a whole
+    number below n, (2q - 1) of the limit for a uniform one, erfinv(2q - 1) deviations for a normal one.
+    """
+
+    count: int
+    p: float
+    percentile: float | None
+    generator: np.random.Generator
+
+    def whole_number(self, below: int) -> Floats:
+        """0 ... below - 1 [B], equally likely."""
+        values = self.generator.integers(below, size=self.count).astype(np.float64)
+        return self._gated(values, math.floor(below * self._percentile), self.p)
+
+    def uniform(
+        self, limit: float, *columns: int, probability: float | None = None, percentile: float | None = None
+    ) -> Floats:
+        """Uniform from -limit to limit [*columns, B]; with a probability or a percentile of its own."""
+        values = self.generator.uniform(-1, 1, size=(*columns, self.count)) * limit
+        q = self._percentile if percentile is None else percentile
+        return self._gated(values, (2 * q - 1) * limit, self.p if probability is None else probability)
+
+    def normal(self, std: float, *columns: int) -> Floats:
+        """Normal of mean 0 [*columns, B]."""
+        values = self.generator.standard_normal((*columns, self.count)) * std
+        return self._gated(values, erfinv(2 * self._percentile - 1) * std, self.p)
+
+    @property
+    def _percentile(self) -> float:
+        return 0.5 if self.percentile is None else self.percentile
+
+    def _gated(self, values: Floats, at_percentile: float, probability: float) -> Floats:
+        applied = self.generator.random(self.count) < probability
+        if self.percentile is not None:
+            return np.full_like(values, at_percentile)
+        return np.where(applied, values, 0.0)
+
+
+def chain(*maps: Floats) -> Floats:
+    """One map [B, n, n] that does the given ones in turn, the first first."""
+    result = maps[0]
+    for following in maps[1:]:
+        result = following @ result
+    return result
+
+
+def diagonal(*factors: Floats | float) -> Floats:
+    """Scale each axis by its own factor [B] (homogeneous)."""
+    columns = np.broadcast_arrays(*factors, 1.0)
+    return np.stack(columns, axis=-1)[..., None] * np.eye(len(columns))
+
+
+def scaling(factor: Floats) -> Floats:
+    """Scale the plane by a factor [B]."""
+    return diagonal(factor, factor)
+
+
+def anisotropic_scaling(factor: Floats) -> Floats:
+    """Scale x by a factor [B] and y by its inverse."""
+    return diagonal(factor, 1 / factor)
+
+
+def translation(*offsets: Floats) -> Floats:
+    """Add an offset [B] to each axis (homogeneous)."""
+    maps = np.tile(np.eye(len(offsets) + 1), (len(offsets[0]), 1, 1))
+    maps[:, :-1, -1] = np.stack(offsets, axis=-1)
+    return maps
+
+
+def rotation(angle: Floats) -> Floats:
+    """Turn the plane by an angle [B] in radians, from x towards y."""
+    maps = np.tile(np.eye(3), (len(angle), 1, 1))
+    maps[:, 0, 0] = maps[:, 1, 1] = np.cos(angle)
+    maps[:, 1, 0] = np.sin(angle)
+    maps[:, 0, 1] = -np.sin(angle)
+    return maps
+
+
+# Luma is the part of a colour along the grey axis, chroma the rest; both as projections of (r, g, b, 1).
+LUMA = np.pad(np.full((3, 3), 1 / 3), (0, 1))
+CHROMA = np.diag([1.0, 1, 1, 0]) - LUMA
+CONSTANT = np.diag([0.0, 0, 0, 1])
+GREY_AXIS_CROSS = np.pad(np.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3), (0, 1))  # axis x colour
+
+
+def luma_flip(flips: Floats) -> Floats:
+    """Reverse the luma where flips [B] is 1."""
+    return CONSTANT + CHROMA + (1 - 2 * flips)[:, None, None] * LUMA
+
+
+def hue_rotation(angle: Floats) -> Floats:
+    """Turn the chroma about the grey axis by an angle [B] in radians (Rodrigues' formula)."""
+    angle = angle[:, None, None]
+    return CONSTANT + LUMA + np.cos(angle) * CHROMA + np.sin(angle) * GREY_AXIS_CROSS
+
+
+def chroma_scaling(factor: Floats) -> Floats:
+    """Scale the chroma by a factor [B]."""
+    return CONSTANT + LUMA + factor[:, None, None] * CHROMA
+
+
+def transform_colours(images: torch.Tensor, colour: Floats) -> torch.Tensor:
+    """Apply colour maps [B, 4, 4] to images [B, 3, N, N]; grey ones [B, 1, N, N] are luma without chroma."""
+    if images.shape[1] == 1:
+        colour = np.stack([colour[:, :3, :3].sum(axis=(1, 2)) / 3, colour[:, :3, 3].mean(axis=1)], axis=-1)[:, None]
+    matrix = torch.as_tensor(colour[:, : images.shape[1]]).to(images.dtype).to(images.device)
+    pixels = matrix[..., :-1] @ images.flatten(2) + matrix[..., -1:]  # [B, C, N*N]
+    return pixels.view_as(images)
+
+
+def warp(images: torch.Tensor, geometry: Floats) -> torch.Tensor:
+    """Apply affine maps [B, 3, 3] to images [B, C, N, N] that go on as their mirror images beyond their borders.
+
+    Twofold upsampling, bilinear sampling and twofold downsampling, with one orthonormal filter there and back (ADA
+    appendix B): shifts by whole pixels are exact.
+    """
+    if np.array_equal(geometry, np.broadcast_to(np.eye(3), geometry.shape)):
+        return images
+    size, reach = images.shape[-1], TAPS // 2 - 1
+    to_input = np.linalg.inv(geometry)[:, :2]  # [B, 2, 3]
+    # The largest tap lies on the pixel: twofold sample n belongs to pixel position n/2, before and after the sampling.
+    fine = np.arange(-reach, 2 * size + reach) / 2 - (size - 1) / 2  # [S], from the centre
+    farthest = np.abs(fine).max()
+    extent = np.abs(to_input) @ np.array([farthest, farthest, 1.0])  # [B, 2]
+    pad_x, pad_y = (max(math.ceil(extent[:, axis].max() - size / 2) + TAPS // 4 + 1, 0) for axis in (0, 1))
+
+    wavelet = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
+    wavelet = wavelet / wavelet.sum()
+    images = mirror_pad(images, pad_x, pad_y)
+    images = upfirdn2d(images, wavelet, up=2, padding=[reach + 1, reach, reach + 1, reach], gain=4)
+    to_input[:, :, 2] += [(size - 1) / 2 + pad_x, (size - 1) / 2 + pad_y]  # from the first pixel of the padded image
+    maps = torch.as_tensor(2 * to_input).to(images.dtype).to(images.device)[..., None, None]  # [B, 2, 3, 1, 1]
+    along = torch.as_tensor(fine).to(images.dtype).to(images.device)
+    x, y = (maps[:, :, 0] * along + maps[:, :, 1] * along[:, None] + maps[:, :, 2]).unbind(1)  # [B, S, S] each
+    return upfirdn2d(sample_bilinear(images, x, y), wavelet, down=2, flip_filter=True)
+
+
+def mirror_pad(images: torch.Tensor, pad_x: int, pad_y: int) -> torch.Tensor:
+    """Continue images by any number of pixels on each side, mirrored about the centres of their border pixels."""
+    for axis, pad in ((3, pad_x), (2, pad_y)):
+        size = images.shape[axis]
+        index = torch.arange(-pad, size + pad, device=images.device) % (2 * size - 2)
+        images = images.index_select(axis, torch.minimum(index, 2 * size - 2 - index))
+    return images
+
+
+def sample_bilinear(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Values [B, C, S, T] of images [B, C, H, W] at positions x, y [B, S, T] in pixels from the first one's centre.
+
+    Built on ``gather``, unlike ``grid_sample``, so that gradients of every order exist on every device. Positions
+    beyond the border take the border's value; there is no gradient with respect to positions.
+    """
+    channels, height, width = images.shape[1:]
+    x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
+    left, top = x.floor().clamp(max=width - 2), y.floor().clamp(max=height - 2)
+    right_part, lower_part = (x - left)[:, None], (y - top)[:, None]  # [B, 1, S, T]
+    first = (top.long() * width + left.long()).flatten(1)[:, None].expand(-1, channels, -1)  # [B, C, S*T]
+    flat = images.flatten(2)
+
+    def neighbour(offset: int) -> torch.Tensor:
+        return flat.gather(2, first + offset).unflatten(2, x.shape[1:])
+
+    upper = torch.lerp(neighbour(0), neighbour(1), right_part)
+    lower = torch.lerp(neighbour(width), neighbour(width + 1), right_part)
+    return torch.lerp(upper, lower, lower_part)
+
+
+def adjusted_probability(p: float, sign_mean: float, *, target: float, images: int, images_to_one: float) -> float:
+    """ADA section 3.1: p goes up by images/images_to_one when E[sign D(x)] is above the target, down when below."""
+    return min(max(p + float(np.sign(sign_mean - target)) * images / images_to_one, 0.0), 1.0)
+
+
+class AdaController:
+    """Steers ``p`` of a pipeline so that the discriminator's sign on real images has the mean ``target``.
+
+    Args:
+        target: Wanted E[sign D(x)] over real images; more is taken as overfitting.
+        interval: Steps between adjustments.
+        images_to_one: Real images over which p can go from 0 to 1.
+    """
+
+    def __init__(self, *, target: float = 0.6, interval: int = 4, images_to_one: float = 500_000) -> None:
+        self.target = target
+        self.interval = interval
+        self.images_to_one = images_to_one
+        self.steps = 0
+        self._signs = torch.zeros(2)  # sum of the signs of real logits, their number
+
+    def observe(self, real_logits: torch.Tensor) -> None:
+        """Take note of D's logits (any shape, NaN left out) for augmented real images; does not wait for the device."""
+        known = ~real_logits.detach().isnan()
+        signs = torch.where(known, real_logits.detach().sign(), 0).float()
+        self._signs = self._signs.to(signs.device) + torch.stack([signs.sum(), known.float().sum()])
+
+    def step(self, pipe: AugmentPipe, batch: int, process: Process | None = None) -> None:
+        """End a training step; every ``interval`` steps adjust ``pipe.p``, alike on all processes.
+
+        Args:
+            pipe: Its buffer ``p`` is changed in place.
+            batch: Real images that a step takes, on all processes together.
+            process: This process among all, whose observations are averaged; None: it is alone.
+        """
+        self.steps += 1
+        if self.steps % self.interval:
+            return
+        if process is not None:
+            average([self._signs], process)
+        total, number = self._signs.tolist()
+        if number > 0:
+            images = batch * self.interval
+            mean, p = total / number, float(pipe.p)
+            p = adjusted_probability(p, mean, target=self.target, images=images, images_to_one=self.images_to_one)
+            pipe.p.fill_(p)
+        self._signs = torch.zeros_like(self._signs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Progress since the last adjustment; ``p`` itself is in the pipeline's state."""
+        return {"steps": self.steps, "signs": self._signs.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict()``."""
+        self.steps = int(state["steps"])
+        self._signs = torch.tensor([float(value) for value in state["signs"]])

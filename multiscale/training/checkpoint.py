@@ -1,0 +1,132 @@
+"""Snapshots: one safetensors file that describes itself (weights, config, format version) and runs no code when loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_write, sha256
+from multiscale.config import GeneratorConfig, build, to_dict
+from multiscale.networks.generator import Generator
+
+FORMAT = "multiscale-generator"
+FORMAT_VERSION = 1
+PATTERN = "generator-*.safetensors"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A generator read from disk."""
+
+    generator: Generator
+    """On the CPU, float32, in evaluation mode, its running means as saved."""
+    path: Path
+    digest: str
+    """SHA-256 of the file, hexadecimal."""
+    info: dict[str, Any]
+    """What was saved beside the weights, such as the images shown."""
+
+
+def save_snapshot(path: str | Path, generator: Generator, info: Mapping[str, Any]) -> None:
+    """Write the generator atomically.
+
+    Args:
+        path: Where to; missing folders are made.
+        generator: Usually the running mean of the trained one.
+        info: Further facts, JSON values; kept in the file's metadata.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "config": json.dumps(to_dict(generator.config)),
+        "info": json.dumps(dict(info)),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
+    with atomic_write(path) as stream:
+        stream.write(safetensors.torch.save(tensors, metadata))
+
+
+def load_snapshot(path: str | Path) -> Snapshot:
+    """Read a snapshot; nothing in the file is executed.
+
+    Raises:
+        UserError: the file is missing, truncated, not ours, of a newer format, or its tensors do not fit its config.
+    """
+    path = Path(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except OSError as error:
+        raise UserError(f"Cannot read the network {path}: {error.strerror or error}.") from error
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); it may be truncated: copy it again or use an older snapshot."
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is a safetensors file but not a generator of this program; give a {PATTERN} file of a run."
+        )
+    version = metadata.get("format_version", "")
+    if not version.isdigit() or int(version) > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has snapshot format {version or '?'}, newer than the format {FORMAT_VERSION} that this version reads; "
+            "update the program."
+        )
+    try:
+        values, info = json.loads(metadata["config"]), json.loads(metadata["info"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"The metadata of {path} are damaged; use another snapshot of the run.") from error
+    generator = Generator(build(GeneratorConfig, values, source=str(path)))
+    try:
+        generator.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"The tensors of {path} do not fit its config: {reason}.") from error
+    return Snapshot(generator.eval().requires_grad_(False), path, sha256(path), info)
+
+
+def find_network(network: str | Path | None, runs: str | Path = "runs") -> Path:
+    """The snapshot file meant by ``--network``: a file, the newest of a run's folder, or (None) of the newest run.
+
+    Raises:
+        UserError: there is none; the message says how to make one.
+    """
+    if network is None:
+        found = [path for folder in _subfolders(Path(runs)) for path in snapshots_of(folder)]
+        if not found:
+            raise UserError(
+                f"No trained network was found under {Path(runs)}/; train one (python train.py --data patches.zip) "
+                "or give one with --network RUN or FILE."
+            )
+        return max(found, key=lambda path: (path.stat().st_mtime, path.name))
+    path = Path(network)
+    if path.is_dir():
+        found = snapshots_of(path)
+        if not found:
+            raise UserError(f"The folder {path} holds no snapshot ({PATTERN}); give the folder of a run or a file.")
+        return found[-1]
+    if not path.exists():
+        raise UserError(f"There is no network {path}; give the folder of a run or a {PATTERN} file.")
+    return path
+
+
+def snapshots_of(run: Path) -> list[Path]:
+    """Snapshot files of a run's folder, oldest first (by images shown)."""
+    found = [(int(m[1]), path) for path in run.glob(PATTERN) if (m := re.search(r"-(\d+)\.safetensors$", path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []

@@ -1,0 +1,59 @@
+"""Looks at a run from outside the objective: distance of generated from real patches, and a sheet of real ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from multiscale.data.patches import PatchDataset
+from multiscale.metrics.sliced_wasserstein import swd_per_octave
+from multiscale.networks.generator import Generator
+from multiscale.rendering.sheets import grid
+from multiscale.view import unchecked_transform, uniform_centres
+from torch_utils.random import normal, stream
+
+EVALUATION_BATCH = 32
+
+
+@torch.no_grad()
+def patch_distance(
+    generator: Generator, dataset: PatchDataset, per_octave: int, device: torch.device, seed: int
+) -> tuple[list[float], float]:
+    """Sliced Wasserstein distance on Laplacian pyramids between real and generated patches, octave by octave.
+
+    Args:
+        generator: In evaluation mode, on ``device``.
+        dataset: The real patches.
+        per_octave: Patches drawn from each octave (all, where there are fewer); as many are generated, with the same zooms.
+        device: Where the generator is.
+        seed: Of the draws; the same seed gives the same patches and latents.
+
+    Returns:
+        The distance in each octave, and their mean.
+    """
+    rng = stream(seed, "evaluation")
+    chosen = np.concatenate(
+        [rng.permutation(np.flatnonzero(dataset.patch_octaves == j))[:per_octave] for j in range(dataset.octaves)]
+    )
+    real = np.stack([dataset[int(i)][0] for i in chosen])
+    zoom = torch.exp2(torch.from_numpy(dataset.labels[chosen]))
+    transform = unchecked_transform(zoom, uniform_centres(zoom, rng))
+    z = normal(rng, len(chosen), generator.config.z_dim)
+    fake = torch.cat(
+        [
+            generator(z[i : i + EVALUATION_BATCH].to(device), transform[i : i + EVALUATION_BATCH]).cpu()
+            for i in range(0, len(chosen), EVALUATION_BATCH)
+        ]
+    )
+    octaves = dataset.patch_octaves[chosen]
+    per_octave_distance, mean = swd_per_octave(real, octaves, fake.clamp(-1, 1), octaves)
+    return [float(d) for d in per_octave_distance], float(mean)
+
+
+def real_sheet(dataset: PatchDataset, rows: int) -> np.ndarray:
+    """Real patches, one column an octave, coarse to fine: uint8 [H, W, 3]."""
+    columns = []
+    for j in range(dataset.octaves):
+        members = stream(0, "real sheet", j).permutation(np.flatnonzero(dataset.patch_octaves == j))
+        columns.append([dataset[int(members[i % len(members)])][0].transpose(1, 2, 0) for i in range(rows)])
+    return grid([[column[i] for column in columns] for i in range(rows)], titles=[f"octave {j}" for j in range(dataset.octaves)])

@@ -1,0 +1,200 @@
+"""From what the user typed to a run: devices, preset, resolved config and folder, chosen and printed; then the processes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_write
+from multiscale.config import RunConfig, build, load_preset, load_yaml, merge, parse_assignment, preset_names, to_dict
+from multiscale.data.patches import PatchDataset
+from multiscale.training.checkpoint import snapshots_of
+from multiscale.training.estimate import describe_run
+from multiscale.training.trainer import Trainer
+from torch_utils import distributed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user typed; None where nothing was."""
+
+    data: str
+    gpus: int | None = None
+    config: str | None = None
+    assignments: Sequence[str] = ()
+    outdir: str | None = None
+    kimg: float | None = None
+    batch: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A resolved request, ready to start."""
+
+    config: RunConfig
+    preset: str
+    dataset: PatchDataset
+    devices: list[torch.device]
+    folder: Path
+
+
+def train(request: Request, *, dry_run: bool = False) -> Path:
+    """Resolve the request, print it, and (unless ``dry_run``) train; returns the run's folder.
+
+    Raises:
+        UserError: the data, the config or the devices are not as they must be; the message says what to do.
+    """
+    run = resolve(request)
+    print(describe_run(run.config, preset=run.preset, data=run.dataset, devices=run.devices, folder=run.folder))
+    if dry_run:
+        return run.folder
+    run.dataset.check_headers()
+    _write_beside(run)
+    distributed.run(_work, run.devices, run.config, run.dataset, run.folder)
+    return run.folder
+
+
+def resolve(request: Request) -> Run:
+    """Choose what was not given. Later layers win: defaults, preset, what the data are, --config, --set, own options."""
+    dataset = PatchDataset(request.data)
+    devices = choose_devices(request.gpus)
+    given = merge(
+        _config_layer(request.config),
+        *(parse_assignment(text) for text in request.assignments),
+        {"training": {k: v for k in ("kimg", "batch", "seed") if (v := getattr(request, k)) is not None}},
+    )
+    _refuse_other_data(given, dataset)
+    preset = given.pop("preset", None) or choose_preset(dataset)
+    config = build(RunConfig, merge(load_preset(preset), data_layer(dataset), given), source="the run's configuration")
+    if config.training.batch % len(devices):
+        raise UserError(
+            f"Batch {config.training.batch} cannot be shared by {len(devices)} devices; give a multiple of {len(devices)}."
+        )
+    folder = choose_folder(request.outdir, f"{Path(request.data).stem}-{preset}")
+    return Run(config=config, preset=preset, dataset=dataset, devices=devices, folder=folder)
+
+
+def choose_devices(gpus: int | None) -> list[torch.device]:
+    """Devices to train on: ``gpus`` CUDA devices, the CPU for 0; None: one CUDA device, else MPS, else the CPU.
+
+    Raises:
+        UserError: the machine has fewer CUDA devices.
+    """
+    available = torch.cuda.device_count()
+    if gpus is None:
+        if available:
+            return [torch.device("cuda", 0)]
+        return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+    if gpus == 0:
+        return [torch.device("cpu")]
+    if gpus > available:
+        raise UserError(
+            f"--gpus {gpus} was given but this machine has {available} CUDA device{'s' * (available != 1)}; "
+            f"give --gpus {available}{'' if available == 0 else ' or fewer'}{' to train on the CPU' if available == 0 else ''}."
+        )
+    return [torch.device("cuda", i) for i in range(gpus)]
+
+
+def choose_preset(dataset: PatchDataset) -> str:
+    """Small patches train with ``demo``; from 128 pixels on, up to 6 octaves with ``moon`` and more with ``spain``."""
+    if dataset.resolution < 128:
+        return "demo"
+    return "moon" if dataset.octaves <= 6 else "spain"
+
+
+def data_layer(dataset: PatchDataset) -> dict[str, Any]:
+    """What the data decide: image size and channels, octaves, and a bin for every three octaves (at most 4)."""
+    bins = min(math.ceil(dataset.octaves / 3), 4)
+    return {
+        "generator": {
+            "img_resolution": dataset.resolution,
+            "img_channels": dataset.num_channels,
+            "octaves": dataset.octaves,
+            "n_bins": bins,
+        }
+    }
+
+
+def choose_folder(outdir: str | None, name: str) -> Path:
+    """The run's folder: ``outdir`` itself if given, else a new numbered one under ``runs/``.
+
+    Raises:
+        UserError: ``outdir`` already holds a run, or is a file.
+    """
+    if outdir is not None:
+        folder = Path(outdir)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--outdir {folder} is a file; give a folder.")
+        if (folder / "config.yaml").exists() or snapshots_of(folder):
+            raise UserError(f"--outdir {folder} already holds a run; give another folder, or move that one away.")
+        return folder
+    runs = Path("runs")
+    numbers = [int(m[1]) for path in runs.glob("*") if (m := re.match(r"(\d{5})-", path.name))]
+    return runs / f"{max(numbers, default=-1) + 1:05d}-{name}"
+
+
+def _config_layer(config: str | None) -> dict[str, Any]:
+    """``--config``: a YAML file, or the name of a preset."""
+    if config is None:
+        return {}
+    if config in preset_names() and not Path(config).exists():
+        return {"preset": config}
+    return load_yaml(config)
+
+
+def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset) -> None:
+    """A config that asks for other images than the data hold is a mistake, not a preference."""
+    asked = given.get("generator")
+    for key, actual in data_layer(dataset)["generator"].items():
+        if key != "n_bins" and isinstance(asked, Mapping) and key in asked and asked[key] != actual:
+            raise UserError(
+                f"generator.{key}={asked[key]} was given but the patches of {dataset.path} have {actual}; "
+                "leave the key out or give other data."
+            )
+
+
+def _write_beside(run: Run) -> None:
+    """Write the resolved config and the versions into the run's folder."""
+    with atomic_write(run.folder / "config.yaml", "w") as stream:
+        yaml.safe_dump(_plain(to_dict(run.config)), stream, sort_keys=False)
+    packages = ("torch", "numpy", "scipy", "pillow", "safetensors", "pydantic")
+    environment = {
+        "command": sys.argv,
+        "data": str(run.dataset.path),
+        "patches": len(run.dataset),
+        "preset": run.preset,
+        "devices": [_device_name(device) for device in run.devices],
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+    with atomic_write(run.folder / "environment.json", "w") as stream:
+        json.dump(environment, stream, indent=1)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _plain(values: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(values, Mapping):
+        return {key: _plain(value) for key, value in values.items()}
+    return [_plain(v) for v in values] if isinstance(values, (list, tuple)) else values
+
+
+def _work(process: distributed.Process, config: RunConfig, dataset: PatchDataset, folder: Path) -> None:
+    """One process of the run."""
+    Trainer(config, dataset, folder, process).run()

@@ -1,0 +1,284 @@
+"""The training loop: one step of the multiscale GAN, repeated, with snapshots and sample sheets on the way.
+
+Shapes: B images of this process's share of a batch, real [B, C, N, N] in [-1, 1], zoom s [B] in octaves, z [B, z_dim].
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from multiscale.config import RunConfig
+from multiscale.data.patches import PatchDataset
+from multiscale.data.sampling import ScaleSampler
+from multiscale.networks.discriminator import Discriminator
+from multiscale.networks.generator import Generator
+from multiscale.rendering.renderer import Renderer, save_png
+from multiscale.rendering.sheets import sample_sheet
+from multiscale.training import adversarial
+from multiscale.training.augment import AdaController, AugmentPipe
+from multiscale.training.checkpoint import save_snapshot
+from multiscale.training.consistency import consistency_loss, sample_zoom_out
+from multiscale.training.evaluation import patch_distance, real_sheet
+from multiscale.training.perceptual import load_lpips
+from multiscale.view import uniform_centres, unchecked_transform, zoom_out
+from torch_utils.distributed import Process, average
+from torch_utils.ema import half_life_decay, update_ema
+from torch_utils.random import normal, stream
+from torch_utils.stats import Means
+
+G_BETAS = (0.0, 0.99)
+ADAM_EPS = 1e-8
+TICKS = 400
+"""Lines of statistics in a run."""
+
+
+class Trainer:
+    """A run in one process.
+
+    Args:
+        config: The resolved run.
+        dataset: Its patches; their size, channels and octaves agree with the config.
+        folder: Where the run is written; it exists.
+        process: This process and its device.
+    """
+
+    def __init__(self, config: RunConfig, dataset: PatchDataset, folder: Path, process: Process) -> None:
+        self.config, self.dataset, self.folder, self.process = config, dataset, folder, process
+        self.device = process.device
+        training = config.training
+        self.share = training.batch // process.world_size
+        self.step = 0
+        self.total_steps = -(-round(training.kimg * 1000) // training.batch)
+        self.means = Means()
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(training.seed)
+            self.G = Generator(config.generator).to(self.device)
+            self.D = Discriminator(
+                config.discriminator,
+                img_resolution=config.generator.img_resolution,
+                img_channels=config.generator.img_channels,
+            ).to(self.device)
+        self._calibrate()
+        self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
+
+        fused = self.device.type in ("cpu", "cuda")
+        self.g_optimiser = torch.optim.Adam(
+            self.G.parameters(), lr=training.g_lr, betas=G_BETAS, eps=ADAM_EPS, fused=fused
+        )
+        d_lr, d_betas = adversarial.lazy_adam(training.d_lr, G_BETAS, training.r1_interval)
+        self.d_optimiser = torch.optim.Adam(self.D.parameters(), lr=d_lr, betas=d_betas, eps=ADAM_EPS, fused=fused)
+
+        self.perceptual = None
+        if training.consistency_weight and training.consistency_metric == "l1+lpips":
+            folder_of_weights = None if training.lpips_folder is None else Path(training.lpips_folder)
+            self.perceptual = load_lpips(folder_of_weights).to(self.device)
+        self.augment = None if training.augment == "none" else AugmentPipe(p=training.augment_p)
+        self.ada = AdaController(target=training.ada_target) if training.augment == "ada" else None
+        self.sampler = ScaleSampler(
+            dataset.patch_octaves,
+            octaves=dataset.octaves,
+            batch=training.batch,
+            schedule=config.schedule,
+            seed=training.seed,
+            rank=process.rank,
+            world_size=process.world_size,
+        )
+
+    @property
+    def images_seen(self) -> int:
+        """Real images shown so far, over all processes."""
+        return self.step * self.config.training.batch
+
+    def run(self) -> None:
+        """Train to the end; Ctrl-C writes a last snapshot and is raised again."""
+        training = self.config.training
+        per_snapshot = self._steps(training.snapshot_kimg or training.kimg / 50)
+        per_tick = max(self.total_steps // TICKS, 1)
+        first = self.process.is_first
+        if first:
+            save_png(self.folder / "reals.png", real_sheet(self.dataset, training.sample_seeds), {})
+            self._measure()
+            self._snapshot()
+        bar = tqdm(total=self.total_steps * training.batch, unit="img", disable=not first, dynamic_ncols=True)
+        try:
+            for real, labels in self._batches():
+                self.train_step(real, labels)
+                bar.update(training.batch)
+                if self.step % per_tick == 0 or self.step == self.total_steps:
+                    self._tick(bar)
+                if first and self.step % per_snapshot == 0 and self.step != self.total_steps:
+                    self._snapshot()
+                if self.step == self.total_steps:
+                    break
+        except KeyboardInterrupt:
+            bar.close()
+            if first:
+                print(f"Interrupted after {self.images_seen / 1000:g} kimg; wrote {self._snapshot()}.")
+            raise
+        bar.close()
+        if first:
+            self._measure()
+            print(f"Trained {self.images_seen / 1000:g} kimg; wrote {self._snapshot()}.")
+
+    def train_step(self, real: torch.Tensor, labels: torch.Tensor) -> None:
+        """One step of D and one of G: real patches uint8 [B, C, N, N] and their zooms s [B] (CPU)."""
+        training = self.config.training
+        real = real.to(self.device, non_blocking=True).float() / 127.5 - 1
+        transform = unchecked_transform(torch.exp2(labels), uniform_centres(torch.exp2(labels), self._stream("centres")))
+        z = normal(self._stream("latents"), len(real), self.config.generator.z_dim).to(self.device)
+        ws = self.G.mapping(z, update_emas=True)
+        fake = self.G.synthesis(ws, transform, update_emas=True)  # serves D's step, detached, and then G's
+
+        self._discriminator_step(real, fake.detach())
+        self._generator_step(fake, ws, transform, labels)
+
+        images = self.images_seen + training.batch
+        half_life = 1000 * (training.ema_kimg or training.batch * 10 / 32)
+        if training.ema_rampup is not None:
+            half_life = min(half_life, images * training.ema_rampup)
+        update_ema(self.G_ema, self.G, half_life_decay(training.batch, half_life))
+        self.step += 1
+        if self.augment is not None and self.ada is not None:
+            self.ada.step(self.augment, training.batch, self.process)
+
+    def _discriminator_step(self, real: torch.Tensor, fake: torch.Tensor) -> None:
+        training = self.config.training
+        self.D.requires_grad_(True)
+        real_logits, fake_logits = self.D(self._shown(real, "augment real")), self.D(self._shown(fake, "augment fake"))
+        loss = adversarial.discriminator_loss(fake_logits, real_logits)
+        loss.backward()
+        self._optimise(self.D, self.d_optimiser, "D")
+        if training.r1_gamma and self.step % training.r1_interval == 0:
+            seen = real.detach().requires_grad_(True)
+            logits = self.D(self._shown(seen, "augment r1"))
+            penalty = adversarial.r1_penalty(logits, seen, training.r1_gamma)
+            (penalty * training.r1_interval).backward()
+            self._optimise(self.D, self.d_optimiser, "D")
+            self.means.add("loss/r1", penalty)
+        self.D.requires_grad_(False)
+        if self.ada is not None:
+            self.ada.observe(real_logits)
+        self.means.add("loss/D", loss)
+        self.means.add("logits/real", real_logits)
+        self.means.add("logits/fake", fake_logits)
+
+    def _generator_step(self, fake: torch.Tensor, ws: torch.Tensor, transform: torch.Tensor, labels: torch.Tensor) -> None:
+        weight = self.config.training.consistency_weight
+        loss = adversarial.generator_loss(self.D(self._shown(fake, "augment G")))
+        self.means.add("loss/G", loss)
+        if weight:
+            consistency = self._consistency(fake, ws, transform, labels)
+            self.means.add("loss/consistency", consistency)
+            loss = loss + weight * consistency
+        loss.backward()
+        self._optimise(self.G, self.g_optimiser, "G")
+        average(self.G.running_means(), self.process)
+
+    def _consistency(
+        self, fine: torch.Tensor, ws: torch.Tensor, transform: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Render the same latents farther out about the same centres and compare; a coin detaches one of the two."""
+        factor = sample_zoom_out(labels, self._stream("zoom out"))
+        train_fine = self._stream("coin").random() < 0.5
+        with torch.set_grad_enabled(not train_fine):
+            coarse = self.G.synthesis(ws, zoom_out(transform, factor))
+        return consistency_loss(fine if train_fine else fine.detach(), coarse, factor.to(self.device), self.perceptual)
+
+    def _shown(self, images: torch.Tensor, purpose: str) -> torch.Tensor:
+        """What the discriminator sees of ``images``: augmented, then blurred while the run is young."""
+        training = self.config.training
+        if self.augment is not None:
+            images = self.augment(images, generator=self._stream(purpose))
+        fade_kimg = training.blur_fade_kimg or training.batch * 200 / 32
+        sigma = adversarial.blur_sigma(self.images_seen, sigma_px=training.blur_sigma_px, fade_images=fade_kimg * 1000)
+        return adversarial.blur(images, sigma)
+
+    def _optimise(self, module: nn.Module, optimiser: torch.optim.Optimizer, name: str) -> None:
+        """Average gradients over processes, replace what is not finite (and count it), take the step."""
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        average(gradients, self.process)
+        norms = torch.stack(torch._foreach_norm(gradients))
+        broken = torch.stack([(~torch.isfinite(g)).sum() for g in gradients]).sum()
+        for g in gradients:
+            torch.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5, out=g)
+        self.means.add(f"gradients/{name} norm", norms.square().sum().sqrt())
+        self.means.add(f"gradients/{name} not finite", broken)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        workers = self.config.training.workers
+        workers = (1 if self.device.type == "cpu" else 3) if workers is None else workers
+        return iter(
+            DataLoader(
+                self.dataset,  # type: ignore[arg-type]
+                batch_sampler=self.sampler,
+                num_workers=workers,
+                pin_memory=self.device.type == "cuda",
+                worker_init_fn=_ignore_interrupt,
+            )
+        )
+
+    def _calibrate(self) -> None:
+        """Start the running means from what the untrained network shows over all zooms, not from 0 and 1."""
+        rng = stream(self.config.training.seed, "calibration")
+        zoom = torch.exp2(torch.from_numpy(rng.uniform(0, self.config.generator.octaves, size=16)))
+        z = normal(rng, 16, self.config.generator.z_dim).to(self.device)
+        self.G.calibrate(z, unchecked_transform(zoom, uniform_centres(zoom, rng)))
+
+    def _stream(self, purpose: str) -> Any:
+        return stream(self.config.training.seed, purpose, self.step, self.process.rank)
+
+    def _steps(self, kimg: float) -> int:
+        return max(round(kimg * 1000 / self.config.training.batch), 1)
+
+    def _tick(self, bar: tqdm) -> None:
+        """Read the statistics (the only wait for the device), log them and show them."""
+        stats = self.means.read()
+        if not self.process.is_first:
+            return
+        mix = self.sampler.probabilities(self.images_seen)
+        augment_p = {} if self.augment is None else {"augment/p": float(self.augment.p)}
+        self._log({**stats, **augment_p, "octave mix": mix.round(4).tolist()})
+        losses = " ".join(f"{name} {stats[f'loss/{name}']:.2f}" for name in ("D", "G", "consistency") if f"loss/{name}" in stats)
+        bar.set_description(f"{self.images_seen / 1000:.1f} kimg", refresh=False)
+        bar.set_postfix_str(f"{losses} octaves {'/'.join(f'{100 * p:.0f}' for p in mix)}%", refresh=False)
+
+    def _log(self, values: dict[str, Any]) -> None:
+        """Append one line to ``stats.jsonl``."""
+        with open(self.folder / "stats.jsonl", "a", encoding="utf-8") as stream_:
+            stream_.write(json.dumps({"kimg": self.images_seen / 1000, **values}) + "\n")
+
+    def _snapshot(self) -> Path:
+        """Write the mean generator and its sample sheet; return the snapshot's path."""
+        name = f"{self.images_seen:09d}"
+        path = self.folder / f"generator-{name}.safetensors"
+        info = {"kimg": self.images_seen / 1000, "data": self.dataset.path.name, "patches": len(self.dataset)}
+        save_snapshot(path, self.G_ema, info)
+        seeds = range(self.config.training.sample_seeds)
+        sheet = sample_sheet(Renderer(self.G_ema, self.device), seeds)
+        save_png(self.folder / f"samples-{name}.png", sheet, {"network": path.name, **info})
+        return path
+
+    def _measure(self) -> None:
+        """Distance of generated from real patches, mean over octaves, logged (if ``swd_patches`` asks for it)."""
+        count = self.config.training.swd_patches
+        if count:
+            per_octave, mean = patch_distance(self.G_ema, self.dataset, count, self.device, self.config.training.seed)
+            self._log({"swd": per_octave, "swd mean": mean})
+
+
+def _ignore_interrupt(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal; loader workers leave it to the main process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,59 @@
+"""Shared fixtures: golden numbers, small configs, a small data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from multiscale.config import GeneratorConfig
+from multiscale.networks.generator import Generator
+from multiscale.view import uniform_centres, unchecked_transform
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class Golden:
+    """One fixture file: ``g["x0"]`` is a tensor, ``g.meta`` the JSON of its arguments."""
+
+    def __init__(self, name: str) -> None:
+        self.arrays = np.load(GOLDEN / f"{name}.npz")
+        self.meta: Any = json.loads(bytes(self.arrays["__meta__"]))
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[key])
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The arrays under ``p/``, by their names behind it."""
+        return {name[2:]: self[name] for name in self.arrays if name.startswith("p/")}
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Golden]:
+    """``golden("filters")`` opens ``tests/golden/filters.npz``."""
+    return Golden
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def small_config(**changes: Any) -> GeneratorConfig:
+    """A generator small enough for tests, with all 14 layers."""
+    base = {"img_resolution": 32, "channel_base": 512, "channel_max": 24, "z_dim": 16, "w_dim": 16}
+    return GeneratorConfig(**(base | changes))
+
+
+def calibrated_generator(config: GeneratorConfig) -> Generator:
+    """An untrained generator whose running means are set from views over all its zooms."""
+    generator = Generator(config).eval()
+    rng = np.random.default_rng(0)
+    zoom = torch.exp2(torch.from_numpy(rng.uniform(0, config.octaves, size=16)))
+    generator.calibrate(torch.randn(16, config.z_dim), unchecked_transform(zoom, uniform_centres(zoom, rng)))
+    return generator

@@ -1,0 +1,173 @@
+"""LPIPS with made-up weights of the right format: its formula, its gradients, and the errors about its files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from dnnlib.errors import UserError
+from dnnlib.files import sha256
+from multiscale.training import perceptual
+from multiscale.training.consistency import consistency_loss
+from multiscale.training.perceptual import ALEXNET_FILE, ALEXNET_LAYERS, LINEAR_FILE, LPIPS, load_lpips
+
+State = dict[str, torch.Tensor]
+
+
+def made_up_states() -> tuple[State, State]:
+    generator = torch.Generator().manual_seed(0)
+    alexnet: State = {}
+    linear: State = {}
+    for level, layer in enumerate(ALEXNET_LAYERS):
+        shape = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
+        fan_in = layer.in_channels * layer.kernel**2
+        alexnet[f"features.{layer.index}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
+        alexnet[f"features.{layer.index}.bias"] = torch.randn(layer.out_channels, generator=generator) * 0.1
+        linear[f"lin{level}.model.1.weight"] = torch.rand(1, layer.out_channels, 1, 1, generator=generator)
+    return alexnet, linear
+
+
+@pytest.fixture(scope="module")
+def lpips() -> LPIPS:
+    return LPIPS(*made_up_states())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with both files, whose checksums are taken for the published ones."""
+    for name, state in zip(("ALEXNET_FILE", "LINEAR_FILE"), made_up_states(), strict=True):
+        file = getattr(perceptual, name)
+        torch.save(state, tmp_path / file.name)
+        monkeypatch.setattr(perceptual, name, dataclasses.replace(file, sha256=sha256(tmp_path / file.name)[:8]))
+    return tmp_path
+
+
+def noise(count: int, channels: int = 3, size: int = 64, seed: int = 1) -> torch.Tensor:
+    return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_equals_the_formula_layer_by_layer(lpips: LPIPS) -> None:
+    a, b = noise(2), noise(2, seed=2)
+    alexnet, linear = made_up_states()
+    shift, scale = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
+    conv = torch.nn.functional.conv2d
+    expected = torch.zeros(2, 1, 64, 64)
+    maps = [(image - shift) / scale for image in (a, b)]
+    for level, (index, stride, padding, pool) in enumerate(
+        [(0, 4, 2, 0), (3, 1, 2, 1), (6, 1, 1, 1), (8, 1, 1, 0), (10, 1, 1, 0)]
+    ):
+        weight, bias = alexnet[f"features.{index}.weight"], alexnet[f"features.{index}.bias"]
+        maps = [torch.nn.functional.max_pool2d(x, 3, 2) if pool else x for x in maps]
+        maps = [conv(x, weight, bias, stride, padding).clamp(min=0) for x in maps]
+        units = [torch.nn.functional.normalize(x, dim=1) for x in maps]
+        difference = ((units[0] - units[1]) ** 2 * linear[f"lin{level}.model.1.weight"]).sum(1, keepdim=True)
+        expected += torch.nn.functional.interpolate(difference, (64, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(lpips(a, b), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_zero_for_identical_images_and_positive_otherwise(lpips: LPIPS) -> None:
+    images = noise(2, size=32)
+    assert not lpips(images, images).any()
+    distance = lpips(images, images.flip(3))
+    assert distance.shape == (2, 1, 32, 32)
+    assert (distance >= 0).all()
+    assert distance.mean() > 0
+
+
+def test_grey_images_count_as_colourless_ones(lpips: LPIPS) -> None:
+    a, b = noise(1, 1), noise(1, 1, seed=2)
+    assert torch.equal(lpips(a, b), lpips(a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1)))
+
+
+def test_gradients_reach_the_images_and_only_them(lpips: LPIPS) -> None:
+    fine, coarse = noise(2, size=32).requires_grad_(), noise(2, size=32, seed=2)
+    consistency_loss(fine, coarse, torch.tensor([1.0, 1.4]), lpips).backward()
+    assert fine.grad is not None
+    assert fine.grad.isfinite().all()
+    assert all(gradient.abs().max() > 0 for gradient in fine.grad)
+    assert list(lpips.parameters()) == []
+
+
+def test_gradients_are_finite_where_features_vanish(lpips: LPIPS) -> None:
+    state, linear = made_up_states()
+    state["features.0.bias"] = torch.full((64,), -1e3)
+    images = noise(1, size=32).requires_grad_()
+    LPIPS(state, linear)(images, noise(1, size=32, seed=2)).sum().backward()
+    assert images.grad is not None
+    assert images.grad.isfinite().all()
+
+
+def test_directional_derivative_agrees_with_finite_differences() -> None:
+    lpips = LPIPS(*made_up_states())
+    a, b, direction = noise(1, size=32), noise(1, size=32, seed=2), noise(1, size=32, seed=3)
+    a.requires_grad_()
+    (gradient,) = torch.autograd.grad(lpips(a, b).sum(), a)
+    step = 1e-3
+    with torch.no_grad():
+        measured = (lpips(a + step * direction, b).sum() - lpips(a - step * direction, b).sum()) / (2 * step)
+    assert (gradient * direction).sum().item() == pytest.approx(measured.item(), rel=0.02)
+
+
+def test_loads_from_a_folder_and_by_default_from_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = noise(1, size=32), noise(1, size=32, seed=2)
+    expected = LPIPS(*made_up_states())(a, b)
+    assert torch.equal(load_lpips(folder)(a, b), expected)
+    monkeypatch.setenv("MULTISCALE_CACHE", str(folder))
+    assert torch.equal(load_lpips()(a, b), expected)
+
+
+@pytest.mark.parametrize("names", [[ALEXNET_FILE.name], [LINEAR_FILE.name], [ALEXNET_FILE.name, LINEAR_FILE.name]])
+def test_missing_files_are_named_with_their_source_and_the_way_around(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).unlink()
+    with pytest.raises(UserError) as caught:
+        load_lpips(folder)
+    message = str(caught.value)
+    for file in (ALEXNET_FILE, LINEAR_FILE):
+        assert (f"{file.name} (from {file.url})" in message) == (file.name in names)
+    assert str(folder) in message
+    assert "training.consistency_metric=l1" in message
+
+
+def test_a_file_with_another_checksum_is_refused(folder: Path) -> None:
+    with (folder / LINEAR_FILE.name).open("ab") as stream:
+        stream.write(b"!")
+    with pytest.raises(UserError, match=r"alex\.pth is not the published file"):
+        load_lpips(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle at all"])
+def test_an_unreadable_file_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    (folder / LINEAR_FILE.name).write_bytes(content)
+    monkeypatch.setattr(perceptual, "LINEAR_FILE", dataclasses.replace(LINEAR_FILE, sha256=""))
+    with pytest.raises(UserError, match="Cannot read"):
+        load_lpips(folder)
+
+
+def test_wrong_weights_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alexnet, linear = made_up_states()
+    with pytest.raises(UserError, match=r"features\.8\.weight is missing"):
+        LPIPS({k: v for k, v in alexnet.items() if k != "features.8.weight"}, linear)
+    with pytest.raises(UserError, match=r"lin2\.model\.1\.weight has shape \[1, 3, 1, 1\]"):
+        LPIPS(alexnet, {**linear, "lin2.model.1.weight": torch.zeros(1, 3, 1, 1)})
+    torch.save([1, 2], folder / LINEAR_FILE.name)
+    monkeypatch.setattr(perceptual, "LINEAR_FILE", dataclasses.replace(LINEAR_FILE, sha256=""))
+    with pytest.raises(UserError, match="no table of weights"):
+        load_lpips(folder)
+
+
+def test_images_that_it_cannot_judge_are_refused(lpips: LPIPS) -> None:
+    with pytest.raises(UserError, match="32 pixels a side or more and got 16"):
+        lpips(noise(1, size=16), noise(1, size=16))
+    with pytest.raises(UserError, match="1 or 3 channels and got 4"):
+        lpips(noise(1, 4), noise(1, 4))
+
+
+def test_making_it_leaves_the_random_state_alone() -> None:
+    states = made_up_states()
+    before = torch.get_rng_state()
+    LPIPS(*states)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,69 @@
+"""Data-parallel processes: one process a device, gradients averaged after each backward pass."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among all: rank of world_size, and the device it computes on."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """The process that writes files and talks to the user."""
+        return self.rank == 0
+
+
+def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: Any) -> None:
+    """Call ``work(process, *arguments)`` in one process for each device (in this one if there is one device).
+
+    A process that fails ends the others, and its exception is raised here with its own traceback.
+    """
+    if len(devices) == 1:
+        work(Process(devices[0]), *arguments)
+        return
+    store = dist.TCPStore("127.0.0.1", 0, None, True, TIMEOUT, wait_for_workers=False)
+    mp.spawn(_worker, args=(work, list(devices), store.port, arguments), nprocs=len(devices), join=True)
+
+
+def _worker(
+    rank: int, work: Callable[..., None], devices: list[torch.device], port: int, arguments: tuple[Any, ...]
+) -> None:
+    device = devices[rank]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(torch.get_num_threads() // len(devices), 1))
+    store = dist.TCPStore("127.0.0.1", port, None, False, TIMEOUT)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=len(devices), timeout=TIMEOUT)
+    try:
+        work(Process(device, rank, len(devices)), *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+@torch.no_grad()
+def average(tensors: Iterable[torch.Tensor], process: Process) -> None:
+    """Replace each tensor by its mean over all processes, in one collective call."""
+    tensors = list(tensors)
+    if process.world_size == 1 or not tensors:
+        return
+    flat = torch.cat([t.float().flatten() for t in tensors]) / process.world_size
+    dist.all_reduce(flat)
+    for t, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(mean.view_as(t))
