@@ -145,7 +145,7 @@ def test_output_size_is_the_formulas(
 @pytest.mark.parametrize("taps_d", [(12,), (12, 12)])
 def test_half_precision_is_close_to_float64(taps_d: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
     x, b, fu, fd = randn(2, 3, 20, 20), randn(3, seed=1), lowpass(12), lowpass(*taps_d)
-    arguments: dict[str, Any] = {"up": 2, "down": 2, "padding": [11, 10], "clamp": 256}
+    arguments: dict[str, Any] = {"up": 2, "down": 2, "padding": [11, 10, 11, 10], "clamp": 256}
     low = x.to(dtype).requires_grad_()
     y = filtered_lrelu(low, fu, fd, b.to(dtype), **arguments)
     expected = filtered_lrelu(x.requires_grad_(), fu, fd, b, **arguments)
@@ -191,13 +191,13 @@ def test_no_upsampled_map_of_floats_is_kept_for_the_gradient() -> None:
     x, f = randn(1, 4, 16, 16, dtype=torch.float32).requires_grad_(), lowpass(12)
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # type: ignore[func-returns-value]
-        filtered_lrelu(x, f, f, up=2, down=2, padding=[11, 10], clamp=256)
+        filtered_lrelu(x, f, f, up=2, down=2, padding=[11, 10, 11, 10], clamp=256)
     assert [t.dtype for t in kept] == [torch.int8]
 
 
 def test_shapes_are_known_without_data() -> None:
     x, f = torch.empty(2, 3, 20, 20, device="meta", requires_grad=True), torch.empty(12, device="meta")
-    y = filtered_lrelu(x, f, f, up=2, down=2, padding=[11, 10])
+    y = filtered_lrelu(x, f, f, up=2, down=2, padding=[11, 10, 11, 10])
     assert y.shape == torch.autograd.grad(y.sum(), x)[0].shape == (2, 3, 20, 20)
 
 

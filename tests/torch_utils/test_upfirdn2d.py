@@ -168,9 +168,9 @@ def sample(x: torch.Tensor, dim: int, up: int, down: int, offset: int, count: in
 def test_half_precision_is_close_to_float64(taps: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
     f = torch.rand(taps, generator=torch.Generator().manual_seed(1))
     f, x = f / f.sum(), randn(2, 3, 20, 20)
-    y = upfirdn2d(x.to(dtype), f, up=2, down=1, padding=[11, 10], gain=4)
+    y = upfirdn2d(x.to(dtype), f, up=2, down=1, padding=[11, 10, 11, 10], gain=4)
     assert y.dtype == dtype
-    assert relative(y, upfirdn2d(x, f, up=2, down=1, padding=[11, 10], gain=4)) < tolerance
+    assert relative(y, upfirdn2d(x, f, up=2, down=1, padding=[11, 10, 11, 10], gain=4)) < tolerance
 
 
 @pytest.mark.usefixtures("path")
@@ -195,7 +195,7 @@ def test_autocast_leaves_the_type_and_the_precision_alone() -> None:
 
 def test_shapes_are_known_without_data() -> None:
     x, f = torch.empty(2, 3, 20, 20, device="meta"), torch.empty(12, device="meta")
-    assert upfirdn2d(x, f, up=2, padding=[11, 10]).shape == (2, 3, 50, 50)
+    assert upfirdn2d(x, f, up=2, padding=[11, 10, 11, 10]).shape == (2, 3, 50, 50)
     assert upfirdn2d(torch.empty(0, 3, 8, 8), torch.ones(3)).shape == (0, 3, 6, 6)
 
 

@@ -62,8 +62,8 @@ def check_bias(b: torch.Tensor | None, x: torch.Tensor) -> None:
         return
     if x.ndim < 2 or b.shape != x.shape[1:2] or not b.is_floating_point():
         raise ValueError(
-            f"b is {list(b.shape)} of {b.dtype}, but it must be one floating-point value for each channel (dimension 1) of "
-            f"x, which is {list(x.shape)}."
+            f"b is {list(b.shape)} of {b.dtype}, but it must be one floating-point value for each channel "
+            f"(dimension 1) of x, which is {list(x.shape)}."
         )
 
 

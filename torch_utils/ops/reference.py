@@ -31,7 +31,7 @@ CHUNK_BYTES_CPU, CHUNK_BYTES_GPU = 4 << 20, 512 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """Resampling of one axis from ``n_in`` to ``n_out`` samples by ``up / down``, after ``pad0`` zeros (or cropping)."""
+    """Resampling of one axis from ``n_in`` to ``n_out`` samples by ``up / down``, after ``pad0`` zeros (< 0: crop)."""
 
     n_in: int
     n_out: int
@@ -130,7 +130,7 @@ class _Phase:
 
 
 def _phases(axis: Axis, taps: int) -> Iterator[_Phase]:
-    """Split an axis by m = q P + r with P = u / gcd(u, d): then j = q s + i, s = d / gcd, meets tap k = i u + p0 - r d."""
+    """Split an axis by m = q P + r, P = u / gcd(u, d): then j = q s + i, s = d / gcd, meets tap k = i u + p0 - r d."""
     common = math.gcd(axis.up, axis.down)
     phases = axis.up // common
     for r in range(phases):

@@ -80,7 +80,7 @@ def plan_axis(name: str, n_in: int, taps: int, up: int, down: int, pad0: int, pa
     n_out = (n_in * up + pad0 + pad1 - (taps - 1) + down - 1) // down
     if n_out < 1:
         raise ValueError(
-            f"Nothing is left of the image's {name}: {n_in} samples, upsampled by {up} and padded by {pad0} and {pad1}, "
+            f"Nothing is left of the image's {name}: {n_in} samples, upsampled by {up}, padded by {pad0} and {pad1}, "
             f"are {n_in * up + pad0 + pad1}, but the filter has {taps} taps; use a larger image or more padding."
         )
     return Axis(n_in, n_out, up, down, pad0)
@@ -116,7 +116,7 @@ def check_implementation(impl: str, op: str) -> None:
 
 def parse_factor(name: str, factor: int | Sequence[int]) -> tuple[int, int]:
     """Factors along x and y of an integer or [x, y]."""
-    factors = (factor, factor) if isinstance(factor, Integral | float) else tuple(factor)
+    factors = tuple(factor) if isinstance(factor, Sequence) else (factor, factor)
     if len(factors) != 2 or not all(isinstance(n, Integral) and n >= 1 for n in factors):
         raise ValueError(f"{name} is {factor}, but it must be an integer of at least 1, or two of them [x, y].")
     return int(factors[0]), int(factors[1])
@@ -124,7 +124,7 @@ def parse_factor(name: str, factor: int | Sequence[int]) -> tuple[int, int]:
 
 def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """Padding as (x0, x1, y0, y1) of an integer, [x, y] or [x0, x1, y0, y1]."""
-    sides = (padding, padding) if isinstance(padding, Integral | float) else tuple(padding)
+    sides = tuple(padding) if isinstance(padding, Sequence) else (padding, padding)
     if len(sides) not in (2, 4) or not all(isinstance(n, Integral) for n in sides):
         raise ValueError(f"padding is {padding}, but it must be an integer, [x, y] or [x0, x1, y0, y1], of integers.")
     x0, x1, y0, y1 = map(int, sides if len(sides) == 4 else (sides[0], sides[0], sides[1], sides[1]))

@@ -1,0 +1,95 @@
+"""The schema of a run: strict loading, hints, ranges; presets as published."""
+
+import pytest
+import yaml
+
+from dnnlib.errors import UserError
+from multiscale.config import (
+    RunConfig,
+    build,
+    load_preset,
+    load_yaml,
+    merge,
+    parse_assignment,
+    preset_names,
+    to_dict,
+)
+
+
+def test_defaults_survive_yaml():
+    config = RunConfig()
+    assert build(RunConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"training": {"bacth": 8}}, "Unknown key training.bacth .* did you mean 'batch'"),
+        ({"trainning": {}}, "did you mean 'training'"),
+        ({"training": {"batch": 0}}, "training.batch=0 .* greater than or equal to 1"),
+        ({"training": {"batch": "many"}}, "training.batch='many'"),
+        ({"training": {"r1_gamma": float("nan")}}, "training.r1_gamma"),
+        ({"generator": {"img_resolution": 48}}, "generator.img_resolution=48 .* 16, 32, 64"),
+        ({"generator": {"n_bins": 5}}, "generator.n_bins=5 .* less than or equal to 4"),
+        ({"generator": {"channel_max": 15}}, "generator.channel_max=15"),
+        ({"generator": {"num_layers": 4, "num_critical": 3}}, "must exceed num_critical"),
+        ({"schedule": {"warmup_kimg": 5, "skew_kimg": 4}}, "must not be below warmup_kimg=5"),
+        ({"training": 3}, "training in .* must be a section"),
+        ({"training": {"consistency_metric": "l2"}}, "'l1\\+lpips' or 'l1'"),
+    ],
+)
+def test_mistakes_are_named_with_what_is_allowed(values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        build(RunConfig, values)
+    assert "\n" not in str(caught.value)
+
+
+def test_assignments_nest_and_later_layers_win():
+    merged = merge({"training": {"batch": 4, "seed": 1}}, parse_assignment("training.batch=16"))
+    assert merged == {"training": {"batch": 16, "seed": 1}}
+    assert parse_assignment("training.g_lr=1e-3")["training"]["g_lr"] in ("1e-3", 1e-3)
+    assert build(RunConfig, parse_assignment("training.g_lr=1e-3")).training.g_lr == 1e-3
+
+
+@pytest.mark.parametrize("text", ["training.batch", "=3", "training.batch=[1"])
+def test_assignments_that_cannot_be_read(text):
+    with pytest.raises(UserError, match="--set"):
+        parse_assignment(text)
+
+
+@pytest.mark.parametrize(
+    "content, message", [("- a\n", "holds a list"), ("a: [1", "not valid YAML"), (None, "Cannot read")]
+)
+def test_bad_config_files(tmp_path, content, message):
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_yaml(path)
+
+
+def test_presets_load_and_are_as_published():
+    """Wolski et al. 2024, table 1."""
+    table = {
+        "moon": (2, 1024, 4, 4, 2000, 4000),
+        "spain": (3, 1536, 8, 4, 3000, 6000),
+        "himalayas": (3, 1536, 4, 4, 3000, 6000),
+        "rembrandt": (3, 1536, 4, 4, 3000, 6000),
+    }
+    assert set(preset_names()) == {*table, "demo"}
+    for name, expected in table.items():
+        c = build(RunConfig, load_preset(name))
+        s = c.schedule
+        assert c.generator.channel_max == c.discriminator.channel_max
+        assert expected == (
+            c.generator.n_bins, c.generator.channel_max, s.boost_first, s.boost_last, s.warmup_kimg, s.skew_kimg
+        )  # fmt: skip
+        t = c.training
+        assert (t.batch, t.kimg, t.r1_gamma, t.r1_interval, t.consistency_weight) == (32, 25000, 2, 16, 4)
+        assert (t.g_lr, t.d_lr) == (0.0025, 0.002)
+    build(RunConfig, load_preset("demo"))
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'moon'"):
+        load_preset("mooon")
