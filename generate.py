@@ -13,21 +13,38 @@ from multiscale.rendering.commands import ImageRequest, generate_images, parse_c
 @click.option("--seed", type=click.IntRange(0), help="Seed of the world.  [default: 0]")
 @click.option("--seeds", metavar="RANGE", help="Several seeds: 0-15 or 1,4,8-10; one file each.")
 @click.option("--scale", type=float, default=1.0, help="Zoom FACTOR, from 1 (whole world) to the model's 2^octaves.")
-@click.option("--centre", metavar="X,Y", default="0,0", help="Centre of the view; the world is [-0.5, 0.5], x right, y down.")
+@click.option(
+    "--centre", metavar="X,Y", default="0,0", help="Centre of the view; the world is [-0.5, 0.5], x right, y down."
+)
 @click.option("--strip", is_flag=True, help="1x, 2x, ... up to the model's zoom, each view outlined in the one before.")
-@click.option("--trunc", type=click.FloatRange(-2, 2), default=1.0, help="Truncation psi: 1 as trained, 0 the mean world.")
+@click.option(
+    "--trunc", type=click.FloatRange(-2, 2), default=1.0, help="Truncation psi: 1 as trained, 0 the mean world."
+)
 @click.option("--network", metavar="RUN|FILE", help="A run's folder or a snapshot.  [default: the newest run]")
 @click.option("--out", metavar="FILE|FOLDER", default="out", help="A .png file, or a folder for one file a seed.")
 @reports_user_errors
 def main(
-    seed: int | None, seeds: str | None, scale: float, centre: str, strip: bool, trunc: float, network: str | None, out: str
+    seed: int | None,
+    seeds: str | None,
+    scale: float,
+    centre: str,
+    strip: bool,
+    trunc: float,
+    network: str | None,
+    out: str,
 ) -> None:
     """Render PNG images; each holds its seed, view and the network's hash in its metadata."""
     if seed is not None and seeds is not None:
         raise UserError("Both --seed and --seeds were given; give one of them.")
     chosen = parse_seeds(seeds) if seeds is not None else [seed or 0]
     request = ImageRequest(
-        seeds=chosen, scale=scale, centre=parse_centre(centre), truncation_psi=trunc, strip=strip, network=network, out=out
+        seeds=chosen,
+        scale=scale,
+        centre=parse_centre(centre),
+        truncation_psi=trunc,
+        strip=strip,
+        network=network,
+        out=out,
     )
     for path in generate_images(request):
         print(path)

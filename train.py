@@ -11,10 +11,16 @@ from multiscale.training.launch import Request, train
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @click.option("--data", required=True, metavar="ZIP|FOLDER", help="Patches with scale labels (see dataset_tool.py).")
 @click.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0: the CPU.  [default: one GPU if there is one]")
-@click.option("--config", metavar="FILE|PRESET", help="Settings as YAML, or a preset's name.  [default: chosen from the data]")
-@click.option("--set", "assignments", multiple=True, metavar="PATH=VALUE", help="One setting, e.g. training.r1_gamma=5.")
+@click.option(
+    "--config", metavar="FILE|PRESET", help="Settings as YAML, or a preset's name.  [default: chosen from the data]"
+)
+@click.option(
+    "--set", "assignments", multiple=True, metavar="PATH=VALUE", help="One setting, e.g. training.r1_gamma=5."
+)
 @click.option("--outdir", metavar="FOLDER", help="The run's own folder.  [default: a new numbered one under runs/]")
-@click.option("--kimg", type=click.FloatRange(0, min_open=True), help="Length in thousands of images.  [default: the preset's]")
+@click.option(
+    "--kimg", type=click.FloatRange(0, min_open=True), help="Length in thousands of images.  [default: the preset's]"
+)
 @click.option("--batch", type=click.IntRange(1), help="Images per step over all devices.  [default: the preset's]")
 @click.option("--seed", type=click.IntRange(0), help="Seed of every random stream.  [default: the preset's]")
 @click.option("--dry-run", is_flag=True, help="Print the resolved run, layer plan, parameters and memory; then exit.")

@@ -50,7 +50,10 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def cache_folder() -> Path:
-    """Folder for files fetched once and kept: ``$MULTISCALE_CACHE``, else ``$XDG_CACHE_HOME/multiscale``, else ``~/.cache/multiscale``."""
+    """Folder for files fetched once and kept.
+
+    ``$MULTISCALE_CACHE``, else ``$XDG_CACHE_HOME/multiscale``, else ``~/.cache/multiscale``.
+    """
     chosen = os.environ.get("MULTISCALE_CACHE")
     if chosen:
         return Path(chosen)

@@ -7,9 +7,8 @@ range. Deep options are reached from the command line with ``--set path=value``,
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -204,8 +203,12 @@ def build(schema: type[T], values: Mapping[str, Any], *, source: str = "the conf
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The plain nested values of a config, ready for YAML or JSON."""
-    return dataclasses.asdict(config)
+    """The plain nested values of a config (tuples as lists), ready for YAML or JSON."""
+
+    def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in pairs}
+
+    return dataclasses.asdict(config, dict_factory=plain)
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -224,7 +227,9 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"The config {path} holds a {type(values).__name__}; it must hold sections such as 'training:'.")
+        raise UserError(
+            f"The config {path} holds a {type(values).__name__}; it must hold sections such as 'training:'."
+        )
     return values
 
 
@@ -281,7 +286,9 @@ def _preset_folder() -> Path:
 def _refuse_unknown_keys(schema: Any, values: Any, source: str, prefix: str) -> None:
     """Walk the sections so that a misspelt key is named with its path and its nearest neighbour."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{prefix.rstrip('.') or 'The configuration'} in {source} must be a section of keys, not {values!r}.")
+        raise UserError(
+            f"{prefix.rstrip('.') or 'The configuration'} in {source} must be a section of keys, not {values!r}."
+        )
     fields = _field_types(schema)
     for key, value in values.items():
         if key not in fields:
@@ -292,15 +299,3 @@ def _refuse_unknown_keys(schema: Any, values: Any, source: str, prefix: str) -> 
 
 def _field_types(schema: Any) -> dict[str, Any]:
     return typing.get_type_hints(schema)
-
-
-def describe(schema: type[Any] = RunConfig) -> Sequence[tuple[str, str]]:
-    """Paths and defaults of all options, such as ``("training.batch", "32")``, in the order of the schema."""
-    rows: list[tuple[str, str]] = []
-    for field in dataclasses.fields(schema):
-        kind = _field_types(schema)[field.name]
-        if isinstance(kind, types.UnionType) or not dataclasses.is_dataclass(kind):
-            rows.append((field.name, repr(field.default)))
-        else:
-            rows.extend((f"{field.name}.{name}", default) for name, default in describe(typing.cast(Any, kind)))
-    return rows

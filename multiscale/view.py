@@ -41,7 +41,9 @@ def view_transform(
         raise UserError(f"{len(z)} zoom factors but {len(c)} centres were given; give one centre (x, y) for each zoom.")
     bad = ~(torch.isfinite(z) & (z >= 1))
     if bad.any():
-        raise UserError(f"Zoom factor {z[bad][0].item():g} is not allowed; give a finite factor of 1 (whole scene) or more.")
+        raise UserError(
+            f"Zoom factor {z[bad][0].item():g} is not allowed; give a finite factor of 1 (whole scene) or more."
+        )
     limit = centre_limit(z)
     outside = ~(c.abs() <= limit[:, None] + _TOLERANCE).all(dim=1)
     if outside.any():

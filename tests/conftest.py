@@ -13,7 +13,7 @@ import torch
 
 from multiscale.config import GeneratorConfig
 from multiscale.networks.generator import Generator
-from multiscale.view import uniform_centres, unchecked_transform
+from multiscale.view import unchecked_transform, uniform_centres
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -7,8 +7,8 @@ import torch
 from multiscale.view import (
     centre_limit,
     sample_positions,
-    uniform_centres,
     unchecked_transform,
+    uniform_centres,
     view_transform,
     zoom_log2,
     zoom_out,

@@ -14,7 +14,7 @@ def half_life_decay(batch: int, half_life_images: float) -> float:
 @torch.no_grad()
 def update_ema(average: nn.Module, module: nn.Module, decay: float) -> None:
     """Move ``average`` towards ``module``: parameters by ``1 - decay``, buffers are copied."""
-    parameters = list(average.parameters())
-    torch._foreach_lerp_(parameters, list(module.parameters()), 1 - decay)
+    means: list[torch.Tensor] = list(average.parameters())
+    torch._foreach_lerp_(means, list[torch.Tensor](module.parameters()), 1 - decay)
     for mean, buffer in zip(average.buffers(), module.buffers(), strict=True):
         mean.copy_(buffer)

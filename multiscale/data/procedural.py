@@ -35,8 +35,8 @@ SUPERSAMPLING = 2
 
 PALETTE = np.array(
     [
-        [[0.05, 0.13, 0.24], [0.80, 0.94, 0.98]],
-        [[0.30, 0.06, 0.07], [1.00, 0.80, 0.46]],
+        [[0.03, 0.10, 0.26], [0.72, 0.95, 1.00]],
+        [[0.36, 0.05, 0.04], [1.00, 0.86, 0.45]],
     ],
     dtype=np.float32,
 )
@@ -155,11 +155,43 @@ def _surface(centres: np.ndarray, zooms: np.ndarray, size: int, seed: int, wides
 
 
 def _add_octave(fields: np.ndarray, grid: _Grid, octave: int, cell: float, fade: np.ndarray, seed: int) -> None:
-    """Update L, W in place by one octave of landforms."""
-    large, small, waves = (_stream(seed, octave, part) for part in range(3))
-    _add_stamps(fields, grid, cell, large, _LARGE, fade)
-    _add_waves(fields, grid, cell, waves, fade)
-    _add_stamps(fields, grid, cell / math.sqrt(2), small, _SMALL, fade)
+    """Update L, W in place by one octave of the surface."""
+    craters, provinces = (_stream(seed, octave, part) for part in range(2))
+    _add_provinces(fields, grid, _PROVINCE_CELLS * cell, provinces, fade)
+    _add_stamps(fields, grid, _CRATER_CELLS * cell, craters, _CRATERS, fade)
+
+
+def _add_provinces(fields: np.ndarray, grid: _Grid, cell: float, key: int, fade: np.ndarray) -> None:
+    """Patches of colour: smooth noise between the corners of a turned lattice, with an odd curve that widens its extremes."""
+    angle, shift_u, shift_v = _uniform(key, 3)
+    cos, sin = math.cos(2 * math.pi * angle), math.sin(2 * math.pi * angle)
+    u, base_u = _lattice_axis(grid, cos / cell, sin / cell, shift_u)
+    v, base_v = _lattice_axis(grid, -sin / cell, cos / cell, shift_v)
+    iu, iv = np.floor(u), np.floor(v)
+    u -= iu
+    v -= iv
+    low_u, low_v = int(iu.min()), int(iv.min())
+    columns, rows = int(iu.max()) - low_u + 2, int(iv.max()) - low_v + 2
+    corners_u = (base_u + low_u)[:, None, None] + np.arange(columns)
+    corners_v = (base_v + low_v)[:, None, None] + np.arange(rows)[:, None]
+    values = _widen(2 * _hash_cells(key, corners_u, corners_v, 2) - 1).astype(np.float32)
+    first = (np.arange(len(base_u)) * (rows * columns) - low_v * columns - low_u).astype(np.int32)
+    index = (iv * columns + iu).astype(np.int32)
+    index += first[:, None, None]
+    across, down = _smoothstep(u), _smoothstep(v)
+    for field, corners, strength in zip(fields, values, _PROVINCE_STRENGTHS, strict=True):
+        table = corners.ravel()
+        upper = np.take(table, index)
+        upper += across * (np.take(table, index + 1) - upper)
+        lower = np.take(table, index + columns)
+        lower += across * (np.take(table, index + columns + 1) - lower)
+        upper += down * (lower - upper)
+        _update(field, np.float32(strength) * _widen(upper), fade)
+
+
+def _widen(x: np.ndarray) -> np.ndarray:
+    """An odd curve from [-1, 1] onto [-1, 1] that is steep in the middle; keeps float32."""
+    return x * (2 - np.abs(x))
 
 
 def _add_stamps(fields: np.ndarray, grid: _Grid, cell: float, key: int, kinds: _Stamps, fade: np.ndarray) -> None:
@@ -203,30 +235,6 @@ def _add_stamps(fields: np.ndarray, grid: _Grid, cell: float, key: int, kinds: _
     u += np.take(kinds.lightness, profile)
     _update(fields[0], u, fade)
     _update(fields[1], np.take(kinds.warmth, profile), fade)
-
-
-def _add_waves(fields: np.ndarray, grid: _Grid, cell: float, key: int, fade: np.ndarray) -> None:
-    """Dunes on warm ground, fissures on cold ground, in some regions of each octave; coarser relief bends both."""
-    angle, shift, *bend = _uniform(key, 6)
-    lightness, warmth = fields
-    region = _plane_wave(grid, 0.23 / cell, bend[0], bend[1])
-    region += _plane_wave(grid, 0.36 / cell, bend[2], bend[3])
-    region += 1.5 * warmth
-    cos, sin = math.cos(2 * math.pi * angle), math.sin(2 * math.pi * angle)
-    phase, _ = _lattice_axis(grid, 1.8 * cos / cell, 1.8 * sin / cell, shift)
-    phase += 0.9 * lightness
-    phase += 0.7 * warmth
-    phase -= np.floor(phase)
-    phase *= _TABLE - 1
-    index = phase.astype(np.int32)
-    change = np.take(_DUNES, index)
-    change *= _smoothstep(region - 0.3)
-    lines = np.take(_FISSURES, index)
-    lines *= _smoothstep(-0.3 - region)
-    change += lines
-    _update(lightness, change, fade)
-    lines *= -0.9
-    _update(warmth, lines, fade)
 
 
 def _update(field: np.ndarray, change: np.ndarray, fade: np.ndarray) -> None:
@@ -313,33 +321,28 @@ def _plateau(inner: float, outer: float) -> np.ndarray:
     return 1 - _smoothstep((_T - inner) / (outer - inner))
 
 
-def _crater(shading: float, floor: float, rim: float, apron: float, floor_warmth: float, apron_warmth: float) -> _Kind:
-    bowl = _plateau(0.15, 0.62)
-    ring = np.exp(-(((_T - 0.60) / 0.15) ** 2))
-    blanket = np.exp(-(((_T - 0.68) / 0.22) ** 2))
-    return _Kind(
-        0.5 * ring - bowl,
-        floor * bowl + rim * ring + apron * blanket,
-        floor_warmth * bowl + apron_warmth * blanket,
-        shading,
-    )
+def _crater(*, shading: float, floor: float, rim: float, floor_warmth: float, rim_warmth: float) -> _Kind:
+    """A flat floor of one colour inside a bright or dark rim."""
+    flat, ring = _plateau(0.45, 0.62), np.exp(-(((_T - 0.66) / 0.09) ** 2))
+    bowl = _plateau(0.2, 0.66)
+    return _Kind(0.6 * ring - bowl, floor * flat + rim * ring, floor_warmth * flat + rim_warmth * ring, shading)
 
 
-def _province(lightness: float, warmth: float) -> _Kind:
-    plain = _plateau(0.35, 0.80)
-    return _Kind(plain, lightness * plain, warmth * plain, 0.10)
+_CRATER_CELLS, _PROVINCE_CELLS = 1.5, 0.8
+"""Lattice cells of the two layers, in cells of their octave."""
 
+_PROVINCE_STRENGTHS = (0.12, 0.30)
+"""Largest change of lightness and of warmth by a province."""
 
-_FRESH = _crater(0.22, -0.28, 0.22, 0.10, 0.25, -0.10)
-_ICY = _crater(0.20, -0.10, 0.20, 0.10, -0.50, 0.20)
-_OLD = _crater(0.20, -0.05, 0.08, 0.0, 0.0, 0.0)
-_LARGE = _Stamps([_FRESH, _ICY, _OLD, _province(-0.2, 0.5), _province(0.2, -0.5)], density=0.85)
-_SMALL = _Stamps([_FRESH, _FRESH, _OLD, _province(0.25, 0.5), _province(-0.2, -0.5)], density=0.7)
-
-_PHASE = 2 * np.pi * np.arange(_TABLE) / _TABLE
-_DUNES = (0.26 * np.sin(_PHASE) + 0.10 * np.sin(2 * _PHASE + 0.7)).astype(np.float32)
-_FISSURES = np.exp(-((np.sin(_PHASE / 2) / 0.5) ** 2))
-_FISSURES = (0.42 * (_FISSURES.mean() - _FISSURES)).astype(np.float32)
+_CRATERS = _Stamps(
+    [
+        _crater(shading=0.12, floor=-0.36, rim=0.34, floor_warmth=-0.45, rim_warmth=0.25),
+        _crater(shading=0.12, floor=-0.30, rim=0.36, floor_warmth=0.45, rim_warmth=-0.10),
+        _crater(shading=0.20, floor=-0.25, rim=0.25, floor_warmth=0.00, rim_warmth=0.00),
+        _crater(shading=0.10, floor=0.28, rim=-0.20, floor_warmth=0.42, rim_warmth=-0.20),
+    ],
+    density=0.4,
+)
 
 
 def _lattice_axis(grid: _Grid, along_x: float, along_y: float, offset: float) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from dnnlib.errors import UserError
-from multiscale.config import DiscriminatorConfig, GeneratorConfig
+from multiscale.config import DiscriminatorConfig, GeneratorConfig, build
 from multiscale.networks.discriminator import Discriminator
 from multiscale.networks.generator import Generator
 from multiscale.networks.plan import Plan, make_plan, split_features
@@ -68,8 +68,8 @@ def generator_from_official(
         "widths": tuple(source[f"{name}.weight"].shape[0] for name in layers),
         "published_geometry": True,
     }
-    split = _split_radii(make_plan(GeneratorConfig(**base)), radii[order].tolist())
-    config = GeneratorConfig(**base, feature_split=tuple(split))
+    split = _split_radii(make_plan(build(GeneratorConfig, base)), radii[order].tolist())
+    config = build(GeneratorConfig, {**base, "feature_split": tuple(split)})
     generator = Generator(config)
 
     ours = {"mapping.w_avg": source["mapping.w_avg"], "synthesis.input_weight": source["synthesis.input.weight"]}
@@ -113,13 +113,17 @@ class _Source(dict[str, torch.Tensor]):
     """The published tensors; a missing one is a user's error."""
 
     def __missing__(self, name: str) -> torch.Tensor:
-        raise UserError(f"The published weights have no tensor {name!r}; give the state of a whole generator or discriminator.")
+        raise UserError(
+            f"The published weights have no tensor {name!r}; give the state of a whole generator or discriminator."
+        )
 
     def layer_prefixes(self) -> list[str]:
         """``synthesis.L{i}_{size}_{channels}`` in the order of i."""
         found = {m[0]: int(m[1]) for name in self if (m := re.match(r"synthesis\.L(\d+)_\d+_\d+(?=\.)", name))}
         if not found:
-            raise UserError("The published weights have no layers 'synthesis.L0_...'; give the state of a whole generator.")
+            raise UserError(
+                "The published weights have no layers 'synthesis.L0_...'; give the state of a whole generator."
+            )
         return sorted(found, key=lambda name: found[name])
 
     def count(self, pattern: str) -> int:

@@ -25,7 +25,9 @@ class FeatureInjection(nn.Module):
     phase: torch.Tensor
     bins: torch.Tensor
 
-    def __init__(self, config: GeneratorConfig, radii: torch.Tensor, size: int, rate: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, config: GeneratorConfig, radii: torch.Tensor, size: int, rate: int, rng: np.random.Generator
+    ) -> None:
         super().__init__()
         self.size, self.rate, self.config = size, rate, config
         omega, phase, bins = draw_features(radii, size, rate, config.n_bins, rng)
@@ -135,7 +137,7 @@ class Generator(nn.Module):
         self.mapping.w_avg.copy_(ws[:, 0].mean(dim=0))
 
         def measure(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            layer.magnitude_ema.copy_(inputs[0].float().square().mean())  # type: ignore[operator, union-attr]
+            layer.magnitude_ema.copy_(inputs[0].float().square().mean())  # type: ignore[operator]
 
         hooks = [layer.register_forward_pre_hook(measure) for layer in self.synthesis.layers]
         try:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dnnlib.errors import UserError
 from multiscale.rendering.renderer import Renderer, provenance, save_png
@@ -62,7 +61,9 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"Seeds {text!r} cannot be read; write a number, a range such as 0-15, or a list such as 1,4,8-10.")
+            raise UserError(
+                f"Seeds {text!r} cannot be read; write a number, a range such as 0-15, or a list such as 1,4,8-10."
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         if len(seeds) + last - first + 1 > MAX_SEEDS:
             raise UserError(f"Seeds {text!r} are more than {MAX_SEEDS:,} images; ask for fewer at once.")
@@ -81,7 +82,9 @@ def parse_centre(text: str) -> tuple[float, float]:
     except ValueError:
         x = y = float("nan")
     if not np.isfinite([x, y]).all():
-        raise UserError(f"Centre {text!r} cannot be read; write two numbers x,y such as 0.1,-0.2 (the world is [-0.5, 0.5]).")
+        raise UserError(
+            f"Centre {text!r} cannot be read; write two numbers x,y such as 0.1,-0.2 (the world is [-0.5, 0.5])."
+        )
     return x, y
 
 
@@ -95,7 +98,9 @@ def _paths(request: ImageRequest) -> list[Path]:
     out = Path(request.out)
     if out.suffix.lower() == ".png":
         if len(request.seeds) > 1:
-            raise UserError(f"{len(request.seeds)} seeds cannot be written to the one file {out}; give a folder as --out.")
+            raise UserError(
+                f"{len(request.seeds)} seeds cannot be written to the one file {out}; give a folder as --out."
+            )
         return [out]
     if out.is_file():
         raise UserError(f"--out {out} is a file that does not end in .png; give a .png file or a folder.")

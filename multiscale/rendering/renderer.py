@@ -67,7 +67,9 @@ class Renderer:
                     f"Scale {zoom:g} is out of range: this model zooms from 1 to {self.max_zoom:g} "
                     f"({self.generator.config.octaves} octaves)."
                 )
-        transforms = view_transform(torch.tensor(zooms, dtype=torch.float64), torch.tensor(centres, dtype=torch.float64))
+        transforms = view_transform(
+            torch.tensor(zooms, dtype=torch.float64), torch.tensor(centres, dtype=torch.float64)
+        )
         images = []
         for i in range(0, len(seeds), RENDER_BATCH):
             z = torch.cat([latents(seed, self.generator.config.z_dim) for seed in seeds[i : i + RENDER_BATCH]])

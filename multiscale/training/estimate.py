@@ -33,6 +33,7 @@ def describe_run(
             f"Preset:    {preset}",
             f"Device:    {', '.join(str(device) for device in devices)} ({share} of {config.training.batch} images each)",
             f"Length:    {config.training.kimg:g} kimg",
+            f"Scales:    consistency by {config.training.consistency_metric}, weight {config.training.consistency_weight:g}",
             f"Folder:    {folder}",
             "",
             plan_table(generator.plan),
@@ -47,7 +48,7 @@ def describe_run(
 
 def describe_settings(config: RunConfig) -> str:
     """Every setting of the run as YAML."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=False)
 
 
 def plan_table(plan: Plan) -> str:

@@ -21,9 +21,14 @@ from dnnlib.files import atomic_write
 from multiscale.config import RunConfig, build, load_preset, load_yaml, merge, parse_assignment, preset_names, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.training.checkpoint import snapshots_of
-from multiscale.training.estimate import describe_run
+from multiscale.training.estimate import describe_run, describe_settings
+from multiscale.training.perceptual import load_lpips, missing_files
 from multiscale.training.trainer import Trainer
 from torch_utils import distributed
+from torch_utils.memory import keep_freed_memory
+
+LPIPS_MIN_RESOLUTION = 32
+"""Smallest image side that AlexNet's pooling leaves something of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,7 @@ def train(request: Request, *, dry_run: bool = False) -> Path:
     run = resolve(request)
     print(describe_run(run.config, preset=run.preset, data=run.dataset, devices=run.devices, folder=run.folder))
     if dry_run:
+        print(describe_settings(run.config))
         return run.folder
     run.dataset.check_headers()
     _write_beside(run)
@@ -68,7 +74,7 @@ def train(request: Request, *, dry_run: bool = False) -> Path:
 
 
 def resolve(request: Request) -> Run:
-    """Choose what was not given. Later layers win: defaults, preset, what the data are, --config, --set, own options."""
+    """Choose what was not given. Later layers win: defaults, what the data are, preset, --config, --set, own options."""
     dataset = PatchDataset(request.data)
     devices = choose_devices(request.gpus)
     given = merge(
@@ -77,8 +83,11 @@ def resolve(request: Request) -> Run:
         {"training": {k: v for k in ("kimg", "batch", "seed") if (v := getattr(request, k)) is not None}},
     )
     _refuse_other_data(given, dataset)
-    preset = given.pop("preset", None) or choose_preset(dataset)
-    config = build(RunConfig, merge(load_preset(preset), data_layer(dataset), given), source="the run's configuration")
+    named = given.pop("preset", None)
+    preset = named or choose_preset(dataset)
+    values = merge(data_layer(dataset), load_preset(preset), {} if named else _metric_layer(dataset, given), given)
+    config = build(RunConfig, values, source="the run's configuration")
+    _check_perceptual(config)
     if config.training.batch % len(devices):
         raise UserError(
             f"Batch {config.training.batch} cannot be shared by {len(devices)} devices; give a multiple of {len(devices)}."
@@ -116,14 +125,18 @@ def choose_preset(dataset: PatchDataset) -> str:
 
 
 def data_layer(dataset: PatchDataset) -> dict[str, Any]:
-    """What the data decide: image size and channels, octaves, and a bin for every three octaves (at most 4)."""
-    bins = min(math.ceil(dataset.octaves / 3), 4)
+    """What the data decide: image size and channels, octaves, and the bins of Fourier features that these need.
+
+    Bin b reaches 2^(o b) N/4 cycles across the world, o = 3 octaves; there are as many bins as leave a view at the deepest
+    zoom 4 cycles (2 for 6 octaves of 256 pixels, 3 for 8, as published), at most 4.
+    """
+    missing_octaves = dataset.octaves - math.log2(dataset.resolution / 16)
     return {
         "generator": {
             "img_resolution": dataset.resolution,
             "img_channels": dataset.num_channels,
             "octaves": dataset.octaves,
-            "n_bins": bins,
+            "n_bins": min(1 + math.ceil(max(missing_octaves, 0) / 3), 4),
         }
     }
 
@@ -155,6 +168,26 @@ def _config_layer(config: str | None) -> dict[str, Any]:
     return load_yaml(config)
 
 
+def _metric_layer(dataset: PatchDataset, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A run whose metric nobody chose does with L1 where LPIPS cannot run: no weight files, or patches too small."""
+    folder = given.get("training", {}).get("lpips_folder")
+    if dataset.resolution >= LPIPS_MIN_RESOLUTION and not missing_files(None if folder is None else Path(folder)):
+        return {}
+    return {"training": {"consistency_metric": "l1"}}
+
+
+def _check_perceptual(config: RunConfig) -> None:
+    """Refuse a run that would need LPIPS and has no weights for it, before anything is written."""
+    training = config.training
+    if training.consistency_weight and training.consistency_metric == "l1+lpips":
+        if config.generator.img_resolution < LPIPS_MIN_RESOLUTION:
+            raise UserError(
+                f"LPIPS needs images of {LPIPS_MIN_RESOLUTION} pixels or more and the patches have "
+                f"{config.generator.img_resolution}; give --set training.consistency_metric=l1."
+            )
+        load_lpips(None if training.lpips_folder is None else Path(training.lpips_folder))
+
+
 def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset) -> None:
     """A config that asks for other images than the data hold is a mistake, not a preference."""
     asked = given.get("generator")
@@ -169,7 +202,7 @@ def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset) -> None:
 def _write_beside(run: Run) -> None:
     """Write the resolved config and the versions into the run's folder."""
     with atomic_write(run.folder / "config.yaml", "w") as stream:
-        yaml.safe_dump(_plain(to_dict(run.config)), stream, sort_keys=False)
+        yaml.safe_dump(to_dict(run.config), stream, sort_keys=False)
     packages = ("torch", "numpy", "scipy", "pillow", "safetensors", "pydantic")
     environment = {
         "command": sys.argv,
@@ -188,13 +221,8 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _plain(values: Any) -> Any:
-    """Tuples as lists, for YAML."""
-    if isinstance(values, Mapping):
-        return {key: _plain(value) for key, value in values.items()}
-    return [_plain(v) for v in values] if isinstance(values, (list, tuple)) else values
-
-
 def _work(process: distributed.Process, config: RunConfig, dataset: PatchDataset, folder: Path) -> None:
     """One process of the run."""
+    if process.device.type == "cpu":
+        keep_freed_memory()
     Trainer(config, dataset, folder, process).run()

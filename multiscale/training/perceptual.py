@@ -139,6 +139,12 @@ def unit_normalise(features: torch.Tensor) -> torch.Tensor:
     return features * torch.rsqrt(features.square().sum(dim=1, keepdim=True) + 1e-10)
 
 
+def missing_files(folder: Path | None = None) -> list[WeightFile]:
+    """The weight files of ``load_lpips`` that are not in ``folder`` (None: the cache folder)."""
+    folder = cache_folder() if folder is None else Path(folder)
+    return [file for file in (ALEXNET_FILE, LINEAR_FILE) if not (folder / file.name).is_file()]
+
+
 def load_lpips(folder: Path | None = None) -> LPIPS:
     """Read AlexNet and the LPIPS weights from a folder; by default the cache folder. Nothing is downloaded.
 
@@ -152,8 +158,7 @@ def load_lpips(folder: Path | None = None) -> LPIPS:
         UserError: a file is missing, is not the published one, or cannot be read.
     """
     folder = cache_folder() if folder is None else Path(folder)
-    missing = [file for file in (ALEXNET_FILE, LINEAR_FILE) if not (folder / file.name).is_file()]
-    if missing:
+    if missing := missing_files(folder):
         wanted = " and ".join(f"{file.name} (from {file.url})" for file in missing)
         raise UserError(f"LPIPS needs {wanted}: put {'them' if missing[1:] else 'it'} into {folder}; {WITHOUT}.")
     return LPIPS(_read_state(folder, ALEXNET_FILE), _read_state(folder, LINEAR_FILE)).eval()

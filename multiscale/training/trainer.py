@@ -30,7 +30,7 @@ from multiscale.training.checkpoint import save_snapshot
 from multiscale.training.consistency import consistency_loss, sample_zoom_out
 from multiscale.training.evaluation import patch_distance, real_sheet
 from multiscale.training.perceptual import load_lpips
-from multiscale.view import uniform_centres, unchecked_transform, zoom_out
+from multiscale.view import unchecked_transform, uniform_centres, zoom_out
 from torch_utils.distributed import Process, average
 from torch_utils.ema import half_life_decay, update_ema
 from torch_utils.random import normal, stream
@@ -110,7 +110,7 @@ class Trainer:
             save_png(self.folder / "reals.png", real_sheet(self.dataset, training.sample_seeds), {})
             self._measure()
             self._snapshot()
-        bar = tqdm(total=self.total_steps * training.batch, unit="img", disable=not first, dynamic_ncols=True)
+        bar = tqdm(total=self.total_steps * training.batch, unit="img", disable=not first, mininterval=1)
         try:
             for real, labels in self._batches():
                 self.train_step(real, labels)
@@ -128,14 +128,17 @@ class Trainer:
             raise
         bar.close()
         if first:
+            last = self._snapshot()
+            print(f"Trained {self.images_seen / 1000:g} kimg: {last}, sample sheets {self.folder}/samples-*.png")
             self._measure()
-            print(f"Trained {self.images_seen / 1000:g} kimg; wrote {self._snapshot()}.")
 
     def train_step(self, real: torch.Tensor, labels: torch.Tensor) -> None:
         """One step of D and one of G: real patches uint8 [B, C, N, N] and their zooms s [B] (CPU)."""
         training = self.config.training
         real = real.to(self.device, non_blocking=True).float() / 127.5 - 1
-        transform = unchecked_transform(torch.exp2(labels), uniform_centres(torch.exp2(labels), self._stream("centres")))
+        transform = unchecked_transform(
+            torch.exp2(labels), uniform_centres(torch.exp2(labels), self._stream("centres"))
+        )
         z = normal(self._stream("latents"), len(real), self.config.generator.z_dim).to(self.device)
         ws = self.G.mapping(z, update_emas=True)
         fake = self.G.synthesis(ws, transform, update_emas=True)  # serves D's step, detached, and then G's
@@ -173,7 +176,9 @@ class Trainer:
         self.means.add("logits/real", real_logits)
         self.means.add("logits/fake", fake_logits)
 
-    def _generator_step(self, fake: torch.Tensor, ws: torch.Tensor, transform: torch.Tensor, labels: torch.Tensor) -> None:
+    def _generator_step(
+        self, fake: torch.Tensor, ws: torch.Tensor, transform: torch.Tensor, labels: torch.Tensor
+    ) -> None:
         weight = self.config.training.consistency_weight
         loss = adversarial.generator_loss(self.D(self._shown(fake, "augment G")))
         self.means.add("loss/G", loss)
@@ -251,7 +256,9 @@ class Trainer:
         mix = self.sampler.probabilities(self.images_seen)
         augment_p = {} if self.augment is None else {"augment/p": float(self.augment.p)}
         self._log({**stats, **augment_p, "octave mix": mix.round(4).tolist()})
-        losses = " ".join(f"{name} {stats[f'loss/{name}']:.2f}" for name in ("D", "G", "consistency") if f"loss/{name}" in stats)
+        losses = " ".join(
+            f"{name} {stats[f'loss/{name}']:.2f}" for name in ("D", "G", "consistency") if f"loss/{name}" in stats
+        )
         bar.set_description(f"{self.images_seen / 1000:.1f} kimg", refresh=False)
         bar.set_postfix_str(f"{losses} octaves {'/'.join(f'{100 * p:.0f}' for p in mix)}%", refresh=False)
 
@@ -277,6 +284,12 @@ class Trainer:
         if count:
             per_octave, mean = patch_distance(self.G_ema, self.dataset, count, self.device, self.config.training.seed)
             self._log({"swd": per_octave, "swd mean": mean})
+            octaves = " ".join(f"{d:.3f}" for d in per_octave)
+            print(
+                f"Distance of generated from real patches after {self.images_seen / 1000:g} kimg: {mean:.3f} "
+                f"(sliced Wasserstein, mean over octaves: {octaves})",
+                flush=True,
+            )
 
 
 def _ignore_interrupt(_: int) -> None:

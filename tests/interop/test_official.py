@@ -93,7 +93,10 @@ def test_wrong_states_are_refused_in_a_sentence(published, spoil):
 def test_discriminator_agrees_with_its_gradient(golden):
     g = golden("discriminator")
     discriminator = discriminator_from_official(
-        g.weights(), img_resolution=g.meta["res"], channel_base=g.meta["channel_base"], channel_max=g.meta["channel_max"]
+        g.weights(),
+        img_resolution=g.meta["res"],
+        channel_base=g.meta["channel_base"],
+        channel_max=g.meta["channel_max"],
     )
     image = g["img"].requires_grad_()
     logits = discriminator(image)

@@ -21,7 +21,7 @@ def test_minibatch_deviation_groups_are_strided_over_the_batch():
     for member in range(2):
         group = x[[member, member + 2, member + 4]]
         expected = (group.var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
-        torch.testing.assert_close(channel[member :: 2], expected.expand(3, 4, 4))
+        torch.testing.assert_close(channel[member::2], expected.expand(3, 4, 4))
 
 
 def test_group_falls_to_a_divisor_of_the_batch():

@@ -21,7 +21,7 @@ def test_plan_agrees_with_golden(golden):
         for name in (
             "in_channels conv_channels out_channels in_size out_size in_rate out_rate in_cutoff out_cutoff "
             "in_half_width out_half_width up down up_taps down_taps radial"
-        ).split():
+        ).split(" "):  # fmt: skip
             assert getattr(layer, name) == pytest.approx(expected[names.get(name, name)], abs=1e-9), (layer.index, name)
 
 
