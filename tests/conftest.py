@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from multiscale.config import GeneratorConfig
 from multiscale.networks.generator import Generator
 from multiscale.view import unchecked_transform, uniform_centres
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker, or they fight for the cores
+    torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -57,3 +64,24 @@ def calibrated_generator(config: GeneratorConfig) -> Generator:
     zoom = torch.exp2(torch.from_numpy(rng.uniform(0, config.octaves, size=16)))
     generator.calibrate(torch.randn(16, config.z_dim), unchecked_transform(zoom, uniform_centres(zoom, rng)))
     return generator
+
+
+def small_patches(path: Path, *, side: int = 16, octaves: int = 3, per_octave: int = 8, channels: int = 3) -> Path:
+    """A ZIP of patches that differ by octave in colour and in stripes; written without the project's own code."""
+    rng = np.random.default_rng(0)
+    mode = "RGB" if channels == 3 else "L"
+    labels = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(octaves * per_octave):
+            octave = i // per_octave
+            s = octave + rng.random()
+            stripes = np.sin(np.arange(side) * 2 * np.pi / side * 2**octave + rng.uniform(0, 6.28))[None, :, None]
+            colour = np.array([90 - 40 * octave, 60 * octave - 60, 40])
+            pixels = np.clip(128 + colour + 50 * stripes + rng.normal(0, 4, (side, side, 3)), 0, 255).astype(np.uint8)
+            name = f"00000/img{i:08d}.png"
+            stream = io.BytesIO()
+            Image.fromarray(pixels).convert(mode).save(stream, "png")
+            archive.writestr(name, stream.getvalue())
+            labels.append([name, s])
+        archive.writestr("dataset.json", json.dumps({"labels": labels}))
+    return path

@@ -8,6 +8,11 @@ from multiscale.config import GeneratorConfig
 from multiscale.networks.generator import Generator
 from multiscale.networks.plan import make_plan
 
+PLAN_FIELDS = (
+    *("in_channels", "conv_channels", "out_channels", "in_size", "out_size", "in_rate", "out_rate", "in_cutoff"),
+    *("out_cutoff", "in_half_width", "out_half_width", "up", "down", "up_taps", "down_taps", "radial"),
+)
+
 
 def test_plan_agrees_with_golden(golden):
     g = golden("generator_reference_geometry")
@@ -18,10 +23,7 @@ def test_plan_agrees_with_golden(golden):
     names = {"conv_channels": "out_channels", "out_channels": "out_channels_final"}
     for layer, expected in zip(make_plan(config).layers, g.meta["layers"], strict=True):
         assert list(layer.padding) == expected["padding"]
-        for name in (
-            "in_channels conv_channels out_channels in_size out_size in_rate out_rate in_cutoff out_cutoff "
-            "in_half_width out_half_width up down up_taps down_taps radial"
-        ).split(" "):  # fmt: skip
+        for name in PLAN_FIELDS:
             assert getattr(layer, name) == pytest.approx(expected[names.get(name, name)], abs=1e-9), (layer.index, name)
 
 
