@@ -204,7 +204,9 @@ def check_patches(
     with contextlib.ExitStack() as stack:
         mapped: Iterable[list[tuple[str, str]]]
         if workers > 1 and len(ranges) > 1:
-            pool = stack.enter_context(ProcessPoolExecutor(workers, initializer=_set_worker_dataset, initargs=(dataset,)))
+            pool = stack.enter_context(
+                ProcessPoolExecutor(workers, initializer=_set_worker_dataset, initargs=(dataset,))
+            )
             mapped = pool.map(_check_range_in_worker, ranges)
         else:
             mapped = (_check_range(dataset, span) for span in ranges)
@@ -417,7 +419,8 @@ class _ZipSource:
 
     def _bytes(self, offset: int, size: int) -> bytes:
         if self._stream is None or self._pid != os.getpid():
-            self._stream, self._pid = open(self.path, "rb", buffering=0), os.getpid()
+            self._pid = os.getpid()
+            self._stream = open(self.path, "rb", buffering=0)  # noqa: SIM115 - kept open for the process
         if hasattr(os, "pread"):
             return os.pread(self._stream.fileno(), size, offset)
         self._stream.seek(offset)
@@ -434,7 +437,9 @@ def _open_source(path: Path) -> _FolderSource | _ZipSource:
     try:
         return _ZipSource(path)
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise UserError(f"{path} is not a readable ZIP ({error}); it may be truncated or another kind of file.") from error
+        raise UserError(
+            f"{path} is not a readable ZIP ({error}); it may be truncated or another kind of file."
+        ) from error
 
 
 def _read_labels(source: _FolderSource | _ZipSource, path: Path) -> dict[str, float]:
@@ -451,14 +456,18 @@ def _read_labels(source: _FolderSource | _ZipSource, path: Path) -> dict[str, fl
         table = {str(name): _as_label(value) for name, value in pairs}
     except (*_READ_ERRORS, KeyError, TypeError, zipfile.BadZipFile) as error:
         form = '{"labels": [["00000/img00000000.png", 3.27], ...]}'
-        raise UserError(f"{LABELS_FILE} in {path} is not of the form {form} ({type(error).__name__}: {error}).") from error
+        raise UserError(
+            f"{LABELS_FILE} in {path} is not of the form {form} ({type(error).__name__}: {error})."
+        ) from error
     if not patches and not table:
         raise UserError(f"{path} holds no patches.")
     unlabelled, absent = sorted(patches - set(table)), sorted(set(table) - source.files)
     if unlabelled:
         raise UserError(f"{_count(len(unlabelled), 'patch')} in {path} without a label: {_some(unlabelled)}.")
     if absent:
-        raise UserError(f"{LABELS_FILE} in {path} names {_count(len(absent), 'patch')} that {path} lacks: {_some(absent)}.")
+        raise UserError(
+            f"{LABELS_FILE} in {path} names {_count(len(absent), 'patch')} that {path} lacks: {_some(absent)}."
+        )
     if len(pairs) != len(table):
         raise UserError(f"{LABELS_FILE} in {path} names {_count(len(pairs) - len(table), 'patch')} twice.")
     wrong = [f"{name} = {value:g}" for name, value in sorted(table.items()) if not 0 <= value <= MAX_LABEL]

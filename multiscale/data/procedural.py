@@ -1,21 +1,21 @@
 """An endless planetary surface for the demo: a world point holds the same landforms at every zoom, only sharper.
 
-Two fields describe the surface, lightness L and warmth W, both in [-1, 1]. Octave after octave, coarse to fine, craters,
-provinces, dunes and fissures of one size update them by
+Two fields describe the surface, lightness L and warmth W, both in [-1, 1]. Octave after octave, coarse to fine, colour
+provinces and craters of one size update them by
 
     L <- L + d (1 - L^2),      W <- W + e (1 - W^2),      |d|, |e| <= 1/2
 
-which keeps them in range for ever. As d and e are zero in the mean over each landform, a coarser view is the average of a
-finer one (a martingale over scales): leaving out the octaves below the pixels of a view takes away nothing but detail that
-the view cannot show. Colour is bilinear in (L, W), between the four corners of a palette.
+which keeps them in range for ever. As d and e are zero in the mean over each landform, a coarser view is the average of
+a finer one (a martingale over scales): leaving out the octaves below the pixels of a view takes away nothing but detail
+that the view cannot show. Colour is bilinear in (L, W), between the four corners of a palette.
 
 Band limit: an octave is drawn on the coarsest grid that holds ``_SAMPLES_PER_CELL`` samples a cell of its lattice, and
-grids are doubled by band-limited interpolation, so that a view costs little more than its finest octave. Octaves fade out
-smoothly as their cells shrink to a few pixels. The finest grid has ``SUPERSAMPLING`` samples a pixel; a Kaiser low-pass
-whose stop band begins at the Nyquist frequency of the view takes it down to pixels.
+grids are doubled by band-limited interpolation, so that a view costs little more than its finest octave. Octaves fade
+out smoothly as their cells shrink to a few pixels. The finest grid has ``SUPERSAMPLING`` samples a pixel; a Kaiser
+low-pass whose stop band begins at the Nyquist frequency of the view takes it down to pixels.
 
-Lattice coordinates are formed in float64 and reduced by an integer before they become float32; cells are hashed as 64-bit
-integers. Zoom is thus limited by float64 only: 10 octaves leave 30 bits to spare.
+Lattice coordinates are formed in float64 and reduced by an integer before they become float32; cells are hashed as
+64-bit integers. Zoom is thus limited by float64 only: 10 octaves leave 30 bits to spare.
 
 Shapes: B views, N pixels a side of a view, n samples a side of a grid, y down (rows), x to the right (columns).
 """
@@ -281,7 +281,8 @@ class _Stamps:
         x, y = (radius + (1 - 2 * radius) * noise[i] for i in (1, 2))
         inverse = np.where(noise[4] < self.density, 1 / radius, 1e4)
         row = np.minimum((noise[3] * self.kinds).astype(np.int32), self.kinds - 1) * np.int32(_TABLE)
-        return _Cells(*(a.astype(np.float32).ravel() for a in (x, y, inverse)), row.ravel())
+        x, y, inverse = (a.astype(np.float32).ravel() for a in (x, y, inverse))
+        return _Cells(x, y, inverse, row.ravel())
 
 
 _Q = np.linspace(0, 1, _TABLE)

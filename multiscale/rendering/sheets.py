@@ -16,6 +16,7 @@ DISPLAY_PX = 128
 """Images below this side are enlarged by a whole factor to at least it."""
 GAP_PX = 4
 TITLE_PX = 18
+ROW_TITLE_PX = 72
 BACKGROUND = (255, 255, 255)
 INK = (40, 40, 40)
 OUTLINE = (255, 255, 255)
@@ -46,19 +47,24 @@ def zoom_strip(renderer: Renderer, seed: int, centre: tuple[float, float], trunc
     return grid([shown], titles=[f"{zoom:g}x" for zoom in zooms])
 
 
-def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> np.ndarray:
-    """Lay out rows of images [H, W, C] of one size below a line of column titles: uint8 [H, W, 3]."""
+def grid(
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], row_titles: Sequence[str] | None = None
+) -> np.ndarray:
+    """Lay out rows of images [H, W, C] of one size below column titles and beside row titles: uint8 [H, W, 3]."""
     cells = [[enlarge(as_rgb(image)) for image in row] for row in rows]
     side = cells[0][0].shape[0]
     columns = max(len(row) for row in cells)
-    size = (columns * (side + GAP_PX) + GAP_PX, TITLE_PX + len(rows) * (side + GAP_PX))
+    left, top = (ROW_TITLE_PX if row_titles else 0), (TITLE_PX if titles or not row_titles else GAP_PX)
+    size = (left + columns * (side + GAP_PX) + GAP_PX, top + len(rows) * (side + GAP_PX))
     picture = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(picture)
     for column, title in enumerate(titles):
-        draw.text((GAP_PX + column * (side + GAP_PX) + side / 2, TITLE_PX / 2), title, fill=INK, anchor="mm")
-    for y, row in enumerate(cells):
-        for x, cell in enumerate(row):
-            picture.paste(Image.fromarray(cell), (GAP_PX + x * (side + GAP_PX), TITLE_PX + y * (side + GAP_PX)))
+        draw.text((left + GAP_PX + column * (side + GAP_PX) + side / 2, top / 2), title, fill=INK, anchor="mm")
+    for row, title in enumerate(row_titles or ()):
+        draw.text((left / 2, top + row * (side + GAP_PX) + side / 2), title, fill=INK, anchor="mm")
+    for y, images in enumerate(cells):
+        for x, cell in enumerate(images):
+            picture.paste(Image.fromarray(cell), (left + GAP_PX + x * (side + GAP_PX), top + y * (side + GAP_PX)))
     return np.asarray(picture)
 
 

@@ -1,0 +1,271 @@
+"""train.py and generate.py as users type them: the main job end to end, and one sentence for each mistake."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from click.testing import CliRunner
+from conftest import small_patches
+from PIL import Image
+
+import generate
+import train
+from multiscale.training.checkpoint import load_snapshot, snapshots_of
+from multiscale.training.launch import Request, data_layer, resolve
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["generator.channel_max=16", "generator.channel_base=32", "training.swd_patches=4", "training.sample_seeds=2"]
+
+
+def run(command, *arguments):
+    result = CliRunner().invoke(command.main, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def refused(command, *arguments) -> str:
+    """The one sentence of a refusal."""
+    result = run(command, *arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    return last
+
+
+def quick_training(data: Path, folder: Path) -> Path:
+    sets = [part for text in QUICK for part in ("--set", text)]
+    result = run(train, "--data", data, "--outdir", folder, "--gpus", 0, "--kimg", 0.016, "--batch", 4, *sets)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of four steps on 16-pixel patches of three octaves."""
+    folder = tmp_path_factory.mktemp("trained")
+    return quick_training(small_patches(folder / "patches.zip"), folder / "run")
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_its_users_look_for(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.yaml", "environment.json", "stats.jsonl", "reals.png", "generator-000000016.safetensors"} <= names
+    assert "samples-000000016.png" in names
+    assert not [name for name in names if name.endswith(".tmp")]
+    environment = json.loads((trained / "environment.json").read_text())
+    assert environment["versions"]["torch"]
+    sheet = np.asarray(Image.open(trained / "samples-000000016.png"))
+    assert sheet.shape[1] > sheet.shape[0] / 2  # one column for each of 1x, 2x, 4x, 8x; one row for each of two seeds
+
+
+def test_its_config_can_be_given_back(trained, tmp_path):
+    again = resolve(Request(data=str(trained.parent / "patches.zip"), config=str(trained / "config.yaml"), gpus=0))
+    assert again.config.generator == load_snapshot(snapshots_of(trained)[-1]).generator.config
+    assert again.config.training.batch == 4
+
+
+def test_data_alone_chooses_the_rest_and_says_so(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(train, "--data", trained.parent / "patches.zip", "--dry-run")
+    assert result.exit_code == 0
+    for word in ("demo", "runs/00000-patches-demo", "kimg", "toRGB", "Parameters", "Memory", "r1_gamma"):
+        assert word in result.output
+    assert not (tmp_path / "runs").exists(), "a dry run writes nothing"
+
+
+def test_numbered_folders_count_up(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "00007-x").mkdir(parents=True)
+    assert resolve(Request(data=str(trained.parent / "patches.zip"), gpus=0)).folder == Path("runs/00008-patches-demo")
+
+
+@pytest.mark.parametrize(
+    "resolution, octaves, bins",
+    [(256, 6, 2), (256, 8, 3), (32, 6, 3), (64, 6, 3), (16, 3, 2), (16, 10, 4), (1024, 3, 1)],
+)
+def test_bins_follow_from_octaves_and_resolution(resolution, octaves, bins):
+    data = SimpleNamespace(resolution=resolution, octaves=octaves, num_channels=3)
+    assert data_layer(data)["generator"]["n_bins"] == bins
+
+
+def test_grey_data_train_and_render(tmp_path):
+    folder = quick_training(small_patches(tmp_path / "grey.zip", channels=1), tmp_path / "run")
+    assert run(generate, "--network", folder, "--out", tmp_path / "a.png").exit_code == 0
+    assert Image.open(tmp_path / "a.png").mode == "L"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data", "nowhere.zip"], "nowhere.zip"),
+        (["--gpus", "99"], "--gpus 99 was given but this machine has"),
+        (["--config", "missing.yaml"], "Cannot read the config missing.yaml"),
+        (["--set", "training.bacth=3"], "did you mean 'batch'"),
+        (["--set", "training.batch=-3"], "training.batch=-3"),
+        (["--set", "generator.n_bins=9"], "generator.n_bins=9"),
+        (["--set", "training.batch"], "not an assignment"),
+        (["--set", "generator.img_resolution=64"], "the patches of .* have 16"),
+        (["--set", "training.consistency_metric=l1+lpips"], "LPIPS needs images of 32 pixels"),
+        (["--outdir", "good.zip"], "is a file"),
+    ],
+)
+def test_training_mistakes_are_one_sentence(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    small_patches(tmp_path / "good.zip")
+    given = arguments if "--data" in arguments else ["--data", "good.zip", *arguments]
+    assert re.search(message, refused(train, *given))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_lpips_weights_say_how_to_get_them_and_what_does_without(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "cache"))
+    data = small_patches(tmp_path / "p.zip", side=32)
+    sentence = refused(train, "--data", data, "--set", "training.consistency_metric=l1+lpips", "--dry-run")
+    for word in ("alexnet-owt-7be5be79.pth", "https://", str(tmp_path / "cache"), "consistency_metric=l1"):
+        assert word in sentence
+
+
+def test_a_folder_that_holds_a_run_is_refused(trained):
+    before = sorted(path.name for path in trained.iterdir())
+    assert "already holds a run" in refused(train, "--data", trained.parent / "patches.zip", "--outdir", trained)
+    assert before == sorted(path.name for path in trained.iterdir())
+
+
+def test_killed_training_leaves_whole_files_only(tmp_path):
+    """SIGKILL at any moment: every snapshot that is there can be read."""
+    data = small_patches(tmp_path / "p.zip")
+    sets = [part for text in [*QUICK, "training.snapshot_kimg=0.004"] for part in ("--set", text)]
+    command = [
+        sys.executable,
+        "train.py",
+        "--data",
+        data,
+        "--outdir",
+        tmp_path / "run",
+        "--gpus",
+        "0",
+        "--batch",
+        "4",
+        *sets,
+    ]
+    process = subprocess.Popen(
+        [str(c) for c in command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    for _ in range(600):
+        if len(snapshots_of(tmp_path / "run")) > 3:
+            break
+        try:
+            process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    process.kill()
+    process.wait()
+    found = snapshots_of(tmp_path / "run")
+    assert len(found) > 3
+    for path in found:
+        load_snapshot(path)
+
+
+# Rendering -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_says_where_it_comes_from(trained, tmp_path):
+    out = tmp_path / "one.png"
+    result = run(generate, "--network", trained, "--seed", 3, "--scale", 8, "--centre", "0.1,-0.2", "--out", out)
+    assert result.output.strip() == str(out)
+    image = Image.open(out)
+    assert image.size == (16, 16)
+    facts = json.loads(image.text["multiscale"])
+    assert (facts["seed"], facts["scale"], facts["centre"]) == (3, 8, [0.1, -0.2])
+    assert facts["sha256"] == load_snapshot(snapshots_of(trained)[-1]).digest
+
+
+def test_the_same_command_gives_the_same_bytes_and_seeds_differ(trained, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(generate, "--network", trained, "--seed", seed, "--out", tmp_path / f"{name}.png")
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_several_seeds_make_a_folder(trained, tmp_path):
+    result = run(generate, "--network", trained, "--seeds", "0-2,7", "--scale", "2.5", "--out", tmp_path / "f")
+    assert result.exit_code == 0
+    names = sorted(path.name for path in (tmp_path / "f").iterdir())
+    assert names == [f"seed{seed:04d}-2.5x.png" for seed in (0, 1, 2, 7)]
+
+
+def test_a_strip_outlines_each_view_in_the_one_before(trained, tmp_path):
+    run(generate, "--network", trained, "--strip", "--centre", "0.1,-0.07", "--out", tmp_path / "strip.png")
+    pixels = np.asarray(Image.open(tmp_path / "strip.png"))
+    assert pixels.shape[1] > 3.5 * pixels.shape[0]  # 1x, 2x, 4x, 8x
+    white = (pixels == 255).all(axis=-1)
+    assert white[18:, 8:120].sum() > 100  # the outline inside the first picture
+
+
+def test_the_newest_run_is_taken(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "No trained network was found" in refused(generate)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "00000-a").symlink_to(trained)
+    assert run(generate).output.strip() == "out/seed0000-1x.png"
+
+
+def test_truncation_changes_the_image(trained, tmp_path):
+    for psi in ("0", "1"):
+        run(generate, "--network", trained, "--trunc", psi, "--out", tmp_path / f"{psi}.png")
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--scale", "9"], "out of range: this model zooms from 1 to 8"),
+        (["--scale", "0.5"], "Scale 0.5 is out of range"),
+        (["--scale", "nan"], "Scale nan is out of range"),
+        (["--scale", "2", "--centre", "0.3,0"], r"must lie in \[-0.25, 0.25\]"),
+        (["--centre", "0.3"], "Centre '0.3' cannot be read"),
+        (["--centre", "nan,0"], "Centre 'nan,0' cannot be read"),
+        (["--seeds", "5-1"], "Seeds '5-1' cannot be read"),
+        (["--seeds", "0-999999999"], "more than 100,000"),
+        (["--seed", "1", "--seeds", "2"], "give one of them"),
+        (["--seeds", "0-3", "--out", "a.png"], "cannot be written to the one file"),
+        (["--network", "nowhere"], "There is no network nowhere"),
+        (["--network", "."], "holds no snapshot"),
+    ],
+)
+def test_rendering_mistakes_are_one_sentence(trained, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    network = [] if "--network" in arguments else ["--network", trained]
+    assert re.search(message, refused(generate, *network, *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_snapshots_that_are_not_whole_or_not_ours(trained, tmp_path):
+    good = snapshots_of(trained)[-1].read_bytes()
+    path = tmp_path / "generator-000000001.safetensors"
+    path.write_bytes(good[: len(good) // 2])
+    assert "not a whole safetensors file" in refused(generate, "--network", path)
+    path.write_bytes(b"")
+    assert "not a whole safetensors file" in refused(generate, "--network", path)
+    path.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}))
+    assert "not a generator of this program" in refused(generate, "--network", path)
+    newer = good.replace(b'"format_version":"1"', b'"format_version":"9"')
+    assert newer != good
+    path.write_bytes(newer)
+    assert "newer than the format 1" in refused(generate, "--network", path)
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "Cannot write" in refused(generate, "--network", trained, "--out", tmp_path / "file" / "deeper")
