@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, sentence_of
 
 
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,7 +18,7 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            print(f"Error: {error}", file=sys.stderr)
+            print(f"Error: {sentence_of(str(error))}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)

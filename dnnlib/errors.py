@@ -18,3 +18,8 @@ def nearest_name(name: str, allowed: Iterable[str]) -> str:
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed)}"
+
+
+def sentence_of(text: str) -> str:
+    """The sentence of a ``UserError`` that has come out of another process, wrapped in the text of a traceback."""
+    return text.rpartition("UserError: ")[2].strip()

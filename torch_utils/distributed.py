@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from dnnlib.errors import UserError, sentence_of
+
 TIMEOUT = datetime.timedelta(minutes=10)
 
 
@@ -31,13 +33,18 @@ class Process:
 def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: Any) -> None:
     """Call ``work(process, *arguments)`` in one process for each device (in this one if there is one device).
 
-    A process that fails ends the others, and its exception is raised here with its own traceback.
+    A process that fails ends the others; its exception is raised here with its own traceback, a ``UserError`` as itself.
     """
     if len(devices) == 1:
         work(Process(devices[0]), *arguments)
         return
     store = dist.TCPStore("127.0.0.1", 0, None, True, TIMEOUT, wait_for_workers=False)
-    mp.spawn(_worker, args=(work, list(devices), store.port, arguments), nprocs=len(devices), join=True)
+    try:
+        mp.spawn(_worker, args=(work, list(devices), store.port, arguments), nprocs=len(devices), join=True)
+    except mp.ProcessRaisedException as error:
+        if "UserError: " in str(error):
+            raise UserError(sentence_of(str(error))) from error
+        raise
 
 
 def _worker(

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dnnlib.errors import UserError
 from multiscale.config import RunConfig
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import ScaleSampler
@@ -264,8 +265,12 @@ class Trainer:
 
     def _log(self, values: dict[str, Any]) -> None:
         """Append one line to ``stats.jsonl``."""
-        with open(self.folder / "stats.jsonl", "a", encoding="utf-8") as stream_:
-            stream_.write(json.dumps({"kimg": self.images_seen / 1000, **values}) + "\n")
+        path = self.folder / "stats.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"kimg": self.images_seen / 1000, **values}) + "\n")
+        except OSError as error:
+            raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
 
     def _snapshot(self) -> Path:
         """Write the mean generator and its sample sheet; return the snapshot's path."""

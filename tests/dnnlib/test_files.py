@@ -1,0 +1,111 @@
+"""Files are whole or absent; mistakes are sentences."""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from dnnlib.cli import reports_user_errors
+from dnnlib.errors import UserError, nearest_name, sentence_of
+from dnnlib.files import atomic_write, cache_folder, sha256
+
+
+def test_a_file_appears_whole_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "deep" / "file.bin"
+    with atomic_write(path) as stream:
+        stream.write(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == ["file.bin"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_write_keeps_the_older_file(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(error), atomic_write(path, "w") as stream:
+        stream.write("half")
+        raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_killed_write_keeps_the_older_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    program = f"""
+from dnnlib.files import atomic_write
+with atomic_write({str(path)!r}) as stream:
+    stream.write(b"half"); stream.flush(); print("writing", flush=True); time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"writing\n"
+    process.kill()
+    process.wait()
+    assert path.read_text() == "old"
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    with atomic_write(tmp_path / "file") as stream:
+        stream.write(b"x")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full (Linux)")
+def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+
+    monkeypatch.setattr(tempfile, "mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "t")))
+    with pytest.raises(UserError, match="No space left on device"), atomic_write(tmp_path / "file") as stream:
+        stream.write(b"x" * 100_000)
+    assert not (tmp_path / "file").exists()
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc")
+    assert sha256(tmp_path / "f").startswith("ba7816bf 8f01cfea".replace(" ", ""))
+
+
+def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("MULTISCALE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "multiscale"
+
+
+def test_hints_name_the_nearest_or_all():
+    assert nearest_name("bacth", ["batch", "seed"]) == ", did you mean 'batch'?"
+    assert nearest_name("xyz", ["batch", "seed"]) == "; allowed: batch, seed"
+
+
+def test_sentences_come_out_of_tracebacks():
+    assert sentence_of("Traceback\n  File\ndnnlib.errors.UserError: It is so.\n") == "It is so."
+    assert sentence_of("It is so.") == "It is so."
+
+
+@pytest.mark.parametrize(
+    "error, code, text", [(UserError("No."), 2, "Error: No.\n"), (KeyboardInterrupt(), 130, "Interrupted.\n")]
+)
+def test_commands_report_without_a_traceback(error, code, text):
+    @click.command()
+    @reports_user_errors
+    def command():
+        raise error
+
+    result = CliRunner().invoke(command)
+    assert (result.exit_code, result.stderr) == (code, text)
+
+
+def test_other_errors_keep_their_traceback():
+    @reports_user_errors
+    def command():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        command()
