@@ -1,20 +1,24 @@
 """train.py and generate.py as users type them: the main job end to end, and one sentence for each mistake."""
 
+import io
 import json
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.torch
+import skimage.data
 import torch
 from click.testing import CliRunner
 from conftest import small_patches
 from PIL import Image
 
+import dataset_tool
 import generate
 import train
 from multiscale.training.checkpoint import load_snapshot, snapshots_of
@@ -175,6 +179,72 @@ def test_killed_training_leaves_whole_files_only(tmp_path):
     assert len(found) > 3
     for path in found:
         load_snapshot(path)
+
+
+def rewritten(source: Path, dest: Path, change) -> Path:
+    """A copy of a ZIP in which ``change(name, data)`` has replaced each file's bytes (None leaves it out)."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(dest, "w") as new:
+        for name in old.namelist():
+            data = change(name, old.read(name))
+            if data is not None:
+                new.writestr(name, data)
+    return dest
+
+
+LAST = "00000/img00000023.png"
+
+
+def png(side: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (side, side)).save(stream, "png")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda name, data: data[:-20] if name == LAST else data, LAST),
+        (lambda name, data: png(32) if name == LAST else data, LAST),
+        (lambda name, data: None if name == "dataset.json" else data, "dataset.json"),
+        (lambda name, data: None if name == LAST else data, LAST),
+        (lambda name, data: data.replace(b", 2.", b", -2.") if name == "dataset.json" else data, "-2"),
+        (lambda name, data: data[:50] if name == "dataset.json" else data, "dataset.json"),
+        (lambda name, data: data if name == "dataset.json" else png(48), "48"),
+        (lambda name, data: None, "."),
+    ],
+)
+def test_data_that_cannot_be_trained_on_are_refused_before_anything_is_written(tmp_path, change, message):
+    data = rewritten(small_patches(tmp_path / "good.zip"), tmp_path / "bad.zip", change)
+    assert message in refused(train, "--data", data, "--outdir", tmp_path / "run", "--gpus", 0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pixels_that_break_in_the_middle_of_a_run_are_named(tmp_path):
+    """A PNG whose ends are whole but whose pixels are not is found when it is read, in a loader process."""
+
+    def spoil(name, data):
+        return data[:60] + bytes(20) + data[80:] if name.endswith(".png") else data
+
+    data = rewritten(small_patches(tmp_path / "good.zip"), tmp_path / "bad.zip", spoil)
+    sentence = refused(
+        train, "--data", data, "--outdir", tmp_path / "run", "--gpus", 0, "--set", "training.swd_patches=0"
+    )
+    assert "img000000" in sentence
+
+
+def test_a_photograph_goes_all_the_way(tmp_path):
+    photograph = tmp_path / "astronaut.png"
+    Image.fromarray(skimage.data.astronaut()).save(photograph)
+    data = tmp_path / "patches.zip"
+    made = run(dataset_tool, "make", "--source", photograph, "--dest", data, "--resolution", 64, "--counts", "8,12,16")
+    assert made.exit_code == 0, made.output
+    inspected = run(dataset_tool, "inspect", data, "--sheet", tmp_path / "sheet.png")
+    assert inspected.exit_code == 0, inspected.output
+    assert Image.open(tmp_path / "sheet.png").width > 64
+    folder = quick_training(data, tmp_path / "run")
+    rendered = run(generate, "--network", folder, "--seed", 3, "--scale", 8, "--out", tmp_path / "view.png")
+    assert rendered.exit_code == 0, rendered.output
+    assert Image.open(tmp_path / "view.png").size == (64, 64)
 
 
 # Rendering -----------------------------------------------------------------------------------------------------------
