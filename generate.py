@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from click_option_group import optgroup
 
 from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError
@@ -10,18 +11,17 @@ from multiscale.rendering.commands import ImageRequest, generate_images, parse_c
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
-@click.option("--seed", type=click.IntRange(0), help="Seed of the world.  [default: 0]")
-@click.option("--seeds", metavar="RANGE", help="Several seeds: 0-15 or 1,4,8-10; one file each.")
-@click.option("--scale", type=float, default=1.0, help="Zoom FACTOR, from 1 (whole world) to the model's 2^octaves.")
-@click.option(
-    "--centre", metavar="X,Y", default="0,0", help="Centre of the view; the world is [-0.5, 0.5], x right, y down."
-)
-@click.option("--strip", is_flag=True, help="1x, 2x, ... up to the model's zoom, each view outlined in the one before.")
-@click.option(
-    "--trunc", type=click.FloatRange(-2, 2), default=1.0, help="Truncation psi: 1 as trained, 0 the mean world."
-)
-@click.option("--network", metavar="RUN|FILE", help="A run's folder or a snapshot.  [default: the newest run]")
-@click.option("--out", metavar="FILE|FOLDER", default="out", help="A .png file, or a folder for one file a seed.")
+@optgroup.group("World")
+@optgroup.option("--seed", type=click.IntRange(0), help="Seed of the world.  [default: 0]")
+@optgroup.option("--seeds", metavar="RANGE", help="Several seeds: 0-15 or 1,4,8-10; one file each.")
+@optgroup.option("--trunc", type=click.FloatRange(-2, 2), default=1.0, help="Truncation psi: 1 as trained, 0 the mean.")
+@optgroup.group("View")
+@optgroup.option("--scale", type=float, default=1.0, help="Zoom FACTOR, from 1 (whole world) to the model's 2^octaves.")
+@optgroup.option("--centre", metavar="X,Y", default="0,0", help="In the world [-0.5, 0.5], x right, y down.")
+@optgroup.option("--strip", is_flag=True, help="1x, 2x, ... to the model's zoom, each view outlined in the one before.")
+@optgroup.group("Files")
+@optgroup.option("--network", metavar="RUN|FILE", help="A run's folder or a snapshot.  [default: the newest run]")
+@optgroup.option("--out", metavar="FILE|FOLDER", default="out", help="A .png file, or a folder for one file a seed.")
 @reports_user_errors
 def main(
     seed: int | None,

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import click
+from click_option_group import optgroup
 
 from dnnlib.cli import reports_user_errors
 from multiscale.training.launch import Request, train
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
-@click.option("--data", required=True, metavar="ZIP|FOLDER", help="Patches with scale labels (see dataset_tool.py).")
-@click.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0: the CPU.  [default: one GPU if there is one]")
-@click.option(
-    "--config", metavar="FILE|PRESET", help="Settings as YAML, or a preset's name.  [default: chosen from the data]"
-)
-@click.option(
-    "--set", "assignments", multiple=True, metavar="PATH=VALUE", help="One setting, e.g. training.r1_gamma=5."
-)
-@click.option("--outdir", metavar="FOLDER", help="The run's own folder.  [default: a new numbered one under runs/]")
-@click.option(
+@optgroup.group("Data and output")
+@optgroup.option("--data", required=True, metavar="ZIP|FOLDER", help="Patches with scale labels (see dataset_tool.py).")
+@optgroup.option("--outdir", metavar="FOLDER", help="The run's own folder.  [default: a new numbered one under runs/]")
+@optgroup.group("Machine")
+@optgroup.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0: the CPU.  [default: one GPU if there is one]")
+@optgroup.group("Settings")
+@optgroup.option("--config", metavar="FILE|PRESET", help="A YAML file, or a preset.  [default: chosen from the data]")
+@optgroup.option("--set", "assignments", multiple=True, metavar="PATH=VALUE", help="Such as training.r1_gamma=5.")
+@optgroup.option(
     "--kimg", type=click.FloatRange(0, min_open=True), help="Length in thousands of images.  [default: the preset's]"
 )
-@click.option("--batch", type=click.IntRange(1), help="Images per step over all devices.  [default: the preset's]")
-@click.option("--seed", type=click.IntRange(0), help="Seed of every random stream.  [default: the preset's]")
-@click.option("--dry-run", is_flag=True, help="Print the resolved run, layer plan, parameters and memory; then exit.")
+@optgroup.option("--batch", type=click.IntRange(1), help="Images a step over all devices.  [default: the preset's]")
+@optgroup.option("--seed", type=click.IntRange(0), help="Seed of every random stream.  [default: the preset's]")
+@optgroup.group("Other")
+@optgroup.option("--dry-run", is_flag=True, help="Print the resolved run, layer plan, parameters, memory; then exit.")
 @reports_user_errors
 def main(*, dry_run: bool, assignments: tuple[str, ...], **options: object) -> None:
     """Train a multiscale generator.

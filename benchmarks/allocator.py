@@ -6,7 +6,6 @@ Prints JSON; each turn is a process of its own because the allocator cannot be s
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -14,21 +13,19 @@ import time
 from pathlib import Path
 
 import click
+import torch
+from machine import describe
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from multiscale.config import RunConfig, build, load_preset, merge
+from multiscale.networks.generator import Generator
+from multiscale.view import view_transform
+from torch_utils.memory import keep_freed_memory
+
 STEPS, WARMUP = 30, 5
 
 
 def step_ms(keep: bool, threads: int) -> float:
     """Median time of a forward and backward pass of the demo generator, in milliseconds."""
-    import torch
-
-    from multiscale.config import RunConfig, build, load_preset, merge
-    from multiscale.networks.generator import Generator
-    from multiscale.view import view_transform
-    from torch_utils.memory import keep_freed_memory
-
     torch.set_num_threads(threads)
     if keep and not keep_freed_memory():
         raise SystemExit("this system's allocator cannot be told to keep freed memory")
@@ -61,14 +58,9 @@ def main(threads: int, turns: int, out: str | None, single: str | None) -> None:
             command = [sys.executable, __file__, "--single", kind, "--threads", str(threads)]
             measured.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     best = {kind: min(measured) for kind, measured in times.items()}
-    import torch
-
     result = {
         "what": "demo generator, forward and backward, ms; least of the turns' medians",
-        "machine": _cpu(),
-        "threads": threads,
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        "machine": describe(threads),
         "ms": {kind: round(value, 1) for kind, value in best.items()},
         "ratio": round(best["default"] / best["keep"], 2),
     }
@@ -76,14 +68,6 @@ def main(threads: int, turns: int, out: str | None, single: str | None) -> None:
     print(text)
     if out:
         Path(out).write_text(text + "\n")
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":
