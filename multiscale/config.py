@@ -163,7 +163,7 @@ class TrainingConfig:
     ema_rampup: Annotated[float, Field(gt=0, le=1)] | None = 0.05
     """The half-life is at most this fraction of the images shown so far; none: no such bound."""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
-    """Processes that read patches; none: chosen from the machine."""
+    """Processes that read patches; none: 3 beside a GPU, and none beside a CPU that is busy anyway."""
     snapshot_kimg: Positive | None = None
     """Thousands of images between snapshots; none: a fiftieth of the run."""
     sample_seeds: Annotated[int, Field(ge=1, le=64)] = 6

@@ -137,13 +137,13 @@ class PatchDataset:
         """Look at the header and the end of every patch without decoding any; some 10 microseconds a patch.
 
         Raises:
-            UserError: names patches that are truncated, not PNG, or of another size or mode than the first.
+            UserError: names the patches (the first 100) that are truncated, not PNG, or of another size or mode than the first.
         """
         found = ((name, self._header_problem(i)) for i, name in enumerate(self.names))
         problems = [f"{name} {problem}" for name, problem in found if problem is not None]
         if problems:
             raise UserError(
-                f"{_count(len(problems), 'patch')} of {len(self)} in {self.path} cannot be used: {_some(problems, '; ')}"
+                f"{_count(len(problems), 'patch')} of {len(self)} in {self.path} cannot be used: {_some(problems, '; ', 100)}"
                 f" (the first, {self.names[0]}, is {self._format}, and so must be all)."
             )
 
@@ -380,17 +380,21 @@ class _ZipSource:
         return {**self.__dict__, "_stream": None, "_pid": -1}
 
     def keep(self, names: list[str]) -> None:
-        found = [self._entries[name] for name in names]
-        rows = [(e.header_offset, e.compress_size, e.file_size, e.compress_type, e.CRC) for e in found]
+        rows = [self._row(self._entries[name]) for name in names]
         self._index = np.array(rows, dtype=np.int64).reshape(-1, 5)
         self._entries, self.files = {}, set()
 
     def read_name(self, name: str) -> bytes:
-        with zipfile.ZipFile(self.path) as archive:
-            return archive.read(name)
+        return self._read(self._row(self._entries[name]), verify=True)
 
     def read(self, index: int, verify: bool = False) -> bytes:
-        start, stored, size, method, crc = (int(value) for value in self._index[index])
+        return self._read(self._index[index].tolist(), verify)
+
+    def _row(self, entry: zipfile.ZipInfo) -> list[int]:
+        return [entry.header_offset, entry.compress_size, entry.file_size, entry.compress_type, entry.CRC]
+
+    def _read(self, row: list[int], verify: bool) -> bytes:
+        start, stored, size, method, crc = row
         data = self._bytes(self._data_offset(start), stored)
         if method == zipfile.ZIP_DEFLATED:
             data = zlib.decompress(data, wbits=-15)
@@ -505,7 +509,7 @@ def _decode_png(data: bytes, expected: PatchFormat) -> np.ndarray:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return name.startswith((".", "__MACOSX/")) or "/." in name
 
 
 def _reason(error: BaseException) -> str:
@@ -519,9 +523,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
-def _some(items: list[str], separator: str = ", ") -> str:
-    more = f"{separator}and {len(items) - 5} more" if len(items) > 5 else ""
-    return separator.join(items[:5]) + more
+def _some(items: list[str], separator: str = ", ", limit: int = 5) -> str:
+    more = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
+    return separator.join(items[:limit]) + more
 
 
 _worker_dataset: PatchDataset | None = None

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -36,7 +36,7 @@ from torch_utils.random import stream
 
 DEFAULT_OCTAVES = 6
 PHOTOGRAPH_SUFFIXES = frozenset(
-    ".avif .bmp .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
 """What counts as a photograph in a folder; files of other kinds are passed over."""
 
@@ -254,7 +254,9 @@ def _write_patches(
     print(f"{dest}: {sum(counts):,} patches, by octave {', '.join(f'{count:,}' for count in counts)}")
 
 
-def _in_order(function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int) -> Iterator[_Result]:
+def _in_order(
+    function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int
+) -> Generator[_Result, None, None]:
     """``map`` over processes that yields in order and keeps only a few results waiting; close it to stop early."""
     if workers <= 1 or len(jobs) <= 1:
         yield from map(function, jobs)

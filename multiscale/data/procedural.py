@@ -105,8 +105,7 @@ def render_batch(
 
 def _colour(fields: np.ndarray, size: int) -> np.ndarray:
     """[2, B, n, n] fields -> float32 [B, N, N, 3]: low-pass L, W and L W, then mix the palette's corners with them."""
-    matrix = _decimation_matrix(size)
-    lightness, warmth, product = (matrix @ field @ matrix.T for field in (*fields, fields[0] * fields[1]))
+    lightness, warmth, product = (_decimate(field, size) for field in (*fields, fields[0] * fields[1]))
     (a, b), (c, d) = PALETTE / 4
     rgb = (a + b + c + d) + lightness[..., None] * (b + d - a - c)
     rgb += warmth[..., None] * (c + d - a - b)
@@ -162,7 +161,7 @@ def _add_octave(fields: np.ndarray, grid: _Grid, octave: int, cell: float, fade:
 
 
 def _add_provinces(fields: np.ndarray, grid: _Grid, cell: float, key: int, fade: np.ndarray) -> None:
-    """Patches of colour: smooth noise between the corners of a turned lattice, with an odd curve that widens its extremes."""
+    """Patches of colour: smooth noise between the corners of a turned lattice; an odd curve widens its extremes."""
     angle, shift_u, shift_v = _uniform(key, 3)
     cos, sin = math.cos(2 * math.pi * angle), math.sin(2 * math.pi * angle)
     u, base_u = _lattice_axis(grid, cos / cell, sin / cell, shift_u)
@@ -258,7 +257,8 @@ class _Cells(NamedTuple):
 class _Stamps:
     """Kinds of round landform, as profiles over q = (r/R)^2 in [0, 1].
 
-    The marks have zero integral over q, which is to say zero mean over the disc; the hill shading is odd and has it too.
+    The marks have zero integral over q, which is to say zero mean over the disc; the hill shading is odd and has it
+    too.
 
     Attributes:
         lightness, warmth: float32 [kinds * table].
@@ -363,7 +363,7 @@ def _plane_wave(grid: _Grid, frequency: float, angle: float, phase: float) -> np
     over_y += 2 * math.pi * phase
     columns = np.stack([np.sin(over_x), np.cos(over_x)], axis=1).astype(np.float32)
     rows = np.stack([np.cos(over_y), np.sin(over_y)], axis=2).astype(np.float32)
-    return rows @ columns
+    return rows[:, :, :1] * columns[:, :1] + rows[:, :, 1:] * columns[:, 1:]
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -400,26 +400,56 @@ def _coarser(grid: _Grid) -> _Grid:
 
 
 def _double(fields: np.ndarray, n: int) -> np.ndarray:
-    """Interpolate [2, B, m, m] to twice the rate, [2, B, n, n]."""
-    matrix = _doubling_matrix(fields.shape[-1], n)
-    return matrix @ fields @ matrix.T
+    """Interpolate [2, B, m, m] to twice the rate, [2, B, n, n], with six-point Lagrange polynomials."""
+    return _double_rows(_double_rows(fields, n).swapaxes(2, 3), n).swapaxes(2, 3)
 
 
-@functools.lru_cache(maxsize=64)
-def _doubling_matrix(m: int, n: int) -> np.ndarray:
-    """Six-point Lagrange interpolation to twice the rate, float32 [n, m]."""
+def _double_rows(fields: np.ndarray, n: int) -> np.ndarray:
+    """[2, B, m, k] -> [2, B, n, k]: row 2 i draws on rows i ... i + 5, row 2 i + 1 on rows i + 1 ... i + 6."""
+    result = np.empty((*fields.shape[:2], n, fields.shape[3]), np.float32)
+    for parity, taps in enumerate((_DOUBLING_TAPS, _DOUBLING_TAPS[::-1])):
+        count = (n + 1 - parity) // 2
+        result[:, :, parity::2] = _weighted_rows(fields, taps, parity, 1, count)
+    return result
+
+
+def _decimate(fields: np.ndarray, size: int) -> np.ndarray:
+    """Low-pass and decimate [B, n, n] to [B, N, N]."""
+    rows = _decimate_rows(fields, size).swapaxes(1, 2)
+    return np.ascontiguousarray(_decimate_rows(rows, size).swapaxes(1, 2))
+
+
+def _decimate_rows(fields: np.ndarray, size: int) -> np.ndarray:
+    return _weighted_rows(fields, _lowpass_taps(), SUPERSAMPLING // 2, SUPERSAMPLING, size)
+
+
+def _weighted_rows(fields: np.ndarray, taps: np.ndarray, first: int, step: int, count: int) -> np.ndarray:
+    """Row i of the result is the sum of taps[t] times row first + step i + t; [..., m, k] -> [..., count, k].
+
+    Plain sums, as matrix products of this size would wake all threads of the BLAS library in each worker process.
+    """
+    result = np.zeros((*fields.shape[:-2], count, fields.shape[-1]), np.float32)
+    for image, total in zip(
+        fields.reshape(-1, *fields.shape[-2:]), result.reshape(-1, *result.shape[-2:]), strict=True
+    ):
+        for t, tap in enumerate(taps):
+            start = first + t
+            total += tap * image[start : start + step * (count - 1) + 1 : step]
+    return result
+
+
+def _lagrange_taps() -> np.ndarray:
     nodes = range(-_DOUBLE_PAD, _DOUBLE_PAD)
     taps = [math.prod((-0.25 - j) / (k - j) for j in nodes if j != k) for k in nodes]
-    matrix = np.zeros((n, m), np.float32)
-    for i in range(n):
-        start = i // 2 + i % 2
-        matrix[i, start : start + len(taps)] = taps[::-1] if i % 2 else taps
-    return matrix
+    return np.array(taps, np.float32)
 
 
-@functools.lru_cache(maxsize=8)
-def _decimation_matrix(size: int) -> np.ndarray:
-    """Low-pass and decimation to N pixels, float32 [N, n]: Kaiser-windowed sinc, 45 dB down from Nyquist on."""
+_DOUBLING_TAPS = _lagrange_taps()
+
+
+@functools.lru_cache(maxsize=1)
+def _lowpass_taps() -> np.ndarray:
+    """Kaiser-windowed sinc on the finest grid, float32 [24]: 45 dB down from the Nyquist frequency of the pixels on."""
     attenuation_db, width_px = 45.0, 2 * _HALF_TAPS_PX
     transition = (attenuation_db - 7.95) / (14.36 * width_px)
     taps = firwin(
@@ -428,8 +458,4 @@ def _decimation_matrix(size: int) -> np.ndarray:
         window=("kaiser", kaiser_beta(attenuation_db)),
         fs=SUPERSAMPLING,
     )
-    matrix = np.zeros((size, (size + width_px) * SUPERSAMPLING), np.float32)
-    for i in range(size):
-        start = i * SUPERSAMPLING + SUPERSAMPLING // 2
-        matrix[i, start : start + len(taps)] = taps
-    return matrix
+    return taps.astype(np.float32)

@@ -24,7 +24,7 @@ def describe_run(
     config: RunConfig, *, preset: str, data: PatchDataset, devices: Sequence[torch.device], folder: Path
 ) -> str:
     """The resolved run as text: choices, every setting, the layer plan with shapes, parameters and memory."""
-    generator, discriminator = _networks(config)
+    generator, discriminator = networks_on_meta(config)
     share = config.training.batch // len(devices)
     weights, activations = memory_bytes(generator, discriminator, share)
     return "\n".join(
@@ -105,7 +105,8 @@ def saved_bytes(forward: Callable[[], torch.Tensor]) -> int:
     return total
 
 
-def _networks(config: RunConfig) -> tuple[Generator, Discriminator]:
+def networks_on_meta(config: RunConfig) -> tuple[Generator, Discriminator]:
+    """Both networks of a run as shapes without memory."""
     discriminator = Discriminator(
         config.discriminator,
         img_resolution=config.generator.img_resolution,

@@ -225,7 +225,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         workers = self.config.training.workers
-        workers = (1 if self.device.type == "cpu" else 3) if workers is None else workers
+        workers = (0 if self.device.type == "cpu" else 3) if workers is None else workers  # a CPU has none to spare
         return iter(
             DataLoader(
                 self.dataset,  # type: ignore[arg-type]

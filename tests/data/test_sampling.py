@@ -36,9 +36,7 @@ def test_probabilities_agree_with_golden():
     for case in json.loads((GOLDEN / "scale_sampling.json").read_text()):
         keys = ("warmup_kimg", "skew_kimg", "boost_first", "boost_last")
         for row in case["rows"]:
-            p = octave_probabilities(
-                row["kimg"] * 1000, octaves=case["n_octaves"], **{key: case[key] for key in keys}
-            )
+            p = octave_probabilities(row["kimg"] * 1000, octaves=case["n_octaves"], **{key: case[key] for key in keys})
             np.testing.assert_allclose(p, row["probs"], atol=1e-9, rtol=0)
             assert p.sum() == pytest.approx(1, abs=1e-12)
 

@@ -1,0 +1,188 @@
+"""Containers are read lazily, written whole or not at all, and each kind of damage is one sentence."""
+
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dnnlib.errors import UserError
+from multiscale.data.patches import PatchDataset, PatchWriter, check_patches, count_octaves, encode_png, octave_of
+
+
+def patch(i, side=16, channels=3):
+    rng = np.random.default_rng(i)
+    return rng.integers(0, 256, size=(side, side, channels), dtype=np.uint8)
+
+
+def write_set(path, labels=(0.0, 0.5, 1.25, 2.5, 3.0), **shape):
+    with PatchWriter(path) as writer:
+        for i, label in enumerate(labels):
+            writer.add(encode_png(patch(i, **shape)), label)
+    return path
+
+
+def write_zip(path, files, labels):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+        if labels is not None:
+            archive.writestr("dataset.json", labels if isinstance(labels, str) else json.dumps({"labels": labels}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["set.zip", "folder"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_written_is_read_back(tmp_path, name, channels):
+    dataset = PatchDataset(write_set(tmp_path / name, channels=channels))
+    assert (len(dataset), dataset.resolution, dataset.num_channels, dataset.octaves) == (5, 16, channels, 3)
+    assert dataset.labels.dtype == np.float64
+    assert dataset.patch_octaves.tolist() == [0, 0, 1, 2, 2]
+    assert dataset.counts().tolist() == [2, 1, 2]
+    for i in (*range(5), -1):
+        pixels, label = dataset[i]
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, patch(i % 5, channels=channels).transpose(2, 0, 1))
+        assert label == dataset.labels[i]
+    dataset.check_headers()
+    assert check_patches(dataset, workers=1) == []
+    with pytest.raises(IndexError):
+        dataset[5]
+
+
+def test_equal_patches_give_equal_bytes(tmp_path):
+    first, second = (write_set(tmp_path / name).read_bytes() for name in ("a.zip", "b.zip"))
+    assert first == second
+
+
+def test_deflated_zips_of_other_tools_are_read(tmp_path):
+    source = PatchDataset(write_set(tmp_path / "a.zip"))
+    with (
+        zipfile.ZipFile(tmp_path / "a.zip") as old,
+        zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    dataset = PatchDataset(tmp_path / "b.zip")
+    dataset.check_headers()
+    assert all((dataset[i][0] == source[i][0]).all() for i in range(5))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_loader_workers_read_what_the_main_process_reads(tmp_path, context):
+    dataset = PatchDataset(write_set(tmp_path / "a.zip"))
+    expected = [dataset[i][0] for i in range(5)]  # the parent has the file open when it forks
+    loader = torch.utils.data.DataLoader(dataset, batch_size=1, num_workers=2, multiprocessing_context=context)
+    for (pixels, _), want in zip(loader, expected, strict=True):
+        np.testing.assert_array_equal(pixels[0].numpy(), want)
+
+
+def test_datasets_pickle_small_and_without_handles(tmp_path):
+    dataset = PatchDataset(write_set(tmp_path / "a.zip"))
+    dataset[0]
+    again = pickle.loads(pickle.dumps(dataset))
+    assert (again[3][0] == dataset[3][0]).all()
+
+
+def test_the_top_label_counts_into_the_octave_below():
+    labels = np.array([0.0, 1.0, 5.999, 6.0])
+    assert count_octaves(labels) == 6
+    assert octave_of(labels, 6).tolist() == [0, 1, 5, 5]
+    assert count_octaves(np.array([0.0])) == 1
+
+
+PNG = encode_png(patch(0))
+BAD_SETS = {
+    "no dataset.json": ({"a.png": PNG}, None, "holds no dataset.json"),
+    "dataset.json further down": ({"x/dataset.json": b"{}", "a.png": PNG}, None, "x/dataset.json"),
+    "empty zip": ({}, None, "is empty"),
+    "no patches": ({}, [], "holds no patches"),
+    "broken json": ({"a.png": PNG}, '{"labels": [', "is not of the form"),
+    "null labels": ({"a.png": PNG}, '{"labels": null}', "is not of the form"),
+    "text label": ({"a.png": PNG}, [["a.png", "3"]], "not a number"),
+    "label missing": ({"a.png": PNG, "b.png": PNG, "c.png": PNG}, [["a.png", 1]], "2 patches .* b.png, c.png"),
+    "label of a missing file": ({"a.png": PNG}, [["a.png", 1], ["gone.png", 1]], "gone.png"),
+    "named twice": ({"a.png": PNG}, [["a.png", 1], ["a.png", 2]], "twice"),
+    "NaN": ({"a.png": PNG}, '{"labels": [["a.png", NaN]]}', "a.png = nan"),
+    "negative": ({"a.png": PNG}, [["a.png", -0.5]], "a.png = -0.5"),
+    "a zoom factor": ({"a.png": PNG}, [["a.png", 64]], "log2 of the zoom"),
+    "not square": ({"a.png": encode_png(np.zeros((16, 32, 3), np.uint8))}, [["a.png", 1]], "must be square"),
+    "not a power of two": ({"a.png": encode_png(patch(0, side=24))}, [["a.png", 1]], "power of two"),
+    "RGBA": ({"a.png": encode_png(patch(0, channels=4))}, [["a.png", 1]], "8-bit RGBA"),
+    "not PNG": ({"a.png": b"JFIF" * 20}, [["a.png", 1]], "not a PNG"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETS)
+def test_a_bad_set_is_refused_with_a_sentence(tmp_path, case):
+    files, labels, message = BAD_SETS[case]
+    with pytest.raises(UserError, match=message) as caught:
+        PatchDataset(write_zip(tmp_path / "bad.zip", files, labels))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_zip_are_refused(tmp_path):
+    whole = write_set(tmp_path / "whole.zip").read_bytes()
+    for name, data in {"none.zip": b"", "text.zip": b"hello" * 99, "cut.zip": whole[:-200]}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=name):
+            PatchDataset(tmp_path / name)
+    with pytest.raises(UserError, match=r"There is no .*absent\.zip"):
+        PatchDataset(tmp_path / "absent.zip")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is empty"):
+        PatchDataset(tmp_path / "empty")
+
+
+def mixed_set(path):
+    files = {f"{i}.png": encode_png(patch(i)) for i in range(6)}
+    files["1.png"] = encode_png(patch(1, side=32))
+    files["2.png"] = encode_png(patch(2, channels=1))
+    files["3.png"] = files["3.png"][:-30]
+    files["4.png"] = files["4.png"][:100] + bytes(50) + files["4.png"][150:]
+    return write_zip(path, files, [[name, 1.0] for name in files])
+
+
+def test_headers_name_every_patch_of_another_size_or_mode_or_cut_short(tmp_path):
+    dataset = PatchDataset(mixed_set(tmp_path / "mixed.zip"))
+    with pytest.raises(UserError) as caught:
+        dataset.check_headers()
+    text = str(caught.value)
+    for expected in ("3 patches of 6", "1.png is 32 x 32", "2.png is 16 x 16 8-bit grey", "3.png is truncated"):
+        assert expected in text
+    for index in (1, 2, 3, 4):
+        with pytest.raises(UserError, match=f"{index}.png"):
+            dataset[index]
+
+
+def test_full_check_finds_damaged_pixels_too(tmp_path):
+    dataset = PatchDataset(mixed_set(tmp_path / "mixed.zip"))
+    assert [name for name, _ in check_patches(dataset)] == ["1.png", "2.png", "3.png", "4.png"]
+
+
+@pytest.mark.parametrize("name", ["set.zip", "folder"])
+def test_a_failed_write_leaves_nothing_and_keeps_what_stood_there(tmp_path, name):
+    write_set(tmp_path / name)
+    before = PatchDataset(tmp_path / name)[0][0]
+    with pytest.raises(KeyboardInterrupt), PatchWriter(tmp_path / name, force=True) as writer:
+        writer.add(encode_png(patch(9)), 0.0)
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (PatchDataset(tmp_path / name)[0][0] == before).all()
+
+
+def test_existing_sets_are_replaced_only_by_force_and_other_folders_never(tmp_path):
+    for name in ("set.zip", "folder"):
+        write_set(tmp_path / name)
+        with pytest.raises(UserError, match="--force"):
+            PatchWriter(tmp_path / name)
+        with PatchWriter(tmp_path / name, force=True) as writer:
+            writer.add(PNG, 0.0)
+        assert len(PatchDataset(tmp_path / name)) == 1
+    (tmp_path / "home").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "home" / "photo.png")
+    with pytest.raises(UserError, match="no patch set"):
+        PatchWriter(tmp_path / "home", force=True)
