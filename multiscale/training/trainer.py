@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ class Trainer:
             save_png(self.folder / "reals.png", real_sheet(self.dataset, training.sample_seeds), {})
             self._measure()
             self._snapshot()
-        bar = tqdm(total=self.total_steps * training.batch, unit="img", disable=not first, mininterval=1)
+        seconds = 1 if sys.stderr.isatty() else 30  # a log wants few lines
+        bar = tqdm(total=self.total_steps * training.batch, unit="img", disable=not first, mininterval=seconds)
         try:
             for real, labels in self._batches():
                 self.train_step(real, labels)
