@@ -87,6 +87,13 @@ def test_data_alone_chooses_the_rest_and_says_so(trained, tmp_path, monkeypatch)
     assert not (tmp_path / "runs").exists(), "a dry run writes nothing"
 
 
+def test_a_preset_is_meant_even_where_a_folder_has_its_name(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    request = Request(data=str(trained.parent / "patches.zip"), config="demo", gpus=0)
+    assert resolve(request).config.generator.channel_max == 96
+
+
 def test_numbered_folders_count_up(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "00007-x").mkdir(parents=True)

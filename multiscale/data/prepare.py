@@ -25,10 +25,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.progress import progress_bar
 from multiscale.data.patches import PatchDataset, PatchWriter, check_dest, check_patches, encode_png
 from multiscale.data.procedural import render_batch
 from multiscale.view import uniform_centres
@@ -176,7 +176,7 @@ def inspect_patches(path: str | Path, *, sheet: str | Path | None = None, worker
     print("octave         zoom   patches   share")
     for octave, count in enumerate(dataset.counts()):
         print(f"{octave:6d} {_zooms(octave):>12} {count:9,d} {count / len(dataset):7.1%}")
-    with tqdm(total=len(dataset), unit="patch", desc="checking") as bar:
+    with progress_bar(total=len(dataset), unit="patch", desc="checking") as bar:
         bad = check_patches(dataset, workers=_process_count(workers), progress=bar.update)
     problems = [f"octave {octave} holds no patch" for octave in np.flatnonzero(dataset.counts() == 0)]
     problems += [f"{name} {problem}" for name, problem in bad]
@@ -244,7 +244,7 @@ def _write_patches(
 ) -> None:
     with (
         PatchWriter(dest, force=force) as writer,
-        tqdm(total=sum(counts), unit="patch", desc=dest.name) as bar,
+        progress_bar(total=sum(counts), unit="patch", desc=dest.name) as bar,
         contextlib.closing(_in_order(draw, jobs, workers)) as drawn,
     ):
         for patches in drawn:
@@ -386,7 +386,7 @@ def _verified_photographs(source: Path, workers: int) -> list[Photograph]:
     photographs: list[Photograph] = []
     problems: list[str] = []
     with (
-        tqdm(total=len(paths), unit="file", desc="verifying") as bar,
+        progress_bar(total=len(paths), unit="file", desc="verifying") as bar,
         contextlib.closing(_in_order(_examine, paths, workers)) as examined,
     ):
         for path, found in zip(paths, examined, strict=True):

@@ -163,7 +163,7 @@ def _config_layer(config: str | None) -> dict[str, Any]:
     """``--config``: a YAML file, or the name of a preset."""
     if config is None:
         return {}
-    if config in preset_names() and not Path(config).exists():
+    if config in preset_names() and not Path(config).is_file():
         return {"preset": config}
     return load_yaml(config)
 

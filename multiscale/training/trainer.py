@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import json
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
+from dnnlib.progress import progress_bar
 from multiscale.config import RunConfig
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import ScaleSampler
@@ -112,8 +112,7 @@ class Trainer:
             save_png(self.folder / "reals.png", real_sheet(self.dataset, training.sample_seeds), {})
             self._measure()
             self._snapshot()
-        seconds = 1 if sys.stderr.isatty() else 30  # a log wants few lines
-        bar = tqdm(total=self.total_steps * training.batch, unit="img", disable=not first, mininterval=seconds)
+        bar = progress_bar(total=self.total_steps * training.batch, unit="img", disable=not first)
         try:
             for real, labels in self._batches():
                 self.train_step(real, labels)
