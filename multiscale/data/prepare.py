@@ -1,4 +1,4 @@
-"""Make patch sets, from the procedural scene or from photographs, and look into them (method: "Data").
+"""Make patch sets, from the procedural scene or from photographs, and look into them.
 
 Every patch draws from a random stream of its own, named by (seed, octave, index), and patches are written in a fixed
 order: the same request gives the same bytes whatever the number of processes.
@@ -29,7 +29,8 @@ from PIL import Image, ImageOps
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from dnnlib.progress import progress_bar
-from multiscale.data.patches import PatchDataset, PatchWriter, check_dest, check_patches, encode_png
+from multiscale.data.container import PatchWriter, check_dest, encode_png
+from multiscale.data.patches import PatchDataset, check_patches
 from multiscale.data.procedural import render_batch
 from multiscale.view import uniform_centres
 from torch_utils.random import stream

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from dnnlib.errors import UserError
-from multiscale.data.patches import PatchDataset, PatchWriter, check_patches, count_octaves, encode_png, octave_of
+from multiscale.data.container import PatchWriter, encode_png
+from multiscale.data.patches import PatchDataset, check_patches, count_octaves, octave_of
 
 
 def patch(i, side=16, channels=3):
