@@ -62,6 +62,7 @@ class Trainer:
         self.step = 0
         self.total_steps = -(-round(training.kimg * 1000) // training.batch)
         self.means = Means()
+        self.distances: list[float] = []
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
@@ -285,17 +286,18 @@ class Trainer:
         return path
 
     def _measure(self) -> None:
-        """Distance of generated from real patches, mean over octaves, logged (if ``swd_patches`` asks for it)."""
+        """Distance of generated from real patches, logged and printed beside the start's (if ``swd_patches`` asks)."""
         count = self.config.training.swd_patches
-        if count:
-            per_octave, mean = patch_distance(self.G_ema, self.dataset, count, self.device, self.config.training.seed)
-            self._log({"swd": per_octave, "swd mean": mean})
-            octaves = " ".join(f"{d:.3f}" for d in per_octave)
-            print(
-                f"Distance of generated from real patches after {self.images_seen / 1000:g} kimg: {mean:.3f} "
-                f"(sliced Wasserstein, mean over octaves: {octaves})",
-                flush=True,
-            )
+        if not count:
+            return
+        per_octave, mean = patch_distance(self.G_ema, self.dataset, count, self.device, self.config.training.seed)
+        self._log({"swd": per_octave, "swd mean": mean})
+        self.distances.append(mean)
+        progress = " -> ".join(f"{distance:.3f}" for distance in self.distances)
+        octaves = " ".join(f"{distance:.3f}" for distance in per_octave)
+        kimg = f"{self.images_seen / 1000:g} kimg"
+        print(f"Distance of generated from real patches after {kimg}: {progress}", flush=True)
+        print(f"  (sliced Wasserstein on Laplacian pyramids, mean over octaves; now by octave: {octaves})", flush=True)
 
 
 def _ignore_interrupt(_: int) -> None:
