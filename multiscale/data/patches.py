@@ -43,7 +43,7 @@ from multiscale.data.container import (
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3}
 _COLOUR_TYPE_NAMES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGBA"}
-_READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
+_READ_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, EOFError, struct.error, zlib.error)
 
 
 class PatchFormat(NamedTuple):
