@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_patches
 
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from multiscale.training import perceptual
 from multiscale.training.consistency import consistency_loss
+from multiscale.training.launch import Request, resolve, train
 from multiscale.training.perceptual import ALEXNET_FILE, ALEXNET_LAYERS, LINEAR_FILE, LPIPS, load_lpips
 
 State = dict[str, torch.Tensor]
@@ -171,3 +174,14 @@ def test_making_it_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     LPIPS(*states)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_trains_with_lpips_once_its_files_are_there(folder: Path, tmp_path: Path) -> None:
+    """The same command: L1 alone chosen without the files, LPIPS as well with them."""
+    data = str(small_patches(tmp_path / "p.zip", side=32))
+    without = resolve(Request(data=data, gpus=0, assignments=[f"training.lpips_folder={tmp_path / 'elsewhere'}"]))
+    assert without.config.training.consistency_metric == "l1"
+    sets = [f"training.lpips_folder={folder}", "training.consistency_metric=l1+lpips", "training.swd_patches=0"]
+    train(Request(data=data, gpus=0, kimg=0.008, batch=4, outdir=str(tmp_path / "run"), assignments=sets))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
+    assert all(0 < line["loss/consistency"] < 100 for line in lines)
