@@ -7,6 +7,7 @@ range. Deep options are reached from the command line with ``--set path=value``,
 from __future__ import annotations
 
 import dataclasses
+import sysconfig
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -280,7 +281,9 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def _preset_folder() -> Path:
-    return Path(__file__).resolve().parent.parent / "configs"
+    """``configs/`` of the checkout, or where an installed package has it."""
+    checkout = Path(__file__).resolve().parent.parent / "configs"
+    return checkout if checkout.is_dir() else Path(sysconfig.get_path("data"), "share", "multiscale-gan", "configs")
 
 
 def _refuse_unknown_keys(schema: Any, values: Any, source: str, prefix: str) -> None:

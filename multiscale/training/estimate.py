@@ -39,7 +39,7 @@ def describe_run(
             plan_table(generator.plan),
             "",
             f"Parameters: generator {_count(generator):,}, discriminator {_count(discriminator):,}",
-            f"Memory, estimated for each device: {(weights + activations) / GIB:.2f} GiB "
+            f"Memory in float32, estimated for each device: {(weights + activations) / GIB:.2f} GiB "
             f"(weights and optimisers {weights / GIB:.2f}, activations of a step {activations / GIB:.2f})",
             "",
         ]
