@@ -5,9 +5,9 @@ provinces and craters of one size update them by
 
     L <- L + d (1 - L^2),      W <- W + e (1 - W^2),      |d|, |e| <= 1/2
 
-which keeps them in range for ever. As d and e are zero in the mean over each landform, a coarser view is the average of
-a finer one (a martingale over scales): leaving out the octaves below the pixels of a view takes away nothing but detail
-that the view cannot show. Colour is bilinear in (L, W), between the four corners of a palette.
+which keeps them in range for ever. As d and e are zero in the mean (over each crater, and over every few cells of the
+provinces), a coarser view is the average of a finer one: leaving out the octaves below the pixels of a view takes away
+nothing but detail that the view cannot show. Colour is bilinear in (L, W), between the four corners of a palette.
 
 Band limit: an octave is drawn on the coarsest grid that holds ``_SAMPLES_PER_CELL`` samples a cell of its lattice, and
 grids are doubled by band-limited interpolation, so that a view costs little more than its finest octave. Octaves fade
@@ -22,16 +22,25 @@ Shapes: B views, N pixels a side of a view, n samples a side of a grid, y down (
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.signal import firwin, kaiser_beta
 
-SUPERSAMPLING = 2
-"""Samples a pixel on the finest grid."""
+from multiscale.data.grids import (
+    HALF_TAPS_PX,
+    SUPERSAMPLING,
+    Grid,
+    coarser,
+    decimate,
+    double,
+    hash_cells,
+    lattice_axis,
+    lattice_key,
+    plane_wave,
+    uniform,
+)
 
 PALETTE = np.array(
     [
@@ -46,15 +55,15 @@ _FIRST_CELL = 0.62
 """Lattice cell of octave 0, in world units."""
 
 _SAMPLES_PER_CELL = 9.0
-_FADE_CELLS_PX = (2.4, 4.8)
-"""An octave is absent when its cells are narrower than the first, in full when wider than the second (pixels)."""
+_PROVINCE_FADE_PX, _CRATER_FADE_PX = (0.8, 1.6), (3.0, 5.0)
+"""A layer is absent when its lattice cells are narrower than the first, in full when wider than the second (pixels).
 
-_HALF_TAPS_PX = 6
-"""Half width of the low-pass, and margin drawn around a view, in pixels."""
+Provinces are smooth, about half a cycle a cell; craters fill a part of their cells only. Where they fade, either holds
+nearly nothing that the pixels could show.
+"""
 
 _TABLE = 4096
 _TO_SUN = (-0.62, -0.78)
-_DOUBLE_PAD = 3
 
 
 def render(
@@ -105,26 +114,12 @@ def render_batch(
 
 def _colour(fields: np.ndarray, size: int) -> np.ndarray:
     """[2, B, n, n] fields -> float32 [B, N, N, 3]: low-pass L, W and L W, then mix the palette's corners with them."""
-    lightness, warmth, product = (_decimate(field, size) for field in (*fields, fields[0] * fields[1]))
+    lightness, warmth, product = (decimate(field, size) for field in (*fields, fields[0] * fields[1]))
     (a, b), (c, d) = PALETTE / 4
     rgb = (a + b + c + d) + lightness[..., None] * (b + d - a - c)
     rgb += warmth[..., None] * (c + d - a - b)
     rgb += product[..., None] * (a + d - b - c)
     return rgb
-
-
-class _Grid(NamedTuple):
-    """Samples at x0 + j spacing, y0 + i spacing for 0 <= i, j < n; world units, float64 [B] each."""
-
-    x0: np.ndarray
-    y0: np.ndarray
-    spacing: np.ndarray
-    n: int
-
-    def linear(self, along_x: float, along_y: float) -> tuple[np.ndarray, np.ndarray]:
-        """The two parts, over columns and over rows, of along_x x + along_y y: float64 [B, n] each."""
-        steps = np.arange(self.n) * self.spacing[:, None]
-        return along_x * (self.x0[:, None] + steps), along_y * (self.y0[:, None] + steps)
 
 
 def _surface(centres: np.ndarray, zooms: np.ndarray, size: int, seed: int, widest: float) -> np.ndarray:
@@ -133,47 +128,56 @@ def _surface(centres: np.ndarray, zooms: np.ndarray, size: int, seed: int, wides
     ``widest`` >= 1/Z chooses the grid of each octave, so that the choice is the same for all views of a zoom octave.
     """
     pixel = 1 / (zooms * size)
-    n = (size + 2 * _HALF_TAPS_PX) * SUPERSAMPLING
+    n = (size + 2 * HALF_TAPS_PX) * SUPERSAMPLING
     half = (n - 1) / 2 * pixel / SUPERSAMPLING
-    grids = [_Grid(centres[:, 0] - half, centres[:, 1] - half, pixel / SUPERSAMPLING, n)]
+    grids = [Grid(centres[:, 0] - half, centres[:, 1] - half, pixel / SUPERSAMPLING, n)]
     finest = widest / size / SUPERSAMPLING
     while finest * 2 ** len(grids) * _SAMPLES_PER_CELL <= _FIRST_CELL:
-        grids.append(_coarser(grids[-1]))
+        grids.append(coarser(grids[-1]))
     fields = np.zeros((2, len(zooms), grids[-1].n, grids[-1].n), np.float32)
     level, octave, cell = len(grids) - 1, 0, _FIRST_CELL
-    while cell > _FADE_CELLS_PX[0] * float(pixel.min()):
+    while _PROVINCE_CELLS * cell > _PROVINCE_FADE_PX[0] * float(pixel.min()):
         while level > 0 and finest * 2**level * _SAMPLES_PER_CELL > cell:
             level -= 1
-            fields = _double(fields, grids[level].n)
-        fade = _smoothstep((cell / pixel - _FADE_CELLS_PX[0]) / (_FADE_CELLS_PX[1] - _FADE_CELLS_PX[0]))
-        _add_octave(fields, grids[level], octave, cell, fade.astype(np.float32)[:, None, None], seed)
+            fields = double(fields, grids[level].n)
+        _add_octave(fields, grids[level], octave, cell, pixel, seed)
         octave, cell = octave + 1, cell / 2
     for finer in reversed(grids[:level]):
-        fields = _double(fields, finer.n)
+        fields = double(fields, finer.n)
     return fields
 
 
-def _add_octave(fields: np.ndarray, grid: _Grid, octave: int, cell: float, fade: np.ndarray, seed: int) -> None:
-    """Update L, W in place by one octave of the surface."""
-    craters, provinces = (_stream(seed, octave, part) for part in range(2))
-    _add_provinces(fields, grid, _PROVINCE_CELLS * cell, provinces, fade)
-    _add_stamps(fields, grid, _CRATER_CELLS * cell, craters, _CRATERS, fade)
+def _add_octave(fields: np.ndarray, grid: Grid, octave: int, cell: float, pixel: np.ndarray, seed: int) -> None:
+    """Update L, W in place by one octave of the surface; ``pixel``: world units, [B]."""
+    craters, provinces = (lattice_key(seed, octave, part) for part in range(2))
+    _add_provinces(
+        fields, grid, _PROVINCE_CELLS * cell, provinces, _fade(_PROVINCE_CELLS * cell, pixel, _PROVINCE_FADE_PX)
+    )
+    fade = _fade(_CRATER_CELLS * cell, pixel, _CRATER_FADE_PX)
+    if fade.any():
+        _add_stamps(fields, grid, _CRATER_CELLS * cell, craters, _CRATERS, fade)
 
 
-def _add_provinces(fields: np.ndarray, grid: _Grid, cell: float, key: int, fade: np.ndarray) -> None:
-    """Patches of colour: smooth noise between the corners of a turned lattice; an odd curve widens its extremes."""
-    angle, shift_u, shift_v = _uniform(key, 3)
+def _fade(cell: float, pixel: np.ndarray, limits_px: tuple[float, float]) -> np.ndarray:
+    """Amplitude of a layer in each view, float32 [B, 1, 1]: 0 below the limits, 1 above."""
+    low, high = limits_px
+    return _smoothstep((cell / pixel - low) / (high - low)).astype(np.float32)[:, None, None]
+
+
+def _add_provinces(fields: np.ndarray, grid: Grid, cell: float, key: int, fade: np.ndarray) -> None:
+    """Patches of colour: smooth noise between the corners of a turned lattice."""
+    angle, shift_u, shift_v = uniform(key, 3)
     cos, sin = math.cos(2 * math.pi * angle), math.sin(2 * math.pi * angle)
-    u, base_u = _lattice_axis(grid, cos / cell, sin / cell, shift_u)
-    v, base_v = _lattice_axis(grid, -sin / cell, cos / cell, shift_v)
+    u, base_u = lattice_axis(grid, cos / cell, sin / cell, shift_u)
+    v, base_v = lattice_axis(grid, -sin / cell, cos / cell, shift_v)
     iu, iv = np.floor(u), np.floor(v)
     u -= iu
     v -= iv
     low_u, low_v = int(iu.min()), int(iv.min())
     columns, rows = int(iu.max()) - low_u + 2, int(iv.max()) - low_v + 2
-    corners_u = (base_u + low_u)[:, None, None] + np.arange(columns)
-    corners_v = (base_v + low_v)[:, None, None] + np.arange(rows)[:, None]
-    values = _widen(2 * _hash_cells(key, corners_u, corners_v, 2) - 1).astype(np.float32)
+    corners_u = (base_u + low_u)[:, None, None] + np.arange(-1, columns + 1)
+    corners_v = (base_v + low_v)[:, None, None] + np.arange(-1, rows + 1)[:, None]
+    values = _without_mean(_widen(2 * hash_cells(key, corners_u, corners_v, 2) - 1)).astype(np.float32)
     first = (np.arange(len(base_u)) * (rows * columns) - low_v * columns - low_u).astype(np.int32)
     index = (iv * columns + iu).astype(np.int32)
     index += first[:, None, None]
@@ -185,7 +189,7 @@ def _add_provinces(fields: np.ndarray, grid: _Grid, cell: float, key: int, fade:
         lower = np.take(table, index + columns)
         lower += across * (np.take(table, index + columns + 1) - lower)
         upper += down * (lower - upper)
-        _update(field, np.float32(strength) * _widen(upper), fade)
+        _update(field, np.float32(strength) * upper, fade)
 
 
 def _widen(x: np.ndarray) -> np.ndarray:
@@ -193,13 +197,23 @@ def _widen(x: np.ndarray) -> np.ndarray:
     return x * (2 - np.abs(x))
 
 
-def _add_stamps(fields: np.ndarray, grid: _Grid, cell: float, key: int, kinds: _Stamps, fade: np.ndarray) -> None:
+def _without_mean(values: np.ndarray) -> np.ndarray:
+    """Subtract from each corner the binomial mean of its 3 x 3 neighbours, [..., r, c] -> [..., r - 2, c - 2].
+
+    Noise between such corners has nearly no energy at frequencies far below those of its lattice, so that a view too
+    coarse for it loses nothing without it. In range [-1, 1], out of range [-3/2, 3/2].
+    """
+    rows = (values[..., :-2, :] + values[..., 2:, :] + 2 * values[..., 1:-1, :]) / 4
+    return values[..., 1:-1, 1:-1] - (rows[..., :-2] + rows[..., 2:] + 2 * rows[..., 1:-1]) / 4
+
+
+def _add_stamps(fields: np.ndarray, grid: Grid, cell: float, key: int, kinds: _Stamps, fade: np.ndarray) -> None:
     """Round landforms in the cells of a turned lattice: radial marks in L and W, and hill shading in L."""
-    angle, shift_u, shift_v, *bend = _uniform(key, 7)
+    angle, shift_u, shift_v, *bend = uniform(key, 7)
     cos, sin = math.cos(2 * math.pi * angle), math.sin(2 * math.pi * angle)
-    u, base_u = _lattice_axis(grid, cos / cell, sin / cell, shift_u)
-    v, base_v = _lattice_axis(grid, -sin / cell, cos / cell, shift_v)
-    wobble = _plane_wave(grid, 1.2 / cell, bend[0], bend[1])
+    u, base_u = lattice_axis(grid, cos / cell, sin / cell, shift_u)
+    v, base_v = lattice_axis(grid, -sin / cell, cos / cell, shift_v)
+    wobble = plane_wave(grid, 1.2 / cell, bend[0], bend[1])
     wobble *= 0.07
     u += wobble
     v -= wobble
@@ -210,7 +224,7 @@ def _add_stamps(fields: np.ndarray, grid: _Grid, cell: float, key: int, kinds: _
     columns, rows = int(iu.max()) - low_u + 1, int(iv.max()) - low_v + 1
     cells_u = (base_u + low_u)[:, None, None] + np.arange(columns)
     cells_v = (base_v + low_v)[:, None, None] + np.arange(rows)[:, None]
-    table = kinds.draw(_hash_cells(key, cells_u, cells_v, 5))
+    table = kinds.draw(hash_cells(key, cells_u, cells_v, 5))
     first = (np.arange(len(base_u)) * (rows * columns) - low_v * columns - low_u).astype(np.int32)
     iv *= columns
     iv += iu
@@ -332,8 +346,8 @@ def _crater(*, shading: float, floor: float, rim: float, floor_warmth: float, ri
 _CRATER_CELLS, _PROVINCE_CELLS = 1.5, 0.8
 """Lattice cells of the two layers, in cells of their octave."""
 
-_PROVINCE_STRENGTHS = (0.12, 0.30)
-"""Largest change of lightness and of warmth by a province."""
+_PROVINCE_STRENGTHS = (0.14, 0.33)
+"""Two thirds of the largest change of lightness and of warmth by a province."""
 
 _CRATERS = _Stamps(
     [
@@ -344,118 +358,3 @@ _CRATERS = _Stamps(
     ],
     density=0.4,
 )
-
-
-def _lattice_axis(grid: _Grid, along_x: float, along_y: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
-    """along_x x + along_y y + offset - base on a grid, float32 [B, n, n], and its integer base near the centre, [B]."""
-    over_x, over_y = grid.linear(along_x, along_y)
-    middle = grid.n // 2
-    base_x, base_y = np.floor(over_x[:, middle, None]), np.floor(over_y[:, middle, None])
-    columns = (over_x - base_x).astype(np.float32)
-    rows = (over_y - base_y + offset).astype(np.float32)
-    return columns[:, None, :] + rows[:, :, None], (base_x + base_y)[:, 0].astype(np.int64)
-
-
-def _plane_wave(grid: _Grid, frequency: float, angle: float, phase: float) -> np.ndarray:
-    """sin 2 pi (frequency along a direction + phase), float32 [B, n, n]; sin(a + b) from the waves over x and y."""
-    rate = 2 * math.pi * frequency
-    over_x, over_y = grid.linear(rate * math.cos(2 * math.pi * angle), rate * math.sin(2 * math.pi * angle))
-    over_y += 2 * math.pi * phase
-    columns = np.stack([np.sin(over_x), np.cos(over_x)], axis=1).astype(np.float32)
-    rows = np.stack([np.cos(over_y), np.sin(over_y)], axis=2).astype(np.float32)
-    return rows[:, :, :1] * columns[:, :1] + rows[:, :, 1:] * columns[:, 1:]
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """One round of the splitmix64 generator, uint64 -> uint64."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _stream(seed: int, octave: int, part: int) -> int:
-    """A 64-bit key for one kind of landform of one octave of one planet."""
-    words = np.random.SeedSequence([seed, octave, part]).generate_state(1, np.uint64)
-    return int(words[0])
-
-
-def _uniform(key: int, count: int) -> list[float]:
-    """``count`` numbers in [0, 1) from a key."""
-    values = _mix(_mix(np.array([key], np.uint64)) + np.arange(count, dtype=np.uint64))
-    return [float(value) * 2.0**-64 for value in values]
-
-
-def _hash_cells(key: int, u: np.ndarray, v: np.ndarray, count: int) -> np.ndarray:
-    """Uniform noise in [0, 1), float64 [count, B, rows, columns], of cells u int64 [B, 1, columns], v [B, rows, 1]."""
-    cells = _mix(_mix(u.view(np.uint64) ^ np.uint64(key)) + v.view(np.uint64))
-    streams = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
-    return (_mix(cells[None] + streams[:, None, None, None]) >> np.uint64(11)) * 2.0**-53
-
-
-def _coarser(grid: _Grid) -> _Grid:
-    """The grid of half the rate that ``_double`` turns into ``grid``: fine sample j sits at coarse j/2 + pad - 1/4."""
-    shift = grid.spacing * (0.5 - 2 * _DOUBLE_PAD)
-    return _Grid(grid.x0 + shift, grid.y0 + shift, 2 * grid.spacing, (grid.n + 1) // 2 + 2 * _DOUBLE_PAD)
-
-
-def _double(fields: np.ndarray, n: int) -> np.ndarray:
-    """Interpolate [2, B, m, m] to twice the rate, [2, B, n, n], with six-point Lagrange polynomials."""
-    return _double_rows(_double_rows(fields, n).swapaxes(2, 3), n).swapaxes(2, 3)
-
-
-def _double_rows(fields: np.ndarray, n: int) -> np.ndarray:
-    """[2, B, m, k] -> [2, B, n, k]: row 2 i draws on rows i ... i + 5, row 2 i + 1 on rows i + 1 ... i + 6."""
-    result = np.empty((*fields.shape[:2], n, fields.shape[3]), np.float32)
-    for parity, taps in enumerate((_DOUBLING_TAPS, _DOUBLING_TAPS[::-1])):
-        count = (n + 1 - parity) // 2
-        result[:, :, parity::2] = _weighted_rows(fields, taps, parity, 1, count)
-    return result
-
-
-def _decimate(fields: np.ndarray, size: int) -> np.ndarray:
-    """Low-pass and decimate [B, n, n] to [B, N, N]."""
-    rows = _decimate_rows(fields, size).swapaxes(1, 2)
-    return np.ascontiguousarray(_decimate_rows(rows, size).swapaxes(1, 2))
-
-
-def _decimate_rows(fields: np.ndarray, size: int) -> np.ndarray:
-    return _weighted_rows(fields, _lowpass_taps(), SUPERSAMPLING // 2, SUPERSAMPLING, size)
-
-
-def _weighted_rows(fields: np.ndarray, taps: np.ndarray, first: int, step: int, count: int) -> np.ndarray:
-    """Row i of the result is the sum of taps[t] times row first + step i + t; [..., m, k] -> [..., count, k].
-
-    Plain sums, as matrix products of this size would wake all threads of the BLAS library in each worker process.
-    """
-    result = np.zeros((*fields.shape[:-2], count, fields.shape[-1]), np.float32)
-    for image, total in zip(
-        fields.reshape(-1, *fields.shape[-2:]), result.reshape(-1, *result.shape[-2:]), strict=True
-    ):
-        for t, tap in enumerate(taps):
-            start = first + t
-            total += tap * image[start : start + step * (count - 1) + 1 : step]
-    return result
-
-
-def _lagrange_taps() -> np.ndarray:
-    nodes = range(-_DOUBLE_PAD, _DOUBLE_PAD)
-    taps = [math.prod((-0.25 - j) / (k - j) for j in nodes if j != k) for k in nodes]
-    return np.array(taps, np.float32)
-
-
-_DOUBLING_TAPS = _lagrange_taps()
-
-
-@functools.lru_cache(maxsize=1)
-def _lowpass_taps() -> np.ndarray:
-    """Kaiser-windowed sinc on the finest grid, float32 [24]: 45 dB down from the Nyquist frequency of the pixels on."""
-    attenuation_db, width_px = 45.0, 2 * _HALF_TAPS_PX
-    transition = (attenuation_db - 7.95) / (14.36 * width_px)
-    taps = firwin(
-        width_px * SUPERSAMPLING,
-        0.5 - transition / 2,
-        window=("kaiser", kaiser_beta(attenuation_db)),
-        fs=SUPERSAMPLING,
-    )
-    return taps.astype(np.float32)

@@ -19,32 +19,32 @@ def psnr(a, b):
 
 @pytest.mark.parametrize("zoom, centre", VIEWS)
 def test_a_patch_is_the_average_of_a_finer_drawing(zoom, centre):
-    """Measured: 26.0 to 28.6 dB, as the finest landforms fade; 35 to 41 dB from 4 pixels up, where they are whole."""
+    """Measured: 32.9 to 34.6 dB (area averages are no sharp filter), 42 to 52 dB over 4 pixels, 45 to 60 over 8."""
     patch = render(centre, zoom, 64, as_float=True)
     fine = area_reduced(render(centre, zoom, 256, as_float=True), 4)
-    assert psnr(patch, fine) > 24
-    assert psnr(area_reduced(patch, 4), area_reduced(fine, 4)) > 30
-    assert psnr(area_reduced(patch, 8), area_reduced(fine, 8)) > 34
+    assert psnr(patch, fine) > 31
+    assert psnr(area_reduced(patch, 4), area_reduced(fine, 4)) > 39
+    assert psnr(area_reduced(patch, 8), area_reduced(fine, 8)) > 42
 
 
 @pytest.mark.parametrize("zoom, centre", VIEWS)
 def test_zooming_in_shows_the_same_world(zoom, centre):
-    """Measured: 27.7 to 30.9 dB; a different place of the world is below 20 dB."""
+    """Measured: 31.2 to 36.1 dB; a different place of the world is far below."""
     patch = render(centre, zoom, 64, as_float=True)[16:48, 16:48]
     finer = area_reduced(render(centre, 2 * zoom, 64, as_float=True), 2)
-    assert psnr(patch, finer) > 25
+    assert psnr(patch, finer) > 29
     elsewhere = render((centre[0] + 1 / zoom, centre[1]), zoom, 64, as_float=True)[16:48, 16:48]
-    assert psnr(elsewhere, finer) < 21
+    assert psnr(elsewhere, finer) < psnr(patch, finer) - 6
 
 
 @pytest.mark.parametrize("zoom, centre", VIEWS)
 def test_little_energy_is_near_the_nyquist_frequency(zoom, centre):
-    """Measured: -42 to -47 dB of the variance lies above 0.9 of the Nyquist frequency."""
+    """Measured: -37 to -48 dB of the variance lies above 0.9 of the Nyquist frequency."""
     grey = render(centre, zoom, 64, as_float=True).mean(axis=-1)
     spectrum = np.abs(np.fft.fft2((grey - grey.mean()) * np.hanning(64) * np.hanning(64)[:, None])) ** 2
     frequency = np.abs(np.fft.fftfreq(64))
     high = np.maximum(frequency, frequency[:, None]) > 0.45
-    assert 10 * np.log10(spectrum[high].sum() / spectrum.sum()) < -38
+    assert 10 * np.log10(spectrum[high].sum() / spectrum.sum()) < -35
 
 
 @pytest.mark.parametrize("zoom", [1, 64, 2**10])
