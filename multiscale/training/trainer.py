@@ -201,7 +201,7 @@ class Trainer:
         train_fine = self._stream("coin").random() < 0.5
         with torch.set_grad_enabled(not train_fine):
             coarse = self.G.synthesis(ws, zoom_out(transform, factor))
-        return consistency_loss(fine if train_fine else fine.detach(), coarse, factor.to(self.device), self.perceptual)
+        return consistency_loss(fine if train_fine else fine.detach(), coarse, factor, self.perceptual)
 
     def _shown(self, images: torch.Tensor, purpose: str) -> torch.Tensor:
         """What the discriminator sees of ``images``: augmented, then blurred while the run is young."""
