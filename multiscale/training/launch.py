@@ -25,7 +25,6 @@ from multiscale.training.estimate import describe_run, describe_settings
 from multiscale.training.perceptual import load_lpips, missing_files
 from multiscale.training.trainer import Trainer
 from torch_utils import distributed
-from torch_utils.memory import keep_freed_memory
 
 LPIPS_MIN_RESOLUTION = 32
 """Smallest image side that AlexNet's pooling leaves something of."""
@@ -223,6 +222,4 @@ def _device_name(device: torch.device) -> str:
 
 def _work(process: distributed.Process, config: RunConfig, dataset: PatchDataset, folder: Path) -> None:
     """One process of the run."""
-    if process.device.type == "cpu":
-        keep_freed_memory()
     Trainer(config, dataset, folder, process).run()
