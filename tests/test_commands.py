@@ -21,6 +21,7 @@ from PIL import Image
 import dataset_tool
 import generate
 import train
+from multiscale.training import launch
 from multiscale.training.checkpoint import load_snapshot, snapshots_of
 from multiscale.training.launch import Request, data_layer, resolve
 
@@ -150,6 +151,14 @@ def test_a_folder_that_holds_a_run_is_refused(trained):
     before = sorted(path.name for path in trained.iterdir())
     assert "already holds a run" in refused(train, "--data", trained.parent / "patches.zip", "--outdir", trained)
     assert before == sorted(path.name for path in trained.iterdir())
+
+
+def test_of_two_runs_that_start_at_once_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):
+    data = small_patches(tmp_path / "p.zip")
+    resolved = resolve(Request(data=str(data), gpus=0, outdir=str(tmp_path / "run")))
+    quick_training(data, tmp_path / "run")
+    monkeypatch.setattr(launch, "resolve", lambda request: resolved)
+    assert "taken by another run" in refused(train, "--data", data)
 
 
 def test_killed_training_leaves_whole_files_only(tmp_path):

@@ -67,6 +67,7 @@ def train(request: Request, *, dry_run: bool = False) -> Path:
         print(describe_settings(run.config))
         return run.folder
     run.dataset.check_headers()
+    _claim(run.folder)
     _write_beside(run)
     distributed.run(_work, run.devices, run.config, run.dataset, run.folder)
     return run.folder
@@ -156,6 +157,17 @@ def choose_folder(outdir: str | None, name: str) -> Path:
     runs = Path("runs")
     numbers = [int(m[1]) for path in runs.glob("*") if (m := re.match(r"(\d{5})-", path.name))]
     return runs / f"{max(numbers, default=-1) + 1:05d}-{name}"
+
+
+def _claim(folder: Path) -> None:
+    """Make the run's folder ours: of two runs that start at once in one folder, the second is refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").touch(exist_ok=False)
+    except FileExistsError as error:
+        raise UserError(f"{folder} has just been taken by another run; start this one again.") from error
+    except OSError as error:
+        raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
 
 
 def _config_layer(config: str | None) -> dict[str, Any]:
