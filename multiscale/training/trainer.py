@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ class Trainer:
         training = config.training
         self.share = training.batch // process.world_size
         self.step = 0
-        self.total_steps = -(-round(training.kimg * 1000) // training.batch)
+        self.total_steps = max(math.ceil(training.kimg * 1000 / training.batch), 1)
         self.means = Means()
         self.distances: list[float] = []
 

@@ -82,6 +82,14 @@ def test_the_same_seed_gives_the_same_losses_whatever_the_workers(tmp_path):
     assert logged[0] == logged[1] != logged[2]
 
 
+@pytest.mark.parametrize("kimg, steps", [(1e-9, 1), (0.004, 1), (0.0041, 2), (0.02, 5)])
+def test_a_run_has_the_steps_that_its_length_needs(tmp_path, kimg, steps):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    trainer = Trainer(tiny_run(dataset, kimg=kimg), dataset, tmp_path, Process(CPU))
+    trainer.run()
+    assert trainer.step == steps
+
+
 def test_the_magnitudes_start_calibrated(tmp_path):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
     trainer = Trainer(tiny_run(dataset), dataset, tmp_path, Process(CPU))
