@@ -85,8 +85,8 @@ def load_snapshot(path: str | Path) -> Snapshot:
             "update the program."
         )
     try:
-        values, info = json.loads(metadata["config"]), json.loads(metadata["info"])
-    except (KeyError, json.JSONDecodeError) as error:
+        values, info = json.loads(metadata["config"]), dict(json.loads(metadata["info"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"The metadata of {path} are damaged; use another snapshot of the run.") from error
     generator = Generator(build(GeneratorConfig, values, source=str(path)))
     try:
