@@ -39,13 +39,13 @@ class GeneratorConfig:
     """Octaves S that the model spans: it zooms up to 2^S."""
     n_bins: Annotated[int, Field(ge=1, le=4)] = 2
     """Bins of Fourier features, each ``bin_offset`` octaves above the one before."""
-    channel_base: Annotated[int, Field(ge=16)] = 131072
+    channel_base: Annotated[int, Field(ge=16, le=2**24)] = 131072
     """Width of a layer of cutoff f_c is (channel_base/2)/f_c, at most channel_max."""
     channel_max: Annotated[int, Field(ge=16, le=8192)] = 1024
     """Largest width, and the number K of Fourier features."""
-    z_dim: Annotated[int, Field(ge=1)] = 512
+    z_dim: Annotated[int, Field(ge=1, le=65536)] = 512
     """Size of the latent z."""
-    w_dim: Annotated[int, Field(ge=1)] = 512
+    w_dim: Annotated[int, Field(ge=1, le=65536)] = 512
     """Size of the intermediate latent w."""
     mapping_layers: Annotated[int, Field(ge=1, le=16)] = 2
     """Fully connected layers from z to w."""
@@ -81,9 +81,9 @@ class GeneratorConfig:
     """Half-life of the running input magnitude of each layer, in thousands of images."""
     w_avg_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
     """Decay per batch of the running mean of w."""
-    widths: tuple[int, ...] | None = None
+    widths: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """Target width of each layer in place of the rule of channel_base (imported weights)."""
-    feature_split: tuple[int, ...] | None = None
+    feature_split: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """Features at the input and after each layer in place of the rule (imported weights)."""
     published_geometry: bool = False
     """Feature positions of the published code (imported weights): no band limit, input grid over the padded layer."""
@@ -91,13 +91,22 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         if self.num_layers <= self.num_critical + 1:
             raise ValueError(f"num_layers={self.num_layers} must exceed num_critical={self.num_critical} by 2 or more")
+        if self.widths is not None and len(self.widths) != self.num_layers + 1:
+            raise ValueError(f"widths={list(self.widths)} must have num_layers + 1 = {self.num_layers + 1} numbers")
+        if self.feature_split is not None and (
+            len(self.feature_split) != self.num_layers + 2 or sum(self.feature_split) != self.channel_max
+        ):
+            raise ValueError(
+                f"feature_split={list(self.feature_split)} must have num_layers + 2 = {self.num_layers + 2} numbers "
+                f"whose sum is channel_max={self.channel_max}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DiscriminatorConfig:
     """The residual discriminator of StyleGAN2 (Karras et al. 2020, appendix B)."""
 
-    channel_base: Annotated[int, Field(ge=16)] = 131072
+    channel_base: Annotated[int, Field(ge=16, le=2**24)] = 131072
     """Width at resolution r is channel_base/r, at most channel_max."""
     channel_max: Annotated[int, Field(ge=1, le=8192)] = 1024
     """Largest width."""
@@ -192,7 +201,7 @@ def build(schema: type[T], values: Mapping[str, Any], *, source: str = "the conf
     Raises:
         UserError: an unknown key (with the nearest name), a wrong type or a value out of range (with what is allowed).
     """
-    _refuse_unknown_keys(schema, values, source, prefix="")
+    check_keys(schema, values, source)
     try:
         return TypeAdapter(schema).validate_python(dict(values))
     except ValidationError as error:
@@ -286,7 +295,7 @@ def _preset_folder() -> Path:
     return checkout if checkout.is_dir() else Path(sysconfig.get_path("data"), "share", "multiscale-gan", "configs")
 
 
-def _refuse_unknown_keys(schema: Any, values: Any, source: str, prefix: str) -> None:
+def check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:
     """Walk the sections so that a misspelt key is named with its path and its nearest neighbour."""
     if not isinstance(values, Mapping):
         raise UserError(
@@ -297,7 +306,7 @@ def _refuse_unknown_keys(schema: Any, values: Any, source: str, prefix: str) -> 
         if key not in fields:
             raise UserError(f"Unknown key {prefix}{key} in {source}{nearest_name(str(key), fields)}.")
         if dataclasses.is_dataclass(fields[key]):
-            _refuse_unknown_keys(fields[key], value, source, f"{prefix}{key}.")
+            check_keys(fields[key], value, source, f"{prefix}{key}.")
 
 
 def _field_types(schema: Any) -> dict[str, Any]:

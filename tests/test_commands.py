@@ -22,7 +22,7 @@ import dataset_tool
 import generate
 import train
 from multiscale.training import launch
-from multiscale.training.checkpoint import load_snapshot, snapshots_of
+from multiscale.training.checkpoint import load_snapshot, save_snapshot, snapshots_of
 from multiscale.training.launch import Request, data_layer, resolve
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +126,9 @@ def test_grey_data_train_and_render(tmp_path):
         (["--set", "training.batch=-3"], "training.batch=-3"),
         (["--set", "generator.n_bins=9"], "generator.n_bins=9"),
         (["--set", "training.batch"], "not an assignment"),
+        (["--set", "training=5"], "must be a section"),
+        (["--set", "generator.widths=[1,2]"], "must have num_layers"),
+        (["--config", "mooon"], "did you mean 'moon'"),
         (["--set", "generator.img_resolution=64"], "the patches of .* have 16"),
         (["--set", "training.consistency_metric=l1+lpips"], "LPIPS needs images of 32 pixels"),
         (["--outdir", "good.zip"], "is a file"),
@@ -235,6 +238,16 @@ def test_data_that_cannot_be_trained_on_are_refused_before_anything_is_written(t
     assert not (tmp_path / "run").exists()
 
 
+def test_an_octave_without_patches_is_refused_before_anything_is_written(tmp_path):
+    def gap(name, data):
+        return data.replace(b", 1.", b", 2.") if name == "dataset.json" else data
+
+    data = rewritten(small_patches(tmp_path / "good.zip"), tmp_path / "gap.zip", gap)
+    for dry in ([], ["--dry-run"]):
+        assert "no patch in octave 1 of 3" in refused(train, "--data", data, "--outdir", tmp_path / "run", *dry)
+    assert not (tmp_path / "run").exists()
+
+
 def test_pixels_that_break_in_the_middle_of_a_run_are_named(tmp_path):
     """A PNG whose ends are whole but whose pixels are not is found when it is read, in a loader process."""
 
@@ -327,6 +340,10 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--seed", "1", "--seeds", "2"], "give one of them"),
         (["--seeds", "0-3", "--out", "a.png"], "cannot be written to the one file"),
         (["--network", "nowhere"], "There is no network nowhere"),
+        (["--trunc", "nan"], "--trunc nan is not allowed"),
+        (["--strip", "--scale", "3"], "give one of the two"),
+        (["--strip", "--centre", "9,9"], "outside the world"),
+        (["--out", "a.jpg"], "another format than PNG"),
         (["--network", "."], "holds no snapshot"),
     ],
 )
@@ -346,6 +363,12 @@ def test_snapshots_that_are_not_whole_or_not_ours(trained, tmp_path):
     assert "not a whole safetensors file" in refused(generate, "--network", path)
     path.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}))
     assert "not a generator of this program" in refused(generate, "--network", path)
+    path.write_bytes(good.replace(b'"format_version":"1"', b'"format_version":"x"'))
+    assert "does not say which snapshot format" in refused(generate, "--network", path)
+    snapshot = load_snapshot(snapshots_of(trained)[-1])
+    next(snapshot.generator.parameters()).fill_(float("nan"))
+    save_snapshot(path, snapshot.generator, {})
+    assert "not finite" in refused(generate, "--network", path)
     newer = good.replace(b'"format_version":"1"', b'"format_version":"9"')
     assert newer != good
     path.write_bytes(newer)

@@ -102,8 +102,11 @@ def check_dest(dest: Path, *, force: bool) -> None:
     Raises:
         UserError: says what stands there and what to do.
     """
-    if not dest.exists():
-        return
+    try:
+        if not dest.exists():
+            return
+    except OSError as error:
+        raise UserError(f"Cannot write {dest}: {error.strerror or error}.") from error
     if dest.suffix.lower() == ".zip":
         if dest.is_dir():
             raise UserError(f"{dest} is a folder; give a file name for the ZIP.")

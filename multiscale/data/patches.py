@@ -40,6 +40,9 @@ from multiscale.data.container import (
     reason_of,
 )
 
+MAX_OCTAVES = 10
+"""Deepest data set: 1024x."""
+
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3}
 _COLOUR_TYPE_NAMES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGBA"}
@@ -97,6 +100,11 @@ class PatchDataset:
         self._source.keep(self.names)
         self.labels = np.array([table[name] for name in self.names], dtype=np.float64)
         self.octaves = count_octaves(self.labels)
+        if self.octaves > MAX_OCTAVES:
+            raise UserError(
+                f"The labels of {self.path} reach {self.labels.max():g}, {self.octaves} octaves; at most {MAX_OCTAVES} are "
+                "allowed (a label is log2 of the zoom factor): leave out what is deeper."
+            )
         self.patch_octaves = octave_of(self.labels, self.octaves)
         self._format = self._format_of_first()
         self.resolution = self._format.width
@@ -180,8 +188,8 @@ class PatchDataset:
         side = found.width
         if found.height != side:
             raise UserError(f"{where} is {found.width} x {found.height} pixels; patches must be square.")
-        if side < 1 or side & (side - 1):
-            raise UserError(f"{where} is {side} x {side} pixels; the side must be a power of two (16 ... 1024).")
+        if not 16 <= side <= 1024 or side & (side - 1):
+            raise UserError(f"{where} is {side} x {side} pixels; the side must be a power of two from 16 to 1024.")
         if found.bits != 8 or found.colour_type not in _CHANNELS_OF_COLOUR_TYPE:
             raise UserError(f"{where} is {found}; patches must be 8-bit grey or 8-bit RGB.")
         return found

@@ -30,12 +30,13 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from dnnlib.progress import progress_bar
 from multiscale.data.container import PatchWriter, check_dest, encode_png
-from multiscale.data.patches import PatchDataset, check_patches
+from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
 from multiscale.data.procedural import render_batch
 from multiscale.view import uniform_centres
 from torch_utils.random import stream
 
 DEFAULT_OCTAVES = 6
+MAX_PATCHES = 10_000_000
 PHOTOGRAPH_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
@@ -169,6 +170,8 @@ def inspect_patches(path: str | Path, *, sheet: str | Path | None = None, worker
     Raises:
         UserError: the set cannot be opened, or has problems, which have been printed.
     """
+    if sheet is not None and Path(sheet).suffix.lower() != ".png":
+        raise UserError(f"--sheet {sheet} is not a PNG; give a name that ends in .png.")
     dataset = PatchDataset(path)
     side, kind = dataset.resolution, "RGB" if dataset.num_channels == 3 else "grey"
     low, high = dataset.labels.min(), dataset.labels.max()
@@ -222,6 +225,11 @@ def _resolved_counts(
 ) -> tuple[int, ...]:
     if counts is None:
         return rule(octaves)
+    if octaves > MAX_OCTAVES or sum(counts) > MAX_PATCHES:
+        raise UserError(
+            f"{sum(counts):,} patches over {octaves} octaves were asked for; at most {MAX_PATCHES:,} patches and "
+            f"{MAX_OCTAVES} octaves are allowed."
+        )
     if len(counts) != octaves:
         given = ",".join(map(str, counts))
         raise UserError(f"--counts {given} has {len(counts)} numbers for {octaves} octaves; give one for each octave.")

@@ -46,6 +46,22 @@ def octave_probabilities(
     return weights / weights.sum()
 
 
+def patches_by_octave(patch_octaves: np.ndarray, octaves: int) -> list[np.ndarray]:
+    """Indices of the patches of each octave.
+
+    Raises:
+        UserError: an octave has none.
+    """
+    members = [np.flatnonzero(patch_octaves == j) for j in range(octaves)]
+    empty = [j for j, found in enumerate(members) if not len(found)]
+    if empty:
+        raise UserError(
+            f"The data have no patch in octave {', '.join(map(str, empty))} of {octaves}; every octave from 0 up needs "
+            "patches: make the data set again so that each is covered."
+        )
+    return members
+
+
 @dataclass(frozen=True)
 class SamplerState:
     """Where the schedule stands: steps drawn, and patches drawn of each octave."""
@@ -84,13 +100,7 @@ class ScaleSampler(torch.utils.data.Sampler[list[int]]):
         state: SamplerState | None = None,
     ) -> None:
         assert batch % world_size == 0
-        self.members = [np.flatnonzero(patch_octaves == j) for j in range(octaves)]
-        empty = [j for j, members in enumerate(self.members) if not len(members)]
-        if empty:
-            raise UserError(
-                f"The data have no patch in octave {', '.join(map(str, empty))} of {octaves}; "
-                "every octave from 0 up needs patches: make the data set again with more octaves covered."
-            )
+        self.members = patches_by_octave(patch_octaves, octaves)
         self.octaves, self.batch, self.schedule, self.seed = octaves, batch, schedule, seed
         self.rank, self.world_size = rank, world_size
         self.start = self._counted = state or SamplerState(0, (0,) * octaves)

@@ -16,6 +16,7 @@ from multiscale.training.checkpoint import find_network, load_snapshot
 from torch_utils.devices import default_device
 
 MAX_SEEDS = 100_000
+OTHER_IMAGES = {".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ def generate_images(request: ImageRequest) -> list[Path]:
     Raises:
         UserError: a scale or centre out of range, no network, or several seeds for one file.
     """
+    _check(request)
     paths = _paths(request)
     snapshot = load_snapshot(find_network(request.network))
     renderer = Renderer(snapshot.generator, default_device())
@@ -88,6 +90,18 @@ def parse_centre(text: str) -> tuple[float, float]:
     return x, y
 
 
+def _check(request: ImageRequest) -> None:
+    if not np.isfinite(request.truncation_psi):
+        raise UserError(
+            f"--trunc {request.truncation_psi} is not allowed; give a number, 1 as trained, 0 the mean world."
+        )
+    if request.strip and request.scale != 1:
+        raise UserError("--strip shows every zoom and --scale one of them; give one of the two.")
+    if request.strip and max(map(abs, request.centre)) > 0.5:
+        x, y = request.centre
+        raise UserError(f"Centre ({x:g}, {y:g}) is outside the world; both coordinates must lie in [-0.5, 0.5].")
+
+
 def _picture(renderer: Renderer, request: ImageRequest, seed: int) -> np.ndarray:
     if request.strip:
         return zoom_strip(renderer, seed, request.centre, request.truncation_psi)
@@ -102,7 +116,13 @@ def _paths(request: ImageRequest) -> list[Path]:
                 f"{len(request.seeds)} seeds cannot be written to the one file {out}; give a folder as --out."
             )
         return [out]
+    if out.suffix.lower() in OTHER_IMAGES:
+        raise UserError(f"--out {out} asks for another format than PNG; give a .png file or a folder.")
     if out.is_file():
         raise UserError(f"--out {out} is a file that does not end in .png; give a .png file or a folder.")
-    name = "strip" if request.strip else f"{request.scale:g}x"
+    name = "strip" if request.strip else f"{request.scale!r}x".replace(".0x", "x")
+    if request.centre != (0, 0) and not request.strip:
+        name += f"-at{request.centre[0]!r},{request.centre[1]!r}"
+    if request.truncation_psi != 1:
+        name += f"-trunc{request.truncation_psi!r}"
     return [out / f"seed{seed:04d}-{name}.png" for seed in request.seeds]

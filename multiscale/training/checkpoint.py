@@ -79,16 +79,25 @@ def load_snapshot(path: str | Path) -> Snapshot:
             f"{path} is a safetensors file but not a generator of this program; give a {PATTERN} file of a run."
         )
     version = metadata.get("format_version", "")
-    if not version.isdigit() or int(version) > FORMAT_VERSION:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", version):
+        raise UserError(f"{path} does not say which snapshot format it has; its metadata are damaged: use another one.")
+    if int(version) > FORMAT_VERSION:
         raise UserError(
-            f"{path} has snapshot format {version or '?'}, newer than the format {FORMAT_VERSION} that this version reads; "
+            f"{path} has snapshot format {version}, newer than the format {FORMAT_VERSION} that this version reads; "
             "update the program."
         )
     try:
         values, info = json.loads(metadata["config"]), dict(json.loads(metadata["info"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"The metadata of {path} are damaged; use another snapshot of the run.") from error
-    generator = Generator(build(GeneratorConfig, values, source=str(path)))
+    config = build(GeneratorConfig, values, source=str(path))
+    if missing := set(to_dict(config)) - set(values):
+        raise UserError(
+            f"The config in {path} lacks {', '.join(sorted(missing))}; its metadata are damaged: use another one."
+        )
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{path} holds weights that are not finite ({broken[0]}); use an older snapshot of the run.")
+    generator = Generator(config)
     try:
         generator.load_state_dict(tensors)
     except RuntimeError as error:

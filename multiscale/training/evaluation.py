@@ -56,6 +56,5 @@ def real_sheet(dataset: PatchDataset, rows: int) -> np.ndarray:
     for j in range(dataset.octaves):
         members = stream(0, "real sheet", j).permutation(np.flatnonzero(dataset.patch_octaves == j))
         columns.append([dataset[int(members[i % len(members)])][0].transpose(1, 2, 0) for i in range(rows)])
-    return grid(
-        [[column[i] for column in columns] for i in range(rows)], titles=[f"octave {j}" for j in range(dataset.octaves)]
-    )
+    titles = [f"{2**j}x - {2 ** (j + 1)}x" for j in range(dataset.octaves)]
+    return grid([[column[i] for column in columns] for i in range(rows)], titles)

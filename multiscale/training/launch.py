@@ -18,8 +18,9 @@ import yaml
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
-from multiscale.config import RunConfig, build, load_preset, load_yaml, merge, parse_assignment, preset_names, to_dict
+from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, parse_assignment, to_dict
 from multiscale.data.patches import PatchDataset
+from multiscale.data.sampling import patches_by_octave
 from multiscale.training.checkpoint import snapshots_of
 from multiscale.training.estimate import describe_run, describe_settings
 from multiscale.training.perceptual import load_lpips, missing_files
@@ -66,7 +67,6 @@ def train(request: Request, *, dry_run: bool = False) -> Path:
     if dry_run:
         print(describe_settings(run.config))
         return run.folder
-    run.dataset.check_headers()
     _claim(run.folder)
     _write_beside(run)
     distributed.run(_work, run.devices, run.config, run.dataset, run.folder)
@@ -76,14 +76,11 @@ def train(request: Request, *, dry_run: bool = False) -> Path:
 def resolve(request: Request) -> Run:
     """Choose what was not given. Later layers win: defaults, what the data are, preset, --config, --set, own options."""
     dataset = PatchDataset(request.data)
+    dataset.check_headers()
+    patches_by_octave(dataset.patch_octaves, dataset.octaves)
     devices = choose_devices(request.gpus)
-    given = merge(
-        _config_layer(request.config),
-        *(parse_assignment(text) for text in request.assignments),
-        {"training": {k: v for k in ("kimg", "batch", "seed") if (v := getattr(request, k)) is not None}},
-    )
+    named, given = _given_settings(request)
     _refuse_other_data(given, dataset)
-    named = given.pop("preset", None)
     preset = named or choose_preset(dataset)
     values = merge(data_layer(dataset), load_preset(preset), {} if named else _metric_layer(dataset, given), given)
     config = build(RunConfig, values, source="the run's configuration")
@@ -170,13 +167,20 @@ def _claim(folder: Path) -> None:
         raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
 
 
-def _config_layer(config: str | None) -> dict[str, Any]:
-    """``--config``: a YAML file, or the name of a preset."""
-    if config is None:
-        return {}
-    if config in preset_names() and not Path(config).is_file():
-        return {"preset": config}
-    return load_yaml(config)
+def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
+    """The preset that was named, if any, and all settings that were given; each source's own mistakes are named as its."""
+    preset, layers = None, []
+    if request.config is not None:
+        if Path(request.config).is_file() or Path(request.config).suffix:
+            layers.append((request.config, load_yaml(request.config)))
+        else:
+            load_preset(request.config)
+            preset = request.config
+    layers += [(f"--set {text}", parse_assignment(text)) for text in request.assignments]
+    for source, values in layers:
+        check_keys(RunConfig, values, source)
+    own = {k: v for k in ("kimg", "batch", "seed") if (v := getattr(request, k)) is not None}
+    return preset, merge(*(values for _, values in layers), {"training": own} if own else {})
 
 
 def _metric_layer(dataset: PatchDataset, given: Mapping[str, Any]) -> dict[str, Any]:
