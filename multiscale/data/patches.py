@@ -135,10 +135,6 @@ class PatchDataset:
             ) from error
         return pixels, float(self.labels[index])
 
-    def octave_of(self, index: int) -> int:
-        """Octave of one patch, 0 ... octaves - 1."""
-        return int(self.patch_octaves[index])
-
     def counts(self) -> np.ndarray:
         """Patches in each octave, int64 [octaves]."""
         return np.bincount(self.patch_octaves, minlength=self.octaves)

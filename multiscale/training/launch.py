@@ -23,12 +23,13 @@ from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
 from multiscale.training.checkpoint import snapshots_of
 from multiscale.training.estimate import describe_run, describe_settings
-from multiscale.training.perceptual import load_lpips, missing_files
+from multiscale.training.perceptual import SMALLEST_SIDE_PX, load_lpips, missing_files
 from multiscale.training.trainer import Trainer
 from torch_utils import distributed
+from torch_utils.devices import default_device
 
-LPIPS_MIN_RESOLUTION = 32
-"""Smallest image side that AlexNet's pooling leaves something of."""
+LPIPS_MIN_RESOLUTION = 2 ** math.ceil(math.log2(SMALLEST_SIDE_PX))
+"""Smallest patch side, a power of two, that AlexNet's pooling leaves something of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +100,9 @@ def choose_devices(gpus: int | None) -> list[torch.device]:
     Raises:
         UserError: the machine has fewer CUDA devices.
     """
-    available = torch.cuda.device_count()
     if gpus is None:
-        if available:
-            return [torch.device("cuda", 0)]
-        return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+        return [default_device()]
+    available = torch.cuda.device_count()
     if gpus == 0:
         return [torch.device("cpu")]
     if gpus > available:
