@@ -1,17 +1,21 @@
-"""What a measurement was made on."""
+"""What a measurement was made on, what that machine can do at best, and how long a call takes on it."""
 
 from __future__ import annotations
 
+import math
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 
-def describe(threads: int) -> dict[str, object]:
-    """Date, processor, threads and PyTorch's version, for the head of a result."""
-    return {"date": time.strftime("%Y-%m-%d"), "cpu": processor(), "threads": threads, "torch": torch.__version__}
+def describe(threads: int, device: str = "cpu") -> dict[str, object]:
+    """Date, processor, GPU, threads and PyTorch's version, for the head of a result."""
+    gpu = {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda} if device != "cpu" else {}
+    versions = {"threads": threads, "torch": torch.__version__}
+    return {"date": time.strftime("%Y-%m-%d"), "cpu": processor(), **gpu, **versions}
 
 
 def processor() -> str:
@@ -21,3 +25,67 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def seconds(run: Callable[[], object], device: str = "cpu", repeats: int = 5) -> float:
+    """Seconds that a call takes: on a CPU the least of some, on a GPU the median between events, after a warm-up."""
+    if device == "cpu":
+        return min(_timed(run) for _ in range(repeats))
+    for _ in range(3):
+        run()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for start, end in events:
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return sorted(start.elapsed_time(end) for start, end in events)[repeats // 2] / 1e3
+
+
+def alternate(runs: dict[str, Callable[[], object]], device: str, repeats: int) -> dict[str, float]:
+    """Seconds of several calls that take turns, so that a disturbance of the machine hits all alike: the least of each."""
+    least = dict.fromkeys(runs, math.inf)
+    for _ in range(repeats):
+        for name, run in runs.items():
+            least[name] = min(least[name], seconds(run, device, 1 if device == "cpu" else 20))
+    return least
+
+
+def _timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes that a copy of 1 GiB reads and writes in a second."""
+    source = torch.rand(1 << 28, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds(lambda: target.copy_(source), device)
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Multiplications and additions a second in a product of large matrices."""
+    n = 2048 if device == "cpu" else 8192
+    a, b = (torch.rand(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / seconds(lambda: a @ b, device)
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> int:
+    """Bytes in use at the peak of a call, beyond those before it (on a CPU: of resident memory; Linux only)."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _status("VmHWM")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -84,7 +85,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     filters = [torch.rand(shape, generator=generator) for shape in case.filters]
     filters = [f / f.sum() for f in filters]
     is_linear = case.name.startswith("upfirdn2d")
-    op: Callable[..., torch.Tensor] = upfirdn2d if is_linear else filtered_lrelu
+    op = functools.partial(upfirdn2d if is_linear else filtered_lrelu, impl="reference")
     naive: Callable[..., torch.Tensor] = naive_upfirdn2d if is_linear else naive_filtered_lrelu
     leaf = x.clone().requires_grad_()
     runs: dict[str, Callable[[], torch.Tensor]] = {

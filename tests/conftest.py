@@ -18,6 +18,7 @@ from PIL import Image
 from multiscale.config import GeneratorConfig
 from multiscale.networks.generator import Generator
 from multiscale.view import unchecked_transform, uniform_centres
+from torch_utils.ops import build
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker, or they fight for the cores
     torch.set_num_threads(1)
@@ -85,3 +86,13 @@ def small_patches(path: Path, *, side: int = 16, octaves: int = 3, per_octave: i
             labels.append([name, s])
         archive.writestr("dataset.json", json.dumps({"labels": labels}))
     return path
+
+
+def choose_ops(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set ``MULTISCALE_OPS``; skip the test where kernels are wanted but the machine cannot build them."""
+    monkeypatch.setenv("MULTISCALE_OPS", which)
+    if which != "reference":
+        try:
+            build.library("cpu")
+        except build.BuildError as error:
+            pytest.skip(str(error))

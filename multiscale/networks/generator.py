@@ -13,7 +13,7 @@ from torch import nn
 
 from multiscale.config import GeneratorConfig
 from multiscale.networks.fourier import draw_features, features_of_views
-from multiscale.networks.layers import MappingNetwork, SynthesisLayer
+from multiscale.networks.layers import MappingNetwork, SynthesisLayer, mean_square
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
 from multiscale.view import zoom_log2
 
@@ -81,10 +81,10 @@ class SynthesisNetwork(nn.Module):
         transform = transform.double().to(ws.device) if ws.device.type != "mps" else transform.double().cpu()
         x = self.input(transform)
         x = torch.einsum("oi,bihw->bohw", self.input_weight / math.sqrt(len(self.input_weight)), x)
+        features = None
         for i, layer in enumerate(self.layers):
-            x = layer(x, ws[:, i + 1], update_emas=update_emas)
-            if str(i) in self.injections:
-                x = torch.cat([x, self.injections[str(i)](transform).to(x.dtype)], dim=1)
+            x = layer(x, ws[:, i + 1], features, update_emas=update_emas)
+            features = self.injections[str(i)](transform) if str(i) in self.injections else None
         return x.float() * self.config.output_scale
 
 
@@ -136,8 +136,10 @@ class Generator(nn.Module):
         ws = self.mapping(z)
         self.mapping.w_avg.copy_(ws[:, 0].mean(dim=0))
 
-        def measure(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            layer.magnitude_ema.copy_(inputs[0].float().square().mean())  # type: ignore[operator]
+        def measure(layer: nn.Module, inputs: tuple[torch.Tensor | None, ...]) -> None:
+            x, _, features = inputs
+            maps = [part for part in (x, features) if part is not None]
+            layer.magnitude_ema.copy_(mean_square(maps))  # type: ignore[operator]
 
         hooks = [layer.register_forward_pre_hook(measure) for layer in self.synthesis.layers]
         try:

@@ -6,6 +6,7 @@ Shapes: B images, I and O input and output channels, H and W rows and columns, D
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -133,16 +134,20 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("up_filter", up, persistent=False)
         self.register_buffer("down_filter", down, persistent=False)
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor, *, update_emas: bool = False) -> torch.Tensor:
-        """x [B, I, in_size, in_size], w [B, D] -> [B, O, out_size, out_size]."""
+    def forward(
+        self, x: torch.Tensor, w: torch.Tensor, features: torch.Tensor | None = None, *, update_emas: bool = False
+    ) -> torch.Tensor:
+        """x [B, I, in_size, in_size], w [B, D] -> [B, O, out_size, out_size]; ``features`` are the last of the I maps."""
+        maps = [x] if features is None else [x, features]
         if update_emas:
-            self._update_magnitude(x)
+            self._update_magnitude(maps)
         gain = self.magnitude_ema.rsqrt()
         style = self.affine(w)
         if self.plan.is_torgb:
             style = style / math.sqrt(self.weight[0].numel())
         dtype = self.half_dtype if self.plan.half and x.device.type == "cuda" else torch.float32
-        x = modulated_conv2d(x.to(dtype), self.weight, style, gain, demodulate=not self.plan.is_torgb)
+        maps = [part.to(dtype) for part in maps]
+        x = modulated_conv2d(maps, self.weight, style, gain, demodulate=not self.plan.is_torgb)
         return filtered_lrelu(
             x,
             fu=self.up_filter,
@@ -156,15 +161,25 @@ class SynthesisLayer(nn.Module):
             clamp=self.clamp,
         )
 
-    @torch.no_grad()
-    def _update_magnitude(self, x: torch.Tensor) -> None:
+    def _update_magnitude(self, maps: Sequence[torch.Tensor]) -> None:
         """Running mean square of the input; its half-life is counted in images, so a batch weighs by its size."""
-        current = x.detach().float().square().mean()
-        self.magnitude_ema.copy_(current.lerp(self.magnitude_ema, 0.5 ** (len(x) / self.half_life)))
+        decay = 0.5 ** (len(maps[0]) / self.half_life)
+        self.magnitude_ema.copy_(mean_square(maps).lerp(self.magnitude_ema, decay))
+
+
+@torch.no_grad()
+def mean_square(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean square of all values, a float32 scalar."""
+    return sum(t.float().square().sum() for t in maps) / sum(t.numel() for t in maps)  # type: ignore[return-value]
 
 
 def modulated_conv2d(
-    x: torch.Tensor, weight: torch.Tensor, style: torch.Tensor, input_gain: torch.Tensor, *, demodulate: bool
+    maps: Sequence[torch.Tensor],
+    weight: torch.Tensor,
+    style: torch.Tensor,
+    input_gain: torch.Tensor,
+    *,
+    demodulate: bool,
 ) -> torch.Tensor:
     """Convolve each sample with its own modulated weights (StyleGAN2 section 2.2, StyleGAN3 appendix D).
 
@@ -172,25 +187,36 @@ def modulated_conv2d(
     channel of W' is brought to unit norm (``demodulate``), and the input gain multiplies the result.
 
     Args:
-        x: [B, I, H, W].
+        maps: The input [B, I, H, W], in parts of its channels, which need not be put together.
         weight: [O, I, k, k], k odd; the output grows by k - 1.
         style: y, [B, I].
-        input_gain: 1/sqrt(running mean square of x), a scalar.
+        input_gain: 1/sqrt(running mean square of the input), a scalar.
         demodulate: Off for toRGB, which takes weights and style as they are.
 
     Returns:
-        [B, O, H + k - 1, W + k - 1] in the dtype of ``x``.
+        [B, O, H + k - 1, W + k - 1] in the dtype of ``maps``.
     """
-    batch, kernel = len(x), weight.shape[-1]
     if demodulate:
         weight = weight * weight.square().mean(dim=[1, 2, 3], keepdim=True).rsqrt()
         style = style * style.square().mean().rsqrt()
     modulated = weight[None] * style[:, None, :, None, None]  # [B, O, I, k, k]
     if demodulate:
         modulated = modulated * (modulated.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt()
-    modulated = (modulated * input_gain).to(x.dtype)
+    modulated = (modulated * input_gain).to(maps[0].dtype)
+    first, *others = zip(maps, modulated.split([x.shape[1] for x in maps], dim=2), strict=True)
+    y = _conv2d_of_each(*first)
+    for x, part in others:
+        if part.shape[-1] == 1:
+            y.flatten(2).baddbmm_(part.flatten(2), x.flatten(2))
+        else:
+            y = y + _conv2d_of_each(x, part)
+    return y
+
+
+def _conv2d_of_each(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Convolve x [B, I, H, W] with each sample's own weight [B, O, I, k, k], padded by k - 1."""
+    batch, kernel = len(x), weight.shape[-1]
     if kernel == 1:  # a matrix product a sample
-        y = torch.bmm(modulated.flatten(2), x.flatten(2))
-        return y.reshape(batch, -1, *x.shape[2:])
-    y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), modulated.flatten(0, 1), padding=kernel - 1, groups=batch)
+        return torch.bmm(weight.flatten(2), x.flatten(2)).unflatten(2, x.shape[2:])
+    y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), padding=kernel - 1, groups=batch)
     return y.reshape(batch, -1, *y.shape[2:])

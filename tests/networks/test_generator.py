@@ -108,7 +108,9 @@ def test_rotated_views_are_rendered_as_one_world():
 def test_modulated_convolution_against_a_loop_over_samples(kernel, demodulate):
     x, weight, style = torch.randn(3, 5, 7, 6), torch.randn(4, 5, kernel, kernel), torch.randn(3, 5)
     gain = torch.tensor(0.7)
-    result = modulated_conv2d(x, weight, style, gain, demodulate=demodulate)
+    result = modulated_conv2d([x], weight, style, gain, demodulate=demodulate)
+    parts = modulated_conv2d([x[:, :2], x[:, 2:]], weight, style, gain, demodulate=demodulate)
+    torch.testing.assert_close(parts, result)
     w, y = weight, style
     if demodulate:
         w = w / w.square().mean(dim=[1, 2, 3], keepdim=True).sqrt()

@@ -11,6 +11,7 @@ import pytest
 import scipy.signal
 import torch
 import torch.nn.functional as F
+from conftest import choose_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,9 +24,10 @@ GOLDEN_CASES: list[dict[str, Any]] = json.loads(bytes(GOLDEN["__meta__"]))
 SETTINGS = ("up", "down", "padding", "gain", "slope", "clamp", "flip_filter")
 
 
-@pytest.fixture(params=["matrices", "convolutions", "one map at a time"])
+@pytest.fixture(params=["matrices", "convolutions", "one map at a time", "native"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of applying a separable filter, and chunks that do not divide the maps."""
+    """Both ways of applying a separable filter, and chunks that do not divide the maps; the kernels, where they can."""
+    choose_ops("auto" if request.param == "native" else "reference", monkeypatch)
     monkeypatch.setattr(reference, "LARGEST_MATRIX_SIDE", 0 if request.param == "convolutions" else 192)
     if request.param == "one map at a time":
         monkeypatch.setattr(reference, "CHUNK_BYTES_CPU", 1)
@@ -191,7 +193,7 @@ def test_no_upsampled_map_of_floats_is_kept_for_the_gradient() -> None:
     x, f = randn(1, 4, 16, 16, dtype=torch.float32).requires_grad_(), lowpass(12)
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # type: ignore[func-returns-value]
-        filtered_lrelu(x, f, f, up=2, down=2, padding=[11, 10, 11, 10], clamp=256)
+        filtered_lrelu(x, f, f, up=2, down=2, padding=[11, 10, 11, 10], clamp=256, impl="reference")
     assert [t.dtype for t in kept] == [torch.int8]
 
 
@@ -220,14 +222,9 @@ X, FILTER = torch.zeros(1, 2, 4, 4), torch.ones(3)
         ({"clamp": 0}, "clamp is 0"),
         ({"padding": -2}, "Nothing is left of the image's height"),
         ({"fd": torch.ones(9)}, "9 taps"),
-        ({"impl": ""}, "impl is ''"),
+        ({"impl": "fast"}, "impl is 'fast'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         filtered_lrelu(**{"x": X, "fu": FILTER, "fd": FILTER, **arguments})
-
-
-def test_native_kernels_are_refused_until_there_are_any() -> None:
-    with pytest.raises(RuntimeError, match="no native kernels"):
-        filtered_lrelu(X, impl="native")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
+from conftest import choose_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +21,10 @@ GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "upfirdn2d.npz")
 GOLDEN_CASES: list[dict[str, Any]] = json.loads(bytes(GOLDEN["__meta__"]))
 
 
-@pytest.fixture(params=["matrices", "convolutions"])
+@pytest.fixture(params=["matrices", "convolutions", "native"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of applying a separable filter, whatever the size."""
+    """Both ways of applying a separable filter, whatever the size; the kernels, where they can."""
+    choose_ops("auto" if request.param == "native" else "reference", monkeypatch)
     monkeypatch.setattr(reference, "LARGEST_MATRIX_SIDE", 192 if request.param == "matrices" else 0)
 
 
@@ -227,9 +229,3 @@ X, FILTER = torch.zeros(1, 1, 4, 4), torch.ones(3)
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         upfirdn2d(**{"x": X, "f": FILTER, **arguments})
-
-
-def test_native_kernels_are_refused_until_there_are_any() -> None:
-    with pytest.raises(RuntimeError, match="no native kernels"):
-        upfirdn2d(X, FILTER, impl="native")
-    torch.testing.assert_close(upfirdn2d(X, FILTER, impl="auto"), upfirdn2d(X, FILTER, impl="reference"))

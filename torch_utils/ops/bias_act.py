@@ -6,8 +6,14 @@ import math
 
 import torch
 
-from torch_utils.ops import reference
-from torch_utils.ops.upfirdn2d import check_implementation
+from torch_utils.ops import native, reference
+from torch_utils.ops.reference import Axis, FilteredLReLU, Resampling
+
+SLOPES = {"relu": 0.0, "lrelu": None, "linear": 1.0}
+"""Slope below 0 of the activations that are leaky ReLUs, which the kernel of ``filtered_lrelu`` can do; None: alpha."""
+
+KERNEL_PAYS_FROM = 2**20
+"""Samples from which on "auto" uses the kernel (measured): one pass over the memory instead of four, but a dearer call."""
 
 
 def bias_act(
@@ -30,7 +36,9 @@ def bias_act(
         alpha: Slope of "lrelu" below 0; None: 0.2. The other activations take no notice of it.
         gain: Factor of the result; None: sqrt(2) for "relu", "lrelu" and "swish", 1 for the others.
         clamp: Largest magnitude of the result, above 0; None: no limit.
-        impl: "auto", "reference" (plain PyTorch) or "native" (compiled kernels).
+        impl: "auto", "reference" (plain PyTorch) or "native" (the kernel of ``filtered_lrelu``, without filters: "linear",
+            "relu" and "lrelu" of images [B, C, H, W], gain above 0). "auto" takes the kernel where it pays, and never
+            warns that it does not.
 
     Returns:
         Activations of the shape and type of ``x``; differentiable to any order with respect to ``x`` and ``b``.
@@ -47,13 +55,32 @@ def bias_act(
         raise ValueError(f"act is {act!r}, but it must be one of {', '.join(map(repr, reference.ACTIVATIONS))}.")
     check_bias(b, x)
     check_clamp(clamp)
-    check_implementation(impl, "bias_act")
+    native.check_implementation(impl)
     for name, value in (("alpha", alpha), ("gain", gain)):
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name} is {value}, but it must be finite, or None.")
     alpha = 0.2 if alpha is None else alpha
     gain = reference.ACTIVATIONS[act][1] if gain is None else gain
+    layer = _as_layer(x, act, alpha, gain, clamp)
+    if layer is None and impl == "native":
+        raise RuntimeError(
+            f"The native kernel of bias_act cannot run: it does {', '.join(SLOPES)} of images [B, C, H, W] with a gain "
+            f"above 0, but here act is {act}, x is {list(x.shape)} and gain is {gain}."
+        )
+    pays = impl == "native" or (act != "linear" and x.numel() >= KERNEL_PAYS_FROM and x.is_contiguous())
+    if layer is not None and pays and native.is_chosen("bias_act", impl, x, layer.up):
+        return native.filtered_lrelu(x, b, layer)
     return reference.bias_act(x, b, act, alpha, gain, clamp)
+
+
+def _as_layer(x: torch.Tensor, act: str, alpha: float, gain: float, clamp: float | None) -> FilteredLReLU | None:
+    """The same as a filtered leaky ReLU that has no filters; None if it is no such thing."""
+    if act not in SLOPES or x.ndim != 4 or not gain > 0 or 0 in x.shape[2:]:
+        return None
+    slope = SLOPES[act]
+    height, width = (Axis(n, n, 1, 1, 0) for n in x.shape[2:])
+    up, down = (Resampling(None, height, width, flip_filter=False, gain=float(g)) for g in (gain, 1))
+    return FilteredLReLU(up, down, alpha if slope is None else slope, clamp)
 
 
 def check_bias(b: torch.Tensor | None, x: torch.Tensor) -> None:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from torch_utils.ops import reference
+from torch_utils.ops import native, reference
 from torch_utils.ops.bias_act import check_bias, check_clamp
 from torch_utils.ops.reference import Axis, FilteredLReLU, Resampling
 from torch_utils.ops.upfirdn2d import (
     check_filter,
     check_images,
-    check_implementation,
     parse_factor,
     parse_padding,
     plan_axis,
@@ -73,7 +72,7 @@ def filtered_lrelu(
     check_filter("fd", fd, x)
     check_bias(b, x)
     check_clamp(clamp)
-    check_implementation(impl, "filtered_lrelu")
+    native.check_implementation(impl)
     if not (math.isfinite(gain) and gain > 0):
         raise ValueError(f"gain is {gain}, but it must be finite and above 0.")
     if not (math.isfinite(slope) and slope >= 0):
@@ -89,7 +88,9 @@ def filtered_lrelu(
         slope=float(slope),
         clamp=None if clamp is None else float(clamp),
     )
-    return reference.filtered_lrelu(x, b, layer)
+    return (native if native.is_chosen("filtered_lrelu", impl, x, layer.up, layer.down) else reference).filtered_lrelu(
+        x, b, layer
+    )
 
 
 def _plan_axes(

@@ -8,10 +8,8 @@ from numbers import Integral
 
 import torch
 
-from torch_utils.ops import reference
+from torch_utils.ops import native, reference
 from torch_utils.ops.reference import Axis, Resampling
-
-IMPLEMENTATIONS = ("auto", "reference", "native")
 
 
 def upfirdn2d(
@@ -58,7 +56,7 @@ def upfirdn2d(
     """
     check_images(x)
     check_filter("f", f, x)
-    check_implementation(impl, "upfirdn2d")
+    native.check_implementation(impl)
     up_x, up_y = parse_factor("up", up)
     down_x, down_y = parse_factor("down", down)
     pad_x0, pad_x1, pad_y0, pad_y1 = parse_padding(padding)
@@ -72,7 +70,7 @@ def upfirdn2d(
         flip_filter=bool(flip_filter),
         gain=float(gain),
     )
-    return reference.upfirdn2d(x, resampling)
+    return (native if native.is_chosen("upfirdn2d", impl, x, resampling) else reference).upfirdn2d(x, resampling)
 
 
 def plan_axis(name: str, n_in: int, taps: int, up: int, down: int, pad0: int, pad1: int) -> Axis:
@@ -104,14 +102,6 @@ def check_filter(name: str, f: torch.Tensor | None, x: torch.Tensor) -> None:
         raise ValueError(f"{name} is on {f.device} but x is on {x.device}; move the filter there.")
     if f.requires_grad:
         raise ValueError(f"{name} requires a gradient, but filters are constants; pass {name}.detach().")
-
-
-def check_implementation(impl: str, op: str) -> None:
-    """ValueError for an unknown implementation, RuntimeError for one that this version has not."""
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl is {impl!r}, but it must be one of {', '.join(map(repr, IMPLEMENTATIONS))}.")
-    if impl == "native":
-        raise RuntimeError(f"This version has no native kernels of {op}; use impl='auto' or impl='reference'.")
 
 
 def parse_factor(name: str, factor: int | Sequence[int]) -> tuple[int, int]:

@@ -1,0 +1,115 @@
+"""``python -m torch_utils.ops``: which kernels this machine can have, which it has, and whether they are right."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from dnnlib.cli import reports_user_errors
+from dnnlib.files import cache_folder
+from torch_utils.ops import build, native
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.filtered_lrelu import filtered_lrelu
+from torch_utils.ops.upfirdn2d import upfirdn2d
+
+TOLERANCE = 1e-5
+"""Of the self-check in float32, relative to the norm of the result."""
+
+
+@reports_user_errors
+def main() -> None:
+    """Print the report; exit with 1 if a kernel gives wrong numbers."""
+    print(
+        f"Python {platform.python_version()}, PyTorch {torch.__version__} (CUDA {torch.version.cuda or 'not built in'})"
+    )
+    print(
+        f"MULTISCALE_OPS: {native.preference()}   (auto: kernels where they can run; reference, native: those or none)"
+    )
+    print(f"Cache: {cache_folder() / 'kernels'}   (MULTISCALE_CACHE sets another)")
+    for kind, compiler in build.compilers().items():
+        print(f"Compiler for {kind}: {' '.join(compiler) if compiler else 'none found'}")
+    fine = [report(device) for device in devices()]
+    sys.exit(0 if all(fine) else 1)
+
+
+def devices() -> Iterator[torch.device]:
+    """The CPU and all GPUs."""
+    yield torch.device("cpu")
+    for i in range(torch.cuda.device_count()):
+        yield torch.device("cuda", i)
+
+
+def report(device: torch.device) -> bool:
+    """Print what there is for a device, building it if need be; False if its kernels are wrong."""
+    if device.type == "cpu":
+        print(f"\ncpu: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
+        arch = None
+    else:
+        arch = torch.cuda.get_device_capability(device)
+        print(f"\n{device}: {torch.cuda.get_device_name(device)}, compute capability {arch[0]}.{arch[1]}")
+    try:
+        planned = build.plan(device.type, arch)
+        print(f"  {planned.library} ({'built' if planned.is_built else 'not built yet'})")
+        start = time.perf_counter()
+        native.library(device)
+        print(f"  ready after {time.perf_counter() - start:.2f} s")
+    except build.BuildError as error:
+        print(f"  PyTorch's ops serve instead, which are slower: {error}")
+        return True
+    results = [check(name, device) for name in CHECKS]
+    return all(results)
+
+
+def check(name: str, device: torch.device) -> bool:
+    """Compare one op with PyTorch in float64, time it against PyTorch in float32, and print both."""
+    op = CHECKS[name]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 16, 64, 64, generator=generator).to(device)
+    f = torch.hann_window(12, periodic=False, device=device)
+    f = f / f.sum()
+
+    def run(impl: str, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = x.to(dtype).requires_grad_()
+        y = op(leaf, f.to(dtype), impl)
+        return y.detach(), torch.autograd.grad(y.square().sum(), leaf)[0]
+
+    truth = run("reference", torch.float64)
+    errors = [float((a - b).norm() / b.norm()) for a, b in zip(run("native"), truth, strict=True)]
+    native_sec, pytorch_sec = (seconds(lambda impl=impl: run(impl), device) for impl in ("native", "reference"))  # type: ignore[misc]
+    right = max(errors) < TOLERANCE
+    verdict = "right" if right else "WRONG"
+    print(
+        f"  {name:<14} {verdict}: off by {errors[0]:.1e}, gradient {errors[1]:.1e};"
+        f" {pytorch_sec / native_sec:.1f} times as fast as PyTorch's ops ({1e3 * native_sec:.2f} ms, both ways)"
+    )
+    return right
+
+
+CHECKS: dict[str, Callable[[torch.Tensor, torch.Tensor, str], torch.Tensor]] = {
+    "upfirdn2d": lambda x, f, impl: upfirdn2d(x, f, down=2, padding=5, impl=impl),
+    "filtered_lrelu": lambda x, f, impl: filtered_lrelu(
+        x, f, f[:, None] * f, up=2, down=2, padding=[11, 10, 11, 10], clamp=256, impl=impl
+    ),
+    "bias_act": lambda x, f, impl: bias_act(x, act="lrelu", clamp=256, impl=impl),
+}
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """The least of a few times."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    return min(once() for _ in range(5))
+
+
+if __name__ == "__main__":
+    main()
