@@ -147,8 +147,17 @@ template <typename T, Slopes MODE> struct Activation {
         if constexpr (MODE == MULTIPLY) {
             const auto packed = __builtin_convertvector(load<typename S::Bytes>(codes + place), typename S::Integers);
             for (int i = 0; i < V; i++) {
-                const auto code = (packed >> (2 * i)) & 3;
-                v[i] *= (code == 0) ? (Vector{} + T(1)) : (code == 1) ? (Vector{} + slope) : Vector{};
+                const auto negative = packed & (1 << 2 * i), clamped = packed & (2 << 2 * i);
+                v[i] *= negative != 0 ? Vector{} + slope : Vector{} + T(1);
+                v[i] = clamped != 0 ? Vector{} : v[i];
+            }
+        } else if constexpr (MODE == ACTIVATE) {
+            const Vector largest = Vector{} + clamp, smallest = -largest;
+            for (int i = 0; i < V; i++) {  // comparisons that are one instruction each, and let NaN through
+                const Vector scaled = v[i] * slope;
+                v[i] = v[i] > scaled ? v[i] : scaled;  // 0 < slope <= 1
+                v[i] = smallest > v[i] ? smallest : v[i];
+                v[i] = largest < v[i] ? largest : v[i];
             }
         } else {
             typename S::Integers packed{};
@@ -160,7 +169,7 @@ template <typename T, Slopes MODE> struct Activation {
                 const auto clamped = above | below;
                 packed |= ((~positive & ~clamped & 1) | (clamped & 2)) << (2 * i);
             }
-            if (MODE == REMEMBER && m >= first && m < last)
+            if (codes && m >= first && m < last)
                 store(codes + place, __builtin_convertvector(packed, typename S::Bytes));
         }
     }
@@ -505,7 +514,7 @@ template <typename T, Slopes MODE> int filtered_lrelu(const FilteredLReLU& op, i
     const auto end = [&](int64_t row) { return row ? (row - 1) * y.down - y.pad0 + op.down.taps_y : 0; };
     return for_bands(op.maps, y.n_out, threads, make, [&](Layer& layer, int64_t map, int64_t first, int64_t last) {
         auto& activation = layer.middle->finish;
-        if (MODE != ACTIVATE) activation.codes = op.codes + map * op.up.y.n_out * op.code_bytes;
+        if (op.slopes != ACTIVATE) activation.codes = op.codes + map * op.up.y.n_out * op.code_bytes;
         activation.first = end(first);
         activation.last = last == y.n_out ? op.up.y.n_out : end(last);
         layer.source->map = static_cast<const T*>(op.x) + map * op.up.y.n_in * op.up.x.n_in;
@@ -516,9 +525,11 @@ template <typename T, Slopes MODE> int filtered_lrelu(const FilteredLReLU& op, i
 
 template <typename T> int filtered_lrelu(const FilteredLReLU& op, int threads) {
     switch (op.slopes) {
-        case ACTIVATE: return filtered_lrelu<T, ACTIVATE>(op, threads);
-        case REMEMBER: return filtered_lrelu<T, REMEMBER>(op, threads);
-        default: return filtered_lrelu<T, MULTIPLY>(op, threads);
+        case MULTIPLY: return filtered_lrelu<T, MULTIPLY>(op, threads);
+        case ACTIVATE:
+            if (op.slope > 0 && op.slope <= 1) return filtered_lrelu<T, ACTIVATE>(op, threads);
+            [[fallthrough]];
+        default: return filtered_lrelu<T, REMEMBER>(op, threads);
     }
 }
 

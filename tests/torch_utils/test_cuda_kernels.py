@@ -1,0 +1,438 @@
+"""The CUDA kernels without a GPU: compiled as plain C++ they run thread by thread, next to the reference in float64.
+
+Every result is poisoned first, shared memory begins as NaN and a block's threads take turns in changing orders, so that a
+wrong index, a sample that nobody wrote or a missing barrier shows. What this cannot show: speed, and whether nvcc compiles
+the same files rightly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from torch_utils.ops import native, reference
+from torch_utils.ops.reference import Axis, FilteredLReLU, Resampling
+
+SOURCES = Path(native.__file__).parent / "csrc" / "cuda"
+EMULATION = Path(__file__).parent / "cuda_emulation"
+H100_BYTES, TURING_BYTES = 228 * 1024, 64 * 1024
+"""Shared memory of a multiprocessor."""
+
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12, torch.float16: 4.9e-4, torch.bfloat16: 3.95e-3}
+"""Largest error relative to the largest result: a few roundings of float32, or one of the half types."""
+
+
+# ----- building and calling -----------------------------------------------------------------------------------------
+
+
+def build(folder: Path, *flags: str) -> Path:
+    """Compile all kernels as plain C++ into a library."""
+    sources = [*sorted(SOURCES.glob("*.cu")), EMULATION / "controls.cpp"]
+
+    def compile_one(source: Path) -> Path:
+        result = folder / f"{source.stem}.o"
+        command = [
+            "g++",
+            "-std=c++17",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-unknown-pragmas",
+            "-fPIC",
+            f"-I{EMULATION}",
+        ]
+        subprocess.run([*command, *flags, "-c", "-x", "c++", str(source), "-o", str(result)], check=True)
+        return result
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    library = folder / "emulated.so"
+    subprocess.run(["g++", "-shared", *flags, *map(str, objects), "-o", str(library)], check=True)
+    return library
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    if shutil.which("g++") is None:
+        pytest.skip("emulating the kernels needs g++")
+    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("cuda_emulation"), "-O2")))
+
+
+def run_upfirdn2d(kernels: ctypes.CDLL, x: torch.Tensor, r: Resampling) -> torch.Tensor:
+    y = poisoned([x.shape[0], r.y.n_out, r.x.n_out], x.dtype)
+    f = native._constant(r.f, x)
+    resampling = native._resampling(f, native._numbers(r), r.gain)
+    call = native._Upfirdn2d(x.data_ptr(), y.data_ptr(), x.shape[0], native.TYPES[x.dtype], resampling)
+    assert kernels.upfirdn2d_cuda(ctypes.byref(call), None) == 0
+    return y
+
+
+def run_filtered_lrelu(
+    kernels: ctypes.CDLL,
+    x: torch.Tensor,
+    b: torch.Tensor | None,
+    codes: torch.Tensor | None,
+    mode: int,
+    layer: FilteredLReLU,
+) -> torch.Tensor:
+    y = poisoned([x.shape[0], layer.down.y.n_out, layer.down.x.n_out], x.dtype)
+    fu, fd, b = (native._constant(t, x) for t in (layer.up.f, layer.down.f, b))
+    stages = (native._resampling(f, native._numbers(r), r.gain) for f, r in ((fu, layer.up), (fd, layer.down)))
+    clamp = float("inf") if layer.clamp is None else layer.clamp
+    call = native._FilteredLReLU(
+        *(native._pointer(t) for t in (x, y, b, codes)),
+        *(x.shape[0], 1 if b is None else len(b), -(-layer.up.x.n_out // 4)),
+        *(native.TYPES[x.dtype], mode, layer.slope, clamp),
+        *stages,
+    )
+    assert kernels.filtered_lrelu_cuda(ctypes.byref(call), None) == 0
+    return y
+
+
+def poisoned(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.full(shape, torch.nan, dtype=dtype)
+
+
+# ----- what is compared ---------------------------------------------------------------------------------------------
+
+
+def check_upfirdn2d(
+    kernels: ctypes.CDLL, rng: np.random.Generator, r: Resampling, dtype: torch.dtype, maps: int
+) -> None:
+    x = normal(rng, maps, r.y.n_in, r.x.n_in).to(dtype)
+    close(run_upfirdn2d(kernels, x, r), in_float64(r)(x.double()))
+
+
+def check_filtered_lrelu(
+    kernels: ctypes.CDLL,
+    rng: np.random.Generator,
+    layer: FilteredLReLU,
+    dtype: torch.dtype,
+    maps: int,
+    channels: int | None,
+) -> None:
+    """All three modes of a layer: plain, writing codes, and multiplying by other codes."""
+    x = normal(rng, maps, layer.up.y.n_in, layer.up.x.n_in).to(dtype)
+    b = None if channels is None else native._constant(normal(rng, channels), x)
+    exact = dataclasses.replace(layer, up=in_float64(layer.up), down=in_float64(layer.down))
+    expanded = None if b is None else b.double()[torch.arange(maps) % channels]
+    patterns = torch.empty([maps, layer.up.y.n_out, layer.up.x.n_out], dtype=torch.int8)
+    expected = exact.activate(x.double(), expanded, patterns)
+    plain = run_filtered_lrelu(kernels, x, b, None, native.ACTIVATE, layer)
+    close(plain, expected)
+    codes = torch.full([*patterns.shape[:2], -(-patterns.shape[2] // 4)], 0xFF, dtype=torch.uint8)
+    assert torch.equal(run_filtered_lrelu(kernels, x, b, codes, native.REMEMBER, layer), plain)
+    check_codes(codes, exact, x.double() if b is None else x.double() + expanded[:, None, None])
+    check_multiplication(kernels, rng, layer, x)
+
+
+def check_codes(codes: torch.Tensor, layer: FilteredLReLU, x: torch.Tensor) -> None:
+    """Codes that outputs depend on are right, but for samples at a threshold; the others are right or zero."""
+    u = layer.up(x)
+    v = torch.where(u > 0, u, u * layer.slope)
+    clamp = float("inf") if layer.clamp is None else layer.clamp
+    right = torch.where(v.abs() >= clamp, 2, torch.where(u > 0, 0, 1))
+    got = unpacked(codes, v.shape[2])
+    margin = 1e-5 * u.abs().max()
+    doubtful = (u.abs() <= margin) | ((v.abs() - clamp).abs() <= margin)
+    used = used_samples(layer)
+    assert torch.all((got == right) | doubtful | (~used & (got == 0)))
+
+
+def used_samples(layer: FilteredLReLU) -> torch.Tensor:
+    """Which upsampled samples some output depends on: [H, W]."""
+    marks = []
+    for axis, taps in zip((layer.down.y, layer.down.x), reference.filter_taps(layer.down.f), strict=True):
+        first = torch.arange(axis.n_out)[:, None] * axis.down - axis.pad0 + torch.arange(taps)
+        marks.append(torch.isin(torch.arange(axis.n_in), first))
+    return marks[0][:, None] & marks[1]
+
+
+def check_multiplication(kernels: ctypes.CDLL, rng: np.random.Generator, layer: FilteredLReLU, x: torch.Tensor) -> None:
+    width = layer.up.x.n_out
+    shape = [x.shape[0], layer.up.y.n_out, -(-width // 4)]
+    numbers = rng.integers(0, 3, [*shape, 4])
+    codes = torch.from_numpy((numbers << np.array([0, 2, 4, 6])).sum(-1).astype(np.uint8))
+    patterns = torch.tensor([1, -1, 0], dtype=torch.int8)[unpacked(codes, width)]
+    exact = dataclasses.replace(layer, up=in_float64(layer.up), down=in_float64(layer.down))
+    expected = exact.multiply(x.double(), patterns)
+    close(run_filtered_lrelu(kernels, x, None, codes, native.MULTIPLY, layer), expected)
+
+
+def unpacked(codes: torch.Tensor, width: int) -> torch.Tensor:
+    """Codes [.., bytes] -> [.., width]."""
+    return (codes[..., None] >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8) & 3).flatten(-2)[..., :width].long()
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert not torch.isnan(got).any(), "an output was not written"
+    tiny = torch.finfo(got.dtype).smallest_normal * torch.finfo(got.dtype).eps  # a subnormal number's rounding
+    allowed = TOLERANCE[got.dtype] * expected.abs().max() + tiny
+    assert (got.double() - expected).abs().max() <= allowed
+
+
+def in_float64(r: Resampling) -> Resampling:
+    return dataclasses.replace(r, f=None if r.f is None else r.f.double())
+
+
+# ----- cases --------------------------------------------------------------------------------------------------------
+
+
+def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal(shape))
+
+
+def a_filter(rng: np.random.Generator, *taps: int) -> torch.Tensor:
+    f = torch.from_numpy(rng.random(taps)).float()
+    return f / f.sum()
+
+
+def generator_layer(
+    rng: np.random.Generator, up: int, down: int, dense: bool, sides: tuple[int, int], pads: tuple[int, int, int]
+) -> FilteredLReLU:
+    """A layer as the generator has them, six taps for each phase; pads: y0, x0, and what there is too much at the end."""
+    fu, fd = a_filter(rng, 6 * up), a_filter(rng, *[6 * down] * (1 + dense))
+    axes = []
+    for side, pad in zip(sides, pads, strict=False):
+        n_in = -(-((side - 1) * down + 6 * (up + down) - 1 - pad - pads[2]) // up)
+        n_up = n_in * up + pad + pads[2] - (6 * up - 1)
+        n_out = (n_up - (6 * down - 1) + down - 1) // down
+        axes += [Axis(n_in, n_up, up, 1, pad), Axis(n_up, n_out, 1, down, 0)]
+    flip = bool(rng.integers(2))
+    up_stage = Resampling(fu, axes[0], axes[2], flip, float(rng.uniform(0.5, 8)))
+    return FilteredLReLU(up_stage, Resampling(fd, axes[1], axes[3], flip, 1.0), 0.2, float(rng.choice([0.7, 256])))
+
+
+def random_resampling(rng: np.random.Generator, stage: str = "both") -> Resampling:
+    """Any factors, filter, padding and sizes. ``stage``: "up" and "down" have a factor of 1 in the other direction."""
+    kind = rng.choice(["none", "separable", "dense"], p=[0.15, 0.45, 0.4])
+    taps_y, taps_x = (int(n) for n in rng.integers(1, rng.choice([4, 13, 33]), 2))
+    f = {
+        "none": lambda: None,
+        "separable": lambda: a_filter(rng, taps_y),
+        "dense": lambda: a_filter(rng, taps_y, taps_x),
+    }[kind]()
+    axes = []
+    for _ in range(2):
+        up, down = (int(rng.choice([1, 2, 4])) for _ in range(2))
+        up, down = (1 if stage == "down" else up), (1 if stage == "up" else down)
+        n_in, n_out = (int(rng.integers(1, rng.choice([3, 24, 40]))) for _ in range(2))
+        axes.append(Axis(n_in, n_out, up, down, int(rng.integers(-12, 40))))
+    return Resampling(f, axes[0], axes[1], bool(rng.integers(2)), float(rng.uniform(0.5, 4)))
+
+
+def random_layer(rng: np.random.Generator) -> FilteredLReLU:
+    up, down = random_resampling(rng, "up"), random_resampling(rng, "down")
+    y, x = (dataclasses.replace(d, n_in=u.n_out) for u, d in ((up.y, down.y), (up.x, down.x)))
+    slope, clamp = float(rng.choice([0.0, 0.2, 1.0])), rng.choice([None, 0.1])
+    return FilteredLReLU(up, dataclasses.replace(down, y=y, x=x), slope, clamp)
+
+
+def random_case(kernels: ctypes.CDLL, seed: int) -> None:
+    """One case of either op."""
+    rng = np.random.default_rng(seed)
+    kernels.emulate_order(int(rng.integers(64)) * 2 + 1)
+    dtype = list(TOLERANCE)[seed % 4]
+    if seed % 3 == 0:
+        check_upfirdn2d(kernels, rng, random_resampling(rng), dtype, int(rng.integers(1, 4)))
+    else:
+        channels = None if seed % 5 == 0 else int(rng.integers(1, 3))
+        check_filtered_lrelu(kernels, rng, random_layer(rng), dtype, int(rng.integers(1, 4)), channels)
+
+
+HOT = [(2, 2, True), (2, 2, False), (4, 2, True), (4, 2, False)]
+"""The generator's layers: upsampling, downsampling, whether the downsampling filter is dense."""
+
+
+def hot_case(kernels: ctypes.CDLL, up: int, down: int, dense: bool, seed: int, largest: int = 60) -> None:
+    """One of the generator's layers and its gradient, at random sizes and paddings."""
+    rng = np.random.default_rng([seed, up, down, dense])
+    kernels.emulate_order(int(rng.integers(64)) * 2 + 1)
+    kernels.emulate_shared_memory(H100_BYTES if seed % 2 == 0 else TURING_BYTES)
+    dtype = [torch.float32, torch.float16, torch.bfloat16][seed % 3]
+    height, width = (int(n) for n in rng.integers(1, largest, 2))
+    pads = (*(int(n) for n in rng.integers(-10, 12, 2)), int(rng.integers(-4, 6)))
+    layer = generator_layer(rng, up, down, dense, (height, width), pads)
+    check_filtered_lrelu(kernels, rng, layer, dtype, 2, 2)
+    back = layer.transposed()
+    check_multiplication(kernels, rng, back, normal(rng, 1, back.up.y.n_in, back.up.x.n_in).to(dtype))
+
+
+# ----- tests --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("up,down,dense", HOT)
+def test_generator_layers_and_their_gradients(kernels: ctypes.CDLL, up: int, down: int, dense: bool, seed: int) -> None:
+    hot_case(kernels, up, down, dense, seed)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("down", [1, 2])
+def test_four_separable_taps(kernels: ctypes.CDLL, down: int, dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(down)
+    y, x = Axis(37, 38 // down, 1, down, 2), Axis(70, 71 // down, 1, down, 2)
+    check_upfirdn2d(kernels, rng, Resampling(a_filter(rng, 4), y, x, bool(down - 1), 1.5), dtype, 2)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(3, 5, 8), (5, 3, 7), (6, 1, 1), (2, 4, 256)])
+def test_leaky_relu_without_filters(kernels: ctypes.CDLL, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    y, x = (Axis(n, n, 1, 1, 0) for n in shape[1:])
+    layer = FilteredLReLU(Resampling(None, y, x, False, 1.4), Resampling(None, y, x, False, 0.7), 0.2, 0.8)
+    check_filtered_lrelu(kernels, np.random.default_rng(0), layer, dtype, shape[0], 2)
+
+
+@pytest.mark.parametrize("seeds", range(0, 240, 24))
+def test_everything_else(kernels: ctypes.CDLL, seeds: int) -> None:
+    for seed in range(seeds, seeds + 24):
+        random_case(kernels, seed)
+
+
+@pytest.mark.parametrize("pad", [-(2**31) + 40, -5000, 5000, 2**31 - 40])
+@pytest.mark.parametrize("up,down,dense", [*HOT, (1, 4, False)])
+def test_paddings_that_leave_nothing_of_the_image(
+    kernels: ctypes.CDLL, up: int, down: int, dense: bool, pad: int
+) -> None:
+    rng = np.random.default_rng(0)
+    layer = generator_layer(rng, up, down, dense, (9, 13), (0, 0, 0)) if up > 1 else random_layer(rng)
+    x = normal(rng, 1, layer.up.y.n_in, layer.up.x.n_in).float()
+    codes = torch.full([1, layer.up.y.n_out, -(-layer.up.x.n_out // 4)], 0xFF, dtype=torch.uint8)
+    moved = dataclasses.replace(layer.up, x=dataclasses.replace(layer.up.x, pad0=pad))
+    y = run_filtered_lrelu(kernels, x, None, codes, native.REMEMBER, dataclasses.replace(layer, up=moved))
+    assert torch.all(y == 0)
+    assert torch.all((unpacked(codes, layer.up.x.n_out) == 1) | ~used_samples(layer))
+    moved = dataclasses.replace(layer.down, y=dataclasses.replace(layer.down.y, pad0=pad))
+    y = run_filtered_lrelu(kernels, x, None, codes, native.MULTIPLY, dataclasses.replace(layer, down=moved))
+    assert torch.all(y == 0)
+    assert torch.all(
+        run_upfirdn2d(kernels, x, dataclasses.replace(layer.up, y=dataclasses.replace(layer.up.y, pad0=pad))) == 0
+    )
+
+
+def test_many_small_maps(kernels: ctypes.CDLL) -> None:
+    """More than a grid's second dimension has."""
+    rng = np.random.default_rng(0)
+    one = Axis(1, 1, 1, 1, 0)
+    layer = FilteredLReLU(Resampling(None, one, one, False, 1.0), Resampling(None, one, one, False, 1.0), 0.2, None)
+    check_filtered_lrelu(kernels, rng, layer, torch.float32, 2**16 + 3, 5)
+
+
+@pytest.mark.parametrize("up,down,dense", HOT)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_sample_that_is_not_finite_is_seen_where_it_belongs(
+    kernels: ctypes.CDLL, up: int, down: int, dense: bool, value: float
+) -> None:
+    """Every output that depends on it is not finite (without a clamp); those farther than a few samples are unharmed."""
+    rng = np.random.default_rng(0)
+    layer = dataclasses.replace(generator_layer(rng, up, down, dense, (20, 50), (3, 3, 0)), clamp=None)
+    x = normal(rng, 1, layer.up.y.n_in, layer.up.x.n_in).float()
+    clean = run_filtered_lrelu(kernels, x, None, None, native.ACTIVATE, layer)
+    mark = torch.zeros_like(x)
+    mark[0, x.shape[1] // 2, x.shape[2] // 2] = 1
+    touched = layer.down(layer.up(mark)) > 0
+    y = run_filtered_lrelu(kernels, torch.where(mark > 0, value, x), None, None, native.ACTIVATE, layer)
+    assert not torch.isfinite(y[touched]).any()
+    harmed = torch.nn.functional.max_pool2d(touched.float(), 9, 1, 4) > 0
+    assert torch.equal(y[~harmed], clean[~harmed])
+
+
+@pytest.mark.parametrize("clamp", [None, 1.0])
+def test_not_a_number_passes_the_clamp(kernels: ctypes.CDLL, clamp: float | None) -> None:
+    axis = Axis(4, 4, 1, 1, 0)
+    layer = FilteredLReLU(
+        Resampling(None, axis, axis, False, 1.0), Resampling(None, axis, axis, False, 1.0), 0.2, clamp
+    )
+    x = torch.full([1, 4, 4], torch.nan)
+    assert torch.isnan(run_filtered_lrelu(kernels, x, None, None, native.ACTIVATE, layer)).all()
+
+
+def test_no_maps_are_no_error(kernels: ctypes.CDLL) -> None:
+    layer = generator_layer(np.random.default_rng(0), 2, 2, True, (4, 4), (0, 0, 0))
+    x = torch.empty([0, layer.up.y.n_in, layer.up.x.n_in])
+    run_filtered_lrelu(kernels, x, None, None, native.ACTIVATE, layer)
+    run_upfirdn2d(kernels, x, layer.up)
+
+
+@pytest.mark.parametrize("order", [1, 3, 77])
+def test_results_do_not_depend_on_the_order_of_threads(kernels: ctypes.CDLL, order: int) -> None:
+    rng = np.random.default_rng(1)
+    layer = generator_layer(rng, 2, 2, True, (30, 44), (2, 3, 1))
+    x = normal(rng, 1, layer.up.y.n_in, layer.up.x.n_in).float()
+    results = []
+    for stride in (1, order):
+        kernels.emulate_order(stride)
+        results.append(run_filtered_lrelu(kernels, x, None, None, native.ACTIVATE, layer))
+    assert torch.equal(*results)
+
+
+@pytest.mark.slow
+def test_memory_is_accessed_within_bounds(tmp_path: Path) -> None:
+    """The same under the address and undefined-behaviour sanitizers; launches split up as if grids were small."""
+    if shutil.which("g++") is None:
+        pytest.skip("emulating the kernels needs g++")
+    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DTEST_LARGEST_GRID=5"]
+    library = build(tmp_path, *flags)
+    runtime = [
+        subprocess.check_output(["g++", f"-print-file-name=lib{name}.so"], text=True).strip()
+        for name in ("asan", "ubsan")
+    ]
+    if not all(Path(path).is_absolute() for path in runtime):
+        pytest.skip("needs the sanitizers' libraries of g++")
+    environment = os.environ | {
+        "LD_PRELOAD": ":".join(runtime),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "PYTHONPATH": ":".join(sys.path),
+        "OMP_NUM_THREADS": "1",
+    }
+    run = subprocess.run([sys.executable, __file__, str(library)], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+
+
+def sanitized_cases(library: str) -> None:
+    kernels = ctypes.CDLL(library)
+    for seed in range(60):
+        random_case(kernels, seed)
+    for case, seed in itertools.product(HOT, range(2)):
+        hot_case(kernels, *case, seed, largest=45)
+
+
+# ----- what nvcc says -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (the CUDA toolkit)")
+def test_no_kernel_spills_registers(tmp_path: Path) -> None:
+    """On architectures from Turing to Blackwell; nor is an array kept in local memory."""
+
+    def compile_one(job: tuple[Path, int]) -> str:
+        source, arch = job
+        target = f"arch=compute_{arch},code=sm_{arch}"
+        command = ["nvcc", "-O3", "-std=c++17", "-gencode", target, "-Xptxas", "-v", "-cubin"]
+        output = tmp_path / f"{source.stem}_{arch}.cubin"
+        run = subprocess.run([*command, "-o", str(output), str(source)], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        return run.stderr
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reports = "".join(pool.map(compile_one, itertools.product(sorted(SOURCES.glob("*.cu")), (75, 80, 90, 120))))
+    assert "warning" not in reports
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", reports)
+    assert len(frames) >= 4 * 15
+    assert set(frames) == {("0", "0", "0")}
+
+
+if __name__ == "__main__":
+    sanitized_cases(sys.argv[1])
