@@ -22,6 +22,7 @@ from ops import moon
 from multiscale.networks import layers
 from multiscale.networks.generator import Generator
 from multiscale.view import view_transform
+from torch_utils.devices import keep_freed_memory
 
 
 def convolutions(frame: Callable[[], object]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as generate.py does
     config = moon()
     if options.dtype != "float32":
         config = dataclasses.replace(config, num_half_res=8, half_dtype=options.dtype)

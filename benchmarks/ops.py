@@ -3,7 +3,8 @@
     python benchmarks/ops.py [--device cpu --dtype float32 --batch 1 --layers 3,8] [--out benchmarks/results/ops-NAME.json]
 
 Floor of a forward pass: the larger of its bytes (images read and written once) over the bandwidth of a copy and its
-operations over the rate of a matrix product, both measured in the same run. The contestants take turns.
+operations over the rate of a matrix product, both measured in the same run. The contestants take turns. PyTorch's ops
+insert no zeros either; ``--definition`` also times the op as it is defined, zeros and all, as usual in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from typing import Any
 
 import torch
 from machine import alternate, copy_bandwidth, describe, matrix_rate, peak_bytes
+from reference_ops import naive_filtered_lrelu
 
 from multiscale.config import GeneratorConfig, RunConfig, build, load_preset
 from multiscale.networks import layers
 from multiscale.networks.generator import Generator
 from multiscale.view import view_transform
+from torch_utils.devices import keep_freed_memory
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.reference import filter_taps
 
 Call = tuple[torch.Size, dict[str, Any]]
+Op = Callable[[torch.Tensor], torch.Tensor]
 
 
 def moon() -> GeneratorConfig:
@@ -63,35 +67,51 @@ def operations(shape: torch.Size, arguments: dict[str, Any], out: torch.Size) ->
     return 2 * maps * products
 
 
-def measure(call: Call, options: argparse.Namespace, bandwidth: float, rate: float) -> dict[str, Any]:
-    """Seconds of forward and of both ways, floor, memory, difference from PyTorch's ops."""
-    shape, arguments = torch.Size([options.batch, *call[0][1:]]), dict(call[1])
-    device, dtype = options.device, getattr(torch, options.dtype)
+def prepare(call: Call, options: argparse.Namespace) -> tuple[torch.Tensor, dict[str, Any], dict[str, Op]]:
+    """Images, arguments and contestants of a layer."""
+    device, arguments = options.device, dict(call[1])
     arguments |= {n: None if arguments[n] is None else arguments[n].to(device) for n in ("fu", "fd")}
-    x = torch.randn(shape, device=device).to(dtype)
-    leaf = x.clone().requires_grad_()
-    contestants = {"native": "native", "pytorch": "reference"}
-    compiled = torch.compile(filtered_lrelu) if device != "cpu" else None
+    x = torch.randn([options.batch, *call[0][1:]], device=device).to(getattr(torch, options.dtype))
+    contestants: dict[str, Op] = {
+        "native": lambda x: filtered_lrelu(x, **arguments, impl="native"),
+        "pytorch": lambda x: filtered_lrelu(x, **arguments, impl="reference"),
+    }
+    if device != "cpu":
+        compiled = torch.compile(filtered_lrelu)
+        contestants["compiled"] = lambda x: compiled(x, **arguments, impl="reference")
+    if options.definition and arguments["fu"] is not None:
+        names = ("fu", "fd", "up", "down", "padding", "clamp")
+        contestants["definition"] = lambda x: naive_filtered_lrelu(x, **{n: arguments[n] for n in names})
+    return x, arguments, contestants
 
-    def forward(impl: str, x: torch.Tensor, op: Callable[..., torch.Tensor] = filtered_lrelu) -> torch.Tensor:
-        return op(x, **arguments, impl=impl)
 
-    runs: dict[str, Callable[[], object]] = {}
-    y = forward("native", x)
+def measure_memory(call: Call, options: argparse.Namespace) -> dict[str, float]:
+    """Megabytes at the peak of a forward pass with gradient, beyond its result."""
+    x, _, contestants = prepare(call, options)
+    size = contestants["native"](x).nbytes
+    x.requires_grad_()
+    peaks = {name: peak_bytes(lambda op=op: op(x), options.device) for name, op in contestants.items()}
+    return {f"{name}_peak_mb": (peak - size) / 1e6 for name, peak in peaks.items()}
+
+
+def measure_time(call: Call, options: argparse.Namespace, bandwidth: float, rate: float) -> dict[str, Any]:
+    """Milliseconds of forward and of both ways, floor, difference from PyTorch's ops."""
+    x, arguments, contestants = prepare(call, options)
+    device, leaf = options.device, x.clone().requires_grad_()
+    y, expected = contestants["native"](x), contestants["pytorch"](x).double()
     dy = torch.randn_like(y)
-    for name, impl in contestants.items():
-        runs[name] = lambda impl=impl: forward(impl, x)
-        runs[f"{name}_both"] = lambda impl=impl: torch.autograd.grad(forward(impl, leaf), leaf, dy)
-    if compiled is not None:
-        runs["compiled"] = lambda: forward("reference", x, compiled)
-    operations_forward = operations(shape, arguments, y.shape)
+    runs: dict[str, Callable[[], object]] = {}
+    for name, op in contestants.items():
+        runs[name] = lambda op=op: op(x)
+        runs[f"{name}_both"] = lambda op=op: torch.autograd.grad(op(leaf), leaf, dy)
+    operations_forward = operations(x.shape, arguments, y.shape)
     bytes_forward = (x.numel() + y.numel()) * x.element_size()
-    times = alternate(runs, device, options.repeats)
+    with torch.no_grad():
+        times = alternate({name: run for name, run in runs.items() if "both" not in name}, device, options.repeats)
+    times |= alternate({name: run for name, run in runs.items() if "both" in name}, device, options.repeats)
     floor = max(bytes_forward / bandwidth, operations_forward / rate)
-    memory = {name: peak_bytes(lambda impl=impl: forward(impl, leaf), device) for name, impl in contestants.items()}
-    expected = forward("reference", x).double()
     return {
-        "shape": list(shape),
+        "shape": list(x.shape),
         "out": list(y.shape),
         "filters": [None if arguments[n] is None else list(arguments[n].shape) for n in ("fu", "fd")],
         "up": arguments["up"],
@@ -103,31 +123,28 @@ def measure(call: Call, options: argparse.Namespace, bandwidth: float, rate: flo
         "of_floor": times["native"] / floor,
         "speedup": times["pytorch"] / times["native"],
         "speedup_both": times["pytorch_both"] / times["native_both"],
-        **{f"{name}_peak_mb": value / 1e6 for name, value in memory.items()},
         "difference": float((y.double() - expected).norm() / expected.norm()),
     }
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """A line for each layer, and the sums."""
-    columns = ("floor_ms", "native_ms", "pytorch_ms", "compiled_ms", "native_both_ms", "pytorch_both_ms")
-    columns = tuple(c for c in columns if c in results[0])
-    lines = [f"{'images':>22} {'up':>2} {'down':>4} {'filter':>7} " + " ".join(f"{c:>15}" for c in columns)]
+    columns = ["floor_ms", *(key for key in results[0] if key.endswith("_ms") and key != "floor_ms")]
+    lines = [f"{'images':>22} {'up':>2} {'down':>4} {'filter':>7} " + " ".join(f"{c:>18}" for c in columns)]
     for r in results:
         dense = "none" if r["filters"][1] is None else "x".join(map(str, r["filters"][1]))
         head = f"{'x'.join(map(str, r['shape'])):>22} {r['up']:>2} {r['down']:>4} {dense:>7} "
-        lines.append(head + " ".join(f"{r[c]:>15.3f}" for c in columns))
-    total = {c: sum(r[c] for r in results) for c in columns}
-    lines.append(f"{'all':>38} " + " ".join(f"{total[c]:>15.3f}" for c in columns))
-    ratios = {"forward": total["pytorch_ms"] / total["native_ms"]}
-    ratios["both ways"] = total["pytorch_both_ms"] / total["native_both_ms"]
-    peaks = [sum(r[f"{name}_peak_mb"] for r in results) for name in ("native", "pytorch")]
+        lines.append(head + " ".join(f"{r.get(c, 0):>18.3f}" for c in columns))
+    total = {c: sum(r.get(c, 0) for r in results) for c in columns}
+    lines.append(f"{'all':>38} " + " ".join(f"{total[c]:>18.3f}" for c in columns))
     lines.append(f"Forward: {total['native_ms'] / total['floor_ms']:.2f} x the floor.")
+    for name in (c.removesuffix("_both_ms") for c in columns if c.endswith("_both_ms") and c != "native_both_ms"):
+        with_it = [r for r in results if f"{name}_ms" in r]
+        sums = [sum(r[f"{n}_{which}"] for r in with_it) for which in ("ms", "both_ms") for n in (name, "native")]
+        lines.append(f"Faster than {name}: forward {sums[0] / sums[1]:.1f} x, both ways {sums[2] / sums[3]:.1f} x.")
+    peaks = [sum(r[f"{name}_peak_mb"] for r in results) for name in ("native", "pytorch")]
     lines.append(
-        "Faster than PyTorch's ops: " + ", ".join(f"{name} {value:.1f} x" for name, value in ratios.items()) + "."
-    )
-    lines.append(
-        f"Memory of a forward pass with gradient, result included: {peaks[0] / peaks[1]:.2f} of PyTorch's ops."
+        f"Memory of a forward pass with gradient, beyond its result: {peaks[0] / peaks[1]:.2f} of PyTorch's ops."
     )
     return "\n".join(lines)
 
@@ -140,19 +157,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="images (default 1)")
     parser.add_argument("--threads", type=int, default=4, help="threads of PyTorch (default 4)")
     parser.add_argument("--repeats", type=int, default=3, help="turns (default 3)")
+    parser.add_argument("--definition", action="store_true", help="time the definition, zeros inserted, as well")
     parser.add_argument("--layers", help="only these, numbers from 0, separated by commas")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     calls = layer_calls(moon())
-    chosen = range(len(calls)) if options.layers is None else map(int, options.layers.split(","))
+    if options.layers is not None:
+        calls = [calls[int(i)] for i in options.layers.split(",")]
     bandwidth = copy_bandwidth(options.device)
     rate = matrix_rate(options.device, getattr(torch, options.dtype))
     results = []
-    for i in chosen:
-        results.append(measure(calls[i], options, bandwidth, rate))
-        print(json.dumps({"layer": i, **results[-1]}), flush=True)
+    memory = [measure_memory(call, options) for call in calls]
+    keep_freed_memory()  # as generate.py does
+    for call, peaks in zip(calls, memory, strict=True):
+        results.append(measure_time(call, options, bandwidth, rate) | peaks)
+        print(json.dumps(results[-1]), flush=True)
     report = {
         "machine": describe(options.threads, options.device),
         "dtype": options.dtype,

@@ -13,7 +13,7 @@ from dnnlib.errors import UserError
 from multiscale.rendering.renderer import Renderer, provenance, save_png
 from multiscale.rendering.sheets import zoom_strip
 from multiscale.training.checkpoint import find_network, load_snapshot
-from torch_utils.devices import default_device
+from torch_utils.devices import default_device, keep_freed_memory
 
 MAX_SEEDS = 100_000
 OTHER_IMAGES = {".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"}
@@ -44,6 +44,7 @@ def generate_images(request: ImageRequest) -> list[Path]:
     _check(request)
     paths = _paths(request)
     snapshot = load_snapshot(find_network(request.network))
+    keep_freed_memory()
     renderer = Renderer(snapshot.generator, default_device())
     for seed, path in zip(request.seeds, paths, strict=True):
         pixels = _picture(renderer, request, seed)

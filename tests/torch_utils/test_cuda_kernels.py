@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+from torch_utils.ops import build as builder
 from torch_utils.ops import native, reference
 from torch_utils.ops.reference import Axis, FilteredLReLU, Resampling
 
@@ -432,6 +433,15 @@ def test_no_kernel_spills_registers(tmp_path: Path) -> None:
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", reports)
     assert len(frames) >= 4 * 15
     assert set(frames) == {("0", "0", "0")}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (the CUDA toolkit)")
+def test_the_built_library_has_its_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path))
+    library = builder.library("cuda", (9, 0))
+    for name in ("upfirdn2d_cuda", "filtered_lrelu_cuda", "cuda_probe", "cuda_error"):
+        assert getattr(library, name)
 
 
 if __name__ == "__main__":

@@ -68,12 +68,14 @@ def is_chosen(op: str, impl: str, x: torch.Tensor, *resamplings: Resampling) -> 
     impl = preference() if impl == "auto" else impl
     if impl == "reference":
         return False
-    reason = _obstacle(x, resamplings) or _library_obstacle(x.device)
+    of_call = _obstacle(x, resamplings)
+    reason = of_call or _library_obstacle(x.device)
     if reason is None:
         return True
     if impl == "native":
         raise RuntimeError(f"The native kernels of {op} cannot run: {reason}")
-    _warn_once(f"{op} runs in plain PyTorch, which is slower: {reason}")
+    whose = op if of_call else "Resampling and filtered leaky ReLU"
+    _warn_once(f"{whose} will be slower, in plain PyTorch, for want of a kernel: {reason}")
     return False
 
 

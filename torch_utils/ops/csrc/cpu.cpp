@@ -151,25 +151,20 @@ template <typename T, Slopes MODE> struct Activation {
                 v[i] *= negative != 0 ? Vector{} + slope : Vector{} + T(1);
                 v[i] = clamped != 0 ? Vector{} : v[i];
             }
-        } else if constexpr (MODE == ACTIVATE) {
-            const Vector largest = Vector{} + clamp, smallest = -largest;
-            for (int i = 0; i < V; i++) {  // comparisons that are one instruction each, and let NaN through
-                const Vector scaled = v[i] * slope;
-                v[i] = v[i] > scaled ? v[i] : scaled;  // 0 < slope <= 1
-                v[i] = smallest > v[i] ? smallest : v[i];
-                v[i] = largest < v[i] ? largest : v[i];
-            }
         } else {
+            const Vector largest = Vector{} + clamp, smallest = -largest;
             typename S::Integers packed{};
             for (int i = 0; i < V; i++) {
                 const auto positive = v[i] > Vector{};
                 v[i] = positive ? v[i] : v[i] * slope;
-                const auto above = v[i] >= clamp, below = v[i] <= -clamp;
-                v[i] = above ? (Vector{} + clamp) : below ? (Vector{} - clamp) : v[i];
-                const auto clamped = above | below;
-                packed |= ((~positive & ~clamped & 1) | (clamped & 2)) << (2 * i);
+                if (MODE == REMEMBER) {
+                    const auto clamped = (v[i] >= largest) | (v[i] <= smallest);
+                    packed |= (~positive & (1 << 2 * i)) | (clamped & (2 << 2 * i));
+                }
+                v[i] = smallest > v[i] ? smallest : v[i];  // one instruction each, which lets NaN through
+                v[i] = largest < v[i] ? largest : v[i];
             }
-            if (codes && m >= first && m < last)
+            if (MODE == REMEMBER && m >= first && m < last)
                 store(codes + place, __builtin_convertvector(packed, typename S::Bytes));
         }
     }
@@ -514,7 +509,7 @@ template <typename T, Slopes MODE> int filtered_lrelu(const FilteredLReLU& op, i
     const auto end = [&](int64_t row) { return row ? (row - 1) * y.down - y.pad0 + op.down.taps_y : 0; };
     return for_bands(op.maps, y.n_out, threads, make, [&](Layer& layer, int64_t map, int64_t first, int64_t last) {
         auto& activation = layer.middle->finish;
-        if (op.slopes != ACTIVATE) activation.codes = op.codes + map * op.up.y.n_out * op.code_bytes;
+        if (MODE != ACTIVATE) activation.codes = op.codes + map * op.up.y.n_out * op.code_bytes;
         activation.first = end(first);
         activation.last = last == y.n_out ? op.up.y.n_out : end(last);
         layer.source->map = static_cast<const T*>(op.x) + map * op.up.y.n_in * op.up.x.n_in;
@@ -525,17 +520,13 @@ template <typename T, Slopes MODE> int filtered_lrelu(const FilteredLReLU& op, i
 
 template <typename T> int filtered_lrelu(const FilteredLReLU& op, int threads) {
     switch (op.slopes) {
-        case MULTIPLY: return filtered_lrelu<T, MULTIPLY>(op, threads);
-        case ACTIVATE:
-            if (op.slope > 0 && op.slope <= 1) return filtered_lrelu<T, ACTIVATE>(op, threads);
-            [[fallthrough]];
-        default: return filtered_lrelu<T, REMEMBER>(op, threads);
+        case ACTIVATE: return filtered_lrelu<T, ACTIVATE>(op, threads);
+        case REMEMBER: return filtered_lrelu<T, REMEMBER>(op, threads);
+        default: return filtered_lrelu<T, MULTIPLY>(op, threads);
     }
 }
 
 }  // namespace
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 // Both return 0, or 1 if there was not enough memory for the scratch rows of each thread.
 

@@ -7,11 +7,14 @@
 
 #include <stdint.h>
 
+#define EXPORT extern "C" __attribute__((visibility("default")))  // a library's entry points; all else is hidden
+
 enum Type { FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, BFLOAT16 = 3 };
 
 enum Slopes {       // what a filtered leaky ReLU does to its upsampled samples v
     ACTIVATE = 0,   // v > 0 ? v : slope * v, then clamp to [-clamp, clamp]
-    REMEMBER = 1,   // the same, and writes the slope's code: 0 where v > 0, 1 where not, 2 where it is clamped (|v| >= clamp)
+    REMEMBER = 1,   // the same, and writes the slope's code: 0 where v > 0, 1 where not, and 2 or 3 where
+                    // it is clamped (|v| >= clamp)
     MULTIPLY = 2,   // by the slope of the code that was written: 1, slope or 0
 };
 

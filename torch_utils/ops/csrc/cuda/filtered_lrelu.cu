@@ -62,7 +62,7 @@ int filtered_lrelu_tiles(const FilteredLReLU& op, void* stream, bool* done) {
 
 }  // namespace multiscale
 
-extern "C" int filtered_lrelu_cuda(const struct FilteredLReLU* op, void* stream) {
+EXPORT int filtered_lrelu_cuda(const struct FilteredLReLU* op, void* stream) {
     if (op->maps <= 0) return 0;
     if (multiscale::is_pointwise(*op)) return multiscale::filtered_lrelu_pointwise(*op, stream);
     bool done = false;

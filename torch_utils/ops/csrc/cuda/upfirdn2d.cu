@@ -78,7 +78,7 @@ int run(const Upfirdn2d& op, void* stream) {
 
 }  // namespace
 
-extern "C" int upfirdn2d_cuda(const struct Upfirdn2d* op, void* stream) {
+EXPORT int upfirdn2d_cuda(const struct Upfirdn2d* op, void* stream) {
     const Resampling& r = op->resampling;
     if (op->maps <= 0) return 0;
     if (op->type == FLOAT64) return run<double, 0, 0, 0>(*op, stream);
@@ -88,9 +88,9 @@ extern "C" int upfirdn2d_cuda(const struct Upfirdn2d* op, void* stream) {
     return run<float, 0, 0, 0>(*op, stream);
 }
 
-extern "C" const char* cuda_error(int code) { return cudaGetErrorString((cudaError_t)code); }
+EXPORT const char* cuda_error(int code) { return cudaGetErrorString((cudaError_t)code); }
 
-extern "C" int cuda_probe(void) {
+EXPORT int cuda_probe(void) {
     cudaFuncAttributes attributes;
     const cudaError_t error = cudaFuncGetAttributes(&attributes, (const void*)&upfirdn2d_kernel<float, 0, 0, 0>);
     (void)cudaGetLastError();
