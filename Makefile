@@ -7,7 +7,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint co
 
 .PHONY: demo test clean
 
-# Data, training and a strip of zooms; about 6 minutes on two CPU cores. The patches are kept for the next time.
+# Data, training and a strip of zooms; about 5 minutes on two CPU cores. The patches are kept for the next time.
 demo: $(VENV)/.run demo/patches.zip
 	$(RUN) train.py --data demo/patches.zip --config demo
 	$(RUN) generate.py --strip --seeds 0-2 --centre 0.1,-0.07 --out demo

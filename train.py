@@ -12,9 +12,14 @@ from multiscale.training.launch import Request, train
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("Data and output")
 @optgroup.option("--data", required=True, metavar="ZIP|FOLDER", help="Patches with scale labels (see dataset_tool.py).")
-@optgroup.option("--outdir", metavar="FOLDER", help="The run's own folder.  [default: a new numbered one under runs/]")
+@optgroup.option(
+    "--outdir", metavar="FOLDER", help="The run's own folder; a run there goes on.  [default: a numbered one in runs/]"
+)
+@optgroup.option("--resume", metavar="FILE", help="Begin a run with the training state (state-*.pt) of another.")
+@optgroup.option("--fresh", is_flag=True, help="Begin another run; without it the same command goes on with its run.")
 @optgroup.group("Machine")
 @optgroup.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0: the CPU.  [default: one GPU if there is one]")
+@optgroup.option("--procs", type=click.IntRange(1, 256), default=1, help="With --gpus 0: processes that share the CPU.")
 @optgroup.group("Settings")
 @optgroup.option("--config", metavar="FILE|PRESET", help="A YAML file, or a preset.  [default: chosen from the data]")
 @optgroup.option("--set", "assignments", multiple=True, metavar="PATH=VALUE", help="Such as training.r1_gamma=5.")
@@ -29,7 +34,8 @@ from multiscale.training.launch import Request, train
 def main(*, dry_run: bool, assignments: tuple[str, ...], **options: object) -> None:
     """Train a multiscale generator.
 
-    --data alone is enough: device, preset, batch and output folder are chosen and printed.
+    --data alone is enough: device, preset, batch and output folder are chosen and printed. The same command typed again goes
+    on with the same run, to the bit; Ctrl-C or SIGTERM finishes the step and keeps the state.
     """
     train(Request(assignments=assignments, **options), dry_run=dry_run)  # type: ignore[arg-type]
 

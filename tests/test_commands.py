@@ -23,7 +23,9 @@ import generate
 import train
 from multiscale.training import launch
 from multiscale.training.checkpoint import load_snapshot, save_snapshot, snapshots_of
+from multiscale.training.folder import held
 from multiscale.training.launch import Request, data_layer, resolve
+from multiscale.training.state import states_of
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["generator.channel_max=16", "generator.channel_base=32", "training.swd_patches=4", "training.sample_seeds=2"]
@@ -45,10 +47,15 @@ def refused(command, *arguments) -> str:
     return last
 
 
-def quick_training(data: Path, folder: Path) -> Path:
+def quick_output(data: Path, folder: Path, *more: object) -> str:
     sets = [part for text in QUICK for part in ("--set", text)]
-    result = run(train, "--data", data, "--outdir", folder, "--gpus", 0, "--kimg", 0.016, "--batch", 4, *sets)
+    result = run(train, "--data", data, "--outdir", folder, "--gpus", 0, "--kimg", 0.016, "--batch", 4, *sets, *more)
     assert result.exit_code == 0, result.output
+    return result.output
+
+
+def quick_training(data: Path, folder: Path) -> Path:
+    quick_output(data, folder)
     return folder
 
 
@@ -150,10 +157,51 @@ def test_missing_lpips_weights_say_how_to_get_them_and_what_does_without(tmp_pat
         assert word in sentence
 
 
-def test_a_folder_that_holds_a_run_is_refused(trained):
-    before = sorted(path.name for path in trained.iterdir())
-    assert "already holds a run" in refused(train, "--data", trained.parent / "patches.zip", "--outdir", trained)
-    assert before == sorted(path.name for path in trained.iterdir())
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_run_in_the_folder_is_not_overwritten_by_another(trained):
+    before, data = contents(trained), trained.parent / "patches.zip"
+    other_model = refused(train, "--data", data, "--outdir", trained)
+    assert "has another model" in other_model
+    assert "generator.channel_max: 16 -> " in other_model
+    assert "already holds a run" in refused(train, "--data", data, "--outdir", trained, "--fresh")
+    assert contents(trained) == before
+
+
+def test_the_same_command_goes_on_with_its_run(tmp_path):
+    data, folder = small_patches(tmp_path / "p.zip"), tmp_path / "run"
+    quick_training(data, folder)
+    before = contents(folder)
+    assert "is trained: 0.016 of 0.016 kimg" in quick_output(data, folder)
+    after = contents(folder)
+    assert {name for name in before if before[name] != after[name]} <= {"environment.json"}
+    longer = quick_output(data, folder, "--kimg", "0.024")
+    assert "Changed since the run began: training.kimg: 0.016 -> 0.024" in longer
+    assert "Going on from" in longer
+    assert {path.name for path in states_of(folder)} == {"state-000000016.pt", "state-000000024.pt"}
+
+
+def test_a_run_begins_with_the_state_of_another(tmp_path):
+    data, folder = small_patches(tmp_path / "p.zip"), tmp_path / "run"
+    quick_training(data, folder)
+    state = states_of(folder)[-1]
+    other = tmp_path / "other"
+    assert "Going on from" in quick_output(data, other, "--kimg", "0.024", "--resume", state)
+    assert states_of(other)[-1].name == "state-000000024.pt"
+    bad = tmp_path / "bad.pt"
+    bad.write_bytes(state.read_bytes()[:1000])
+    options = ("--data", data, "--outdir", tmp_path / "x", "--resume")
+    assert "not a whole training state" in refused(train, *options, bad)
+    assert "Cannot read" in refused(train, *options, tmp_path / "none.pt")
+    assert not (tmp_path / "x").exists()
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    data, folder = small_patches(tmp_path / "p.zip"), tmp_path / "run"
+    with held(folder):
+        assert "Another process trains in" in refused(train, "--data", data, "--outdir", folder)
 
 
 def test_of_two_runs_that_start_at_once_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):

@@ -74,3 +74,12 @@ def average(tensors: Iterable[torch.Tensor], process: Process) -> None:
     dist.all_reduce(flat)
     for t, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         t.copy_(mean.view_as(t))
+
+
+def any_of(flag: bool, process: Process) -> bool:
+    """Whether the flag is set in any process; waits for the device."""
+    if process.world_size == 1:
+        return flag
+    count = torch.tensor(float(flag), device=process.device)
+    dist.all_reduce(count)
+    return bool(count > 0)

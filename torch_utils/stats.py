@@ -26,3 +26,11 @@ class Means:
         table = torch.stack([self._values[name][0] for name in names]).cpu()
         self._values.clear()
         return {name: float(total / count) for name, (total, count) in zip(names, table, strict=True)}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What has been counted since the last reading: sum and number, [2], by name."""
+        return {name: held[0].cpu() for name, held in self._values.items()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor], device: torch.device) -> None:
+        """Go on counting from there."""
+        self._values = {name: [moments.to(device)] for name, moments in state.items()}

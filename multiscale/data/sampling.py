@@ -81,7 +81,6 @@ class ScaleSampler(torch.utils.data.Sampler[list[int]]):
         seed: Seed of the run.
         rank: This process; it gets images ``rank, rank + world_size, ...`` of each global batch.
         world_size: Number of processes; divides ``batch``.
-        state: Where to go on; None: from the start.
 
     Raises:
         UserError: an octave has no patch.
@@ -97,13 +96,12 @@ class ScaleSampler(torch.utils.data.Sampler[list[int]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        state: SamplerState | None = None,
     ) -> None:
         assert batch % world_size == 0
         self.members = patches_by_octave(patch_octaves, octaves)
         self.octaves, self.batch, self.schedule, self.seed = octaves, batch, schedule, seed
         self.rank, self.world_size = rank, world_size
-        self.start = self._counted = state or SamplerState(0, (0,) * octaves)
+        self.go_on_from(SamplerState(0, (0,) * octaves))
         self._shuffles: dict[int, tuple[int, np.ndarray]] = {}
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -111,6 +109,10 @@ class ScaleSampler(torch.utils.data.Sampler[list[int]]):
         while True:
             indices, state = self.global_batch(state)
             yield indices[self.rank :: self.world_size].tolist()
+
+    def go_on_from(self, state: SamplerState) -> None:
+        """Begin the next iteration at ``state``."""
+        self.start = self._counted = state
 
     def state_after(self, steps: int) -> SamplerState:
         """The state once ``steps`` batches of the run have been used, however far a loader has read ahead."""

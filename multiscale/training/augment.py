@@ -378,6 +378,10 @@ class AdaController:
             pipe.p.fill_(p)
         self._signs = torch.zeros_like(self._signs)
 
+    def share(self, process: Process) -> None:
+        """Spread what has been observed evenly over all processes, so that one state serves them all."""
+        average([self._signs], process)
+
     def state_dict(self) -> dict[str, Any]:
         """Progress since the last adjustment; ``p`` itself is in the pipeline's state."""
         return {"steps": self.steps, "signs": self._signs.tolist()}

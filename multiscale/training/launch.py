@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import math
-import platform
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write
-from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, parse_assignment, to_dict
+from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
-from multiscale.training.checkpoint import snapshots_of
 from multiscale.training.estimate import describe_run, describe_settings
+from multiscale.training.folder import (
+    check_resumed,
+    choose_folder,
+    held,
+    holds_run,
+    report_end,
+    report_start,
+    write_beside,
+)
 from multiscale.training.perceptual import SMALLEST_SIDE_PX, load_lpips, missing_files
+from multiscale.training.state import load_newest_state, load_state
 from multiscale.training.trainer import Trainer
 from torch_utils import distributed
 from torch_utils.devices import default_device
@@ -44,6 +46,9 @@ class Request:
     kimg: float | None = None
     batch: int | None = None
     seed: int | None = None
+    procs: int = 1
+    resume: str | None = None
+    fresh: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +60,34 @@ class Run:
     dataset: PatchDataset
     devices: list[torch.device]
     folder: Path
+    goes_on: bool
+    """Whether there is a run in the folder, to go on with."""
+    changes: list[str]
+    """Settings that are not as they were when the run began."""
 
 
 def train(request: Request, *, dry_run: bool = False) -> Path:
-    """Resolve the request, print it, and (unless ``dry_run``) train; returns the run's folder.
+    """Resolve the request, print it, and (unless ``dry_run``) train or go on training; returns the run's folder.
 
     Raises:
-        UserError: the data, the config or the devices are not as they must be; the message says what to do.
+        UserError: the data, the config, the devices or the folder are not as they must be; the message says what to do.
     """
     run = resolve(request)
     print(describe_run(run.config, preset=run.preset, data=run.dataset, devices=run.devices, folder=run.folder))
     if dry_run:
         print(describe_settings(run.config))
         return run.folder
-    _claim(run.folder)
-    _write_beside(run)
-    distributed.run(_work, run.devices, run.config, run.dataset, run.folder)
+    with held(run.folder):
+        if holds_run(run.folder) and not run.goes_on:
+            raise UserError(f"{run.folder} has just been taken by another run; start this one again.")
+        state = None if request.resume is None else Path(request.resume)
+        if run.changes:
+            print("Changed since the run began: " + "; ".join(run.changes))
+        write_beside(run)
+        start = report_start(run.folder, state, run.config)
+        if start < run.config.training.kimg * 1000:
+            distributed.run(_work, run.devices, run.config, run.dataset, run.folder, state)
+            report_end(run.folder, run.config)
     return run.folder
 
 
@@ -79,7 +96,7 @@ def resolve(request: Request) -> Run:
     dataset = PatchDataset(request.data)
     dataset.check_headers()
     patches_by_octave(dataset.patch_octaves, dataset.octaves)
-    devices = choose_devices(request.gpus)
+    devices = choose_devices(request.gpus, request.procs)
     named, given = _given_settings(request)
     _refuse_other_data(given, dataset)
     preset = named or choose_preset(dataset)
@@ -90,16 +107,34 @@ def resolve(request: Request) -> Run:
         raise UserError(
             f"Batch {config.training.batch} cannot be shared by {len(devices)} devices; give a multiple of {len(devices)}."
         )
-    folder = choose_folder(request.outdir, f"{Path(request.data).stem}-{preset}")
-    return Run(config=config, preset=preset, dataset=dataset, devices=devices, folder=folder)
+    name = f"{Path(request.data).stem}-{preset}".replace("*", "").replace("?", "")
+    is_new = request.fresh or request.resume is not None
+    folder, changes = choose_folder(request.outdir, name, config, dataset, is_new=is_new)
+    if request.resume is not None:
+        changes = check_resumed(Path(request.resume), config, dataset)
+    return Run(
+        config=config,
+        preset=preset,
+        dataset=dataset,
+        devices=devices,
+        folder=folder,
+        goes_on=holds_run(folder),
+        changes=changes,
+    )
 
 
-def choose_devices(gpus: int | None) -> list[torch.device]:
+def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
     """Devices to train on: ``gpus`` CUDA devices, the CPU for 0; None: one CUDA device, else MPS, else the CPU.
 
+    ``procs`` processes share the CPU.
+
     Raises:
-        UserError: the machine has fewer CUDA devices.
+        UserError: the machine has fewer CUDA devices, or several processes are asked for but not the CPU.
     """
+    if procs > 1:
+        if gpus != 0:
+            raise UserError(f"--procs {procs} is for the CPU; give --gpus 0 with it, or --gpus {procs} instead.")
+        return [torch.device("cpu")] * procs
     if gpus is None:
         return [default_device()]
     available = torch.cuda.device_count()
@@ -135,35 +170,6 @@ def data_layer(dataset: PatchDataset) -> dict[str, Any]:
             "n_bins": min(1 + math.ceil(max(missing_octaves, 0) / 3), 4),
         }
     }
-
-
-def choose_folder(outdir: str | None, name: str) -> Path:
-    """The run's folder: ``outdir`` itself if given, else a new numbered one under ``runs/``.
-
-    Raises:
-        UserError: ``outdir`` already holds a run, or is a file.
-    """
-    if outdir is not None:
-        folder = Path(outdir)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--outdir {folder} is a file; give a folder.")
-        if (folder / "config.yaml").exists() or snapshots_of(folder):
-            raise UserError(f"--outdir {folder} already holds a run; give another folder, or move that one away.")
-        return folder
-    runs = Path("runs")
-    numbers = [int(m[1]) for path in runs.glob("*") if (m := re.match(r"(\d{5})-", path.name))]
-    return runs / f"{max(numbers, default=-1) + 1:05d}-{name}"
-
-
-def _claim(folder: Path) -> None:
-    """Make the run's folder ours: of two runs that start at once in one folder, the second is refused."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").touch(exist_ok=False)
-    except FileExistsError as error:
-        raise UserError(f"{folder} has just been taken by another run; start this one again.") from error
-    except OSError as error:
-        raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
 
 
 def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
@@ -213,28 +219,14 @@ def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset) -> None:
             )
 
 
-def _write_beside(run: Run) -> None:
-    """Write the resolved config and the versions into the run's folder."""
-    with atomic_write(run.folder / "config.yaml", "w") as stream:
-        yaml.safe_dump(to_dict(run.config), stream, sort_keys=False)
-    packages = ("torch", "numpy", "scipy", "pillow", "safetensors", "pydantic")
-    environment = {
-        "command": sys.argv,
-        "data": str(run.dataset.path),
-        "patches": len(run.dataset),
-        "preset": run.preset,
-        "devices": [_device_name(device) for device in run.devices],
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-    with atomic_write(run.folder / "environment.json", "w") as stream:
-        json.dump(environment, stream, indent=1)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _work(process: distributed.Process, config: RunConfig, dataset: PatchDataset, folder: Path) -> None:
-    """One process of the run."""
-    Trainer(config, dataset, folder, process).run()
+def _work(
+    process: distributed.Process, config: RunConfig, dataset: PatchDataset, folder: Path, resumed: Path | None
+) -> None:
+    """One process of the run, from its newest state, or at its start from ``resumed``."""
+    trainer = Trainer(config, dataset, folder, process)
+    state = load_newest_state(folder)
+    if state is None and resumed is not None:
+        state = load_state(resumed)
+    if state is not None:
+        trainer.load_state_dict(state)
+    trainer.run()

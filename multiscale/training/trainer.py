@@ -9,7 +9,7 @@ import copy
 import json
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.progress import progress_bar
-from multiscale.config import RunConfig
+from dnnlib.signals import StopRequest
+from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
-from multiscale.data.sampling import ScaleSampler
+from multiscale.data.sampling import SamplerState, ScaleSampler
 from multiscale.networks.discriminator import Discriminator
 from multiscale.networks.generator import Generator
 from multiscale.rendering.renderer import Renderer, save_png
@@ -33,8 +34,9 @@ from multiscale.training.checkpoint import save_snapshot
 from multiscale.training.consistency import consistency_loss, sample_zoom_out
 from multiscale.training.evaluation import patch_distance, real_sheet
 from multiscale.training.perceptual import load_lpips
+from multiscale.training.state import save_state
 from multiscale.view import unchecked_transform, uniform_centres, zoom_out
-from torch_utils.distributed import Process, average
+from torch_utils.distributed import Process, any_of, average
 from torch_utils.ema import half_life_decay, update_ema
 from torch_utils.random import normal, stream
 from torch_utils.stats import Means
@@ -43,6 +45,9 @@ G_BETAS = (0.0, 0.99)
 ADAM_EPS = 1e-8
 TICKS = 400
 """Lines of statistics in a run."""
+
+STEPS_TO_AGREE = 8
+"""Steps between which several processes ask each other whether to stop."""
 
 
 class Trainer:
@@ -105,36 +110,83 @@ class Trainer:
         return self.step * self.config.training.batch
 
     def run(self) -> None:
-        """Train to the end; Ctrl-C writes a last snapshot and is raised again."""
+        """Train to the end, or until SIGINT or SIGTERM asks to stop: then the step is finished and the state kept."""
         training = self.config.training
         per_snapshot = self._steps(training.snapshot_kimg or training.kimg / 50)
         per_tick = max(self.total_steps // TICKS, 1)
         first = self.process.is_first
-        if first:
-            save_png(self.folder / "reals.png", real_sheet(self.dataset, training.sample_seeds), {})
-            self._measure()
-            self._snapshot()
-        bar = progress_bar(total=self.total_steps * training.batch, unit="img", disable=not first)
-        try:
+        if self.step >= self.total_steps:
+            return
+        if self.step == 0:
+            self._begin()
+        bar = progress_bar(
+            total=self.total_steps * training.batch, initial=self.images_seen, unit="img", disable=not first
+        )
+        with bar, StopRequest() as stop:
             for real, labels in self._batches():
                 self.train_step(real, labels)
                 bar.update(training.batch)
-                if self.step % per_tick == 0 or self.step == self.total_steps:
+                ends = self.step >= self.total_steps
+                if self.step % per_tick == 0 or ends:
                     self._tick(bar)
-                if first and self.step % per_snapshot == 0 and self.step != self.total_steps:
-                    self._snapshot()
-                if self.step == self.total_steps:
+                if ends:
                     break
-        except KeyboardInterrupt:
-            bar.close()
-            if first:
-                print(f"Interrupted after {self.images_seen / 1000:g} kimg; wrote {self._snapshot()}.")
-            raise
-        bar.close()
+                asked = self._is_asked_to_stop(stop)
+                if self.step % per_snapshot == 0 or asked:
+                    self._snapshot()
+                    self._save_state()
+                if asked:
+                    return
         if first:
-            last = self._snapshot()
-            print(f"Trained {self.images_seen / 1000:g} kimg: {last}, sample sheets {self.folder}/samples-*.png")
+            print(f"Trained {self.images_seen / 1000:g} kimg: {self._snapshot()}, sheets {self.folder}/samples-*.png")
             self._measure()
+        self._save_state()
+
+    def _begin(self) -> None:
+        """What a new run writes before its first step; a disk that is too small for its files shows at once."""
+        if self.process.is_first:
+            save_png(self.folder / "reals.png", real_sheet(self.dataset, self.config.training.sample_seeds), {})
+            self._measure()
+        self._snapshot()
+        self._save_state()
+
+    def _is_asked_to_stop(self, stop: StopRequest) -> bool:
+        """Whether any process has been asked to stop; several agree on it every few steps, so that all stop at the same."""
+        if self.process.world_size == 1:
+            return stop.received
+        return self.step % STEPS_TO_AGREE == 0 and any_of(stop.received, self.process)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the steps to come depend on, and what has been counted for the next line of statistics."""
+        sampler = self.sampler.state_after(self.step)
+        return {
+            "step": self.step,
+            "config": to_dict(self.config),
+            "patches": len(self.dataset),
+            "G": self.G.state_dict(),
+            "D": self.D.state_dict(),
+            "G_ema": self.G_ema.state_dict(),
+            "g_optimiser": self.g_optimiser.state_dict(),
+            "d_optimiser": self.d_optimiser.state_dict(),
+            "augment_p": None if self.augment is None else float(self.augment.p),
+            "ada": None if self.ada is None else self.ada.state_dict(),
+            "drawn": list(sampler.drawn),
+            "means": self.means.state_dict(),
+            "distances": self.distances,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()`` of a run with the same networks and data; the schedule may be another."""
+        self.step = int(state["step"])
+        for name in ("G", "D", "G_ema", "g_optimiser", "d_optimiser"):
+            getattr(self, name).load_state_dict(state[name])
+        if self.augment is not None and state["augment_p"] is not None and self.config.training.augment == "ada":
+            self.augment.p.fill_(state["augment_p"])
+        if self.ada is not None and state["ada"] is not None:
+            self.ada.load_state_dict(state["ada"])
+        self.sampler.go_on_from(SamplerState(self.step, tuple(state["drawn"])))
+        self.means.load_state_dict(state["means"], self.device)
+        self.distances = list(state["distances"])
 
     def train_step(self, real: torch.Tensor, labels: torch.Tensor) -> None:
         """One step of D and one of G: real patches uint8 [B, C, N, N] and their zooms s [B] (CPU)."""
@@ -275,10 +327,19 @@ class Trainer:
         except OSError as error:
             raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
 
+    def _save_state(self) -> None:
+        """Write the training state; to be called by all processes at the same step."""
+        if self.ada is not None:
+            self.ada.share(self.process)
+        if self.process.is_first:
+            save_state(self.folder, self.images_seen, self.state_dict())
+
     def _snapshot(self) -> Path:
-        """Write the mean generator and its sample sheet; return the snapshot's path."""
+        """Write the mean generator and its sample sheet (one process does); return the snapshot's path."""
         name = f"{self.images_seen:09d}"
         path = self.folder / f"generator-{name}.safetensors"
+        if not self.process.is_first:
+            return path
         info = {"kimg": self.images_seen / 1000, "data": self.dataset.path.name, "patches": len(self.dataset)}
         save_snapshot(path, self.G_ema, info)
         seeds = range(self.config.training.sample_seeds)

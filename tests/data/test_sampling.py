@@ -56,7 +56,8 @@ def test_draws_follow_the_schedule_on_any_workers_and_ranks(workers, world_size,
     state = SamplerState(start // batch, (0,) * OCTAVES)
     observed = np.zeros(OCTAVES)
     for rank in range(world_size):
-        source = sampler(batch, rank=rank, world_size=world_size, state=state)
+        source = sampler(batch, rank=rank, world_size=world_size)
+        source.go_on_from(state)
         loader = iter(DataLoader(Octaves(), batch_sampler=source, num_workers=workers))
         for _ in range(draws // batch):
             octaves, _ = next(loader)
@@ -96,8 +97,9 @@ def test_a_restart_goes_on_where_it_stopped():
     again = iter(restarted)
     assert [next(again) for _ in range(4)] == first[:4]
     assert [next(again) for _ in range(3)] == first[4:7]  # read ahead by a loader, never used
-    state = restarted.state_after(4)
-    assert [batch for batch, _ in zip(sampler(state=state), range(6), strict=False)] == first[4:]
+    resumed = sampler()
+    resumed.go_on_from(restarted.state_after(4))
+    assert [batch for batch, _ in zip(resumed, range(6), strict=False)] == first[4:]
 
 
 def test_an_empty_octave_is_refused():

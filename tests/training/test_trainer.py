@@ -117,23 +117,6 @@ def test_augmented_runs_train_and_log_their_probability(tmp_path, augment):
     assert (set(p) == {0.5}) == (augment == "fixed")
 
 
-def test_ctrl_c_keeps_a_last_snapshot(tmp_path, monkeypatch, capsys):
-    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    trainer = Trainer(tiny_run(dataset), dataset, tmp_path, Process(CPU))
-    step = trainer.train_step
-
-    def interrupted(*batch):
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-        step(*batch)
-
-    monkeypatch.setattr(trainer, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    assert "Interrupted after 0.012 kimg" in capsys.readouterr().out
-    assert load_snapshot(snapshots_of(tmp_path)[-1]).info["kimg"] == 0.012
-
-
 def test_consistency_is_small_for_a_consistent_generator_only(tmp_path, monkeypatch):
     """A generator that paints linear functions of the world agrees with itself but for the footprints' fractional edges."""
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))

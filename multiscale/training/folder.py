@@ -1,0 +1,211 @@
+"""A run's folder: which one a command means, who may write into it, and what stands beside the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_write
+from multiscale.config import RunConfig, to_dict
+from multiscale.data.patches import PatchDataset
+from multiscale.training.checkpoint import snapshots_of
+from multiscale.training.state import images_of, load_state, states_of
+
+if TYPE_CHECKING:
+    from multiscale.training.launch import Run
+
+MODEL = ("generator", "discriminator")
+"""Sections of the config that a run cannot change."""
+
+
+def choose_folder(
+    outdir: str | None, name: str, config: RunConfig, dataset: PatchDataset, *, is_new: bool
+) -> tuple[Path, list[str]]:
+    """The folder that a command means, and which settings of the run there it changes.
+
+    ``outdir`` itself if given, whose run goes on if it holds one; else the newest run under ``runs/`` of the same
+    settings and data goes on; else a new numbered one.
+
+    Args:
+        outdir: As the user typed it.
+        name: Of a new run, without its number.
+        config: Resolved.
+        dataset: The patches.
+        is_new: Another run is wanted.
+
+    Raises:
+        UserError: ``outdir`` is a file, or its run is one of another model or other data, or ``is_new`` and it holds one.
+    """
+    if outdir is not None:
+        folder = Path(outdir)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--outdir {folder} is a file; give a folder.")
+        if not holds_run(folder):
+            return folder, []
+        if is_new:
+            raise UserError(
+                f"--outdir {folder} already holds a run; give another folder, or leave out --fresh or --resume."
+            )
+        began = _facts(folder)
+        if began is None or (snapshots_of(folder) and not states_of(folder)):
+            raise UserError(
+                f"--outdir {folder} holds a run without a training state to go on from; give another folder."
+            )
+        _check_data(began[1], dataset, str(folder))
+        return folder, check_changes(began[0], config, f"The run in {folder}")
+    runs = Path("runs")
+    for folder in [] if is_new else sorted(runs.glob("*-*"), reverse=True):
+        began = _facts(folder)
+        if began == (to_dict(config), _data_facts(dataset)) and (states_of(folder) or not snapshots_of(folder)):
+            return folder, []
+    numbers = [int(m[1]) for path in runs.glob("*") if (m := re.match(r"(\d{5})-", path.name))]
+    return runs / f"{max(numbers, default=-1) + 1:05d}-{name}", []
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is a run in the folder, begun at least."""
+    return (folder / "config.yaml").exists() or bool(snapshots_of(folder) or states_of(folder))
+
+
+def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> list[str]:
+    """Settings that a run which begins from another's state changes; UserError if the model or the data do not fit."""
+    state = load_state(path)
+    _check_data({"patches": state["patches"]}, dataset, str(path))
+    return check_changes(state["config"], config, f"The run of {path}")
+
+
+def check_changes(began: Mapping[str, Any], config: RunConfig, whose: str) -> list[str]:
+    """``section.key: old -> new`` of the settings that changed; UserError if they are of the model."""
+    changed = list(differences(began, to_dict(config)))
+    model = [text for text in changed if text.startswith(MODEL)]
+    if model:
+        raise UserError(
+            f"{whose} has another model ({'; '.join(model)}); give its settings again, or train another run (--fresh)."
+        )
+    return changed
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Leaves of two nested dicts that differ, as ``a.b: old -> new``."""
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differences(a, b, f"{path}{key}.")
+        elif a != b:
+            yield f"{path}{key}: {a} -> {b}"
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep others from training in it; the lock goes with the process, however that ends.
+
+    Raises:
+        UserError: another process trains there, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", blocking=False, fallback_to_soft=False)
+        with lock:
+            yield
+    except Timeout as error:
+        raise UserError(
+            f"Another process trains in {folder} now; wait for it or stop it, or train another run with --fresh."
+        ) from error
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
+
+
+def report_start(folder: Path, resumed: Path | None, config: RunConfig) -> int:
+    """Print where a run stands that goes on; returns the images that it has seen."""
+    states = states_of(folder)
+    source = states[-1] if states else resumed
+    if source is None:
+        return 0
+    images = images_of(source) if states else load_state(source)["images"]
+    kimg = config.training.kimg
+    if states and images >= kimg * 1000:
+        print(f"{folder} is trained: {images / 1000:g} of {kimg:g} kimg. More with --kimg, another run with --fresh.")
+    else:
+        print(f"Going on from {source}: {images / 1000:g} of {kimg:g} kimg.")
+        _drop_lines_after(folder / "stats.jsonl", images)
+    return images if states else 0
+
+
+def report_end(folder: Path, config: RunConfig) -> None:
+    """Print how a run goes on that was stopped before its end."""
+    states = states_of(folder)
+    images = images_of(states[-1]) if states else 0
+    if images < config.training.kimg * 1000:
+        words = [word for word in sys.argv if word != "--fresh"]
+        if not any(word.startswith("--outdir") for word in words):
+            words += ["--outdir", str(folder)]
+        print(
+            f"Stopped after {images / 1000:g} of {config.training.kimg:g} kimg. To go on: {shlex.join(['python', *words])}"
+        )
+
+
+def _drop_lines_after(path: Path, images: int) -> None:
+    """Lines of statistics that were written after the state: the steps behind them will be taken once more."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        with contextlib.suppress(ValueError, KeyError):  # a line that was cut off
+            if json.loads(line)["kimg"] * 1000 <= images + 0.5:
+                kept.append(line + "\n")
+    with atomic_write(path, "w") as stream:
+        stream.writelines(kept)
+
+
+def write_beside(run: Run) -> None:
+    """Write the resolved config and the versions into the run's folder."""
+    packages = ("torch", "numpy", "scipy", "pillow", "safetensors", "pydantic")
+    environment = {
+        "command": sys.argv,
+        **_data_facts(run.dataset),
+        "preset": run.preset,
+        "devices": [torch.cuda.get_device_name(d) if d.type == "cuda" else d.type for d in run.devices],
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+    with atomic_write(run.folder / "environment.json", "w") as stream:
+        json.dump(environment, stream, indent=1)
+    with atomic_write(run.folder / "config.yaml", "w") as stream:
+        yaml.safe_dump(to_dict(run.config), stream, sort_keys=False)
+
+
+def _data_facts(dataset: PatchDataset) -> dict[str, Any]:
+    return {"data": str(dataset.path), "patches": len(dataset)}
+
+
+def _facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Config and data that a run began with; None if the folder does not say."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        environment = json.loads((folder / "environment.json").read_text("utf-8"))
+        return config, {key: environment[key] for key in ("data", "patches")}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+
+
+def _check_data(began: Mapping[str, Any], dataset: PatchDataset, whose: str) -> None:
+    if began["patches"] != len(dataset):
+        raise UserError(
+            f"{whose} was trained on {began['patches']} patches and {dataset.path} has {len(dataset)}; give the same "
+            "data, or train another run (--fresh)."
+        )

@@ -1,0 +1,91 @@
+"""The training state on disk: all that a run needs to go on to the bit, in files that run no code when they are loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_write
+
+FORMAT = "multiscale-training-state"
+FORMAT_VERSION = 1
+PATTERN = "state-*.pt"
+KEPT = 2
+"""States of a run that stay on disk: the newest, and the one before in case the disk damages it."""
+
+
+def save_state(folder: Path, images: int, state: dict[str, Any]) -> Path:
+    """Write a state atomically, then remove all but the newest two.
+
+    Args:
+        folder: Of the run.
+        images: Real images shown so far; they name the file.
+        state: Tensors, numbers, strings, lists and dicts.
+
+    Raises:
+        UserError: the file cannot be written; earlier states are as they were.
+    """
+    path = folder / f"state-{images:09d}.pt"
+    with atomic_write(path) as stream:
+        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, "images": images, **state}, stream)
+    for old in states_of(folder)[:-KEPT]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+    return path
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a state onto the CPU; nothing in the file is executed.
+
+    Raises:
+        UserError: the file is missing, damaged, not ours, or of a newer format.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"Cannot read the training state {path}: {error.strerror or error}.") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is not a whole training state; it may be truncated: use an older one.") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path} is not a training state of this program; give a {PATTERN} file of a run.")
+    if state["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has state format {state['format_version']}, newer than the format {FORMAT_VERSION} that this "
+            "version reads; update the program."
+        )
+    return state
+
+
+def load_newest_state(folder: Path) -> dict[str, Any] | None:
+    """The newest whole state of a run; None if the run has none yet. Says so if a newer one is damaged.
+
+    Raises:
+        UserError: there are states, but none is whole.
+    """
+    paths = states_of(folder)
+    for path in reversed(paths):
+        try:
+            return load_state(path)
+        except UserError as error:
+            if path == paths[0]:
+                raise
+            print(f"{error} Going on from the one before.")
+    return None
+
+
+def states_of(run: Path) -> list[Path]:
+    """Training states of a run's folder, oldest first."""
+    found = [(images_of(path), path) for path in run.glob(PATTERN)]
+    return [path for images, path in sorted(found) if images >= 0]
+
+
+def images_of(path: Path) -> int:
+    """Real images that had been shown when a state was written, from its name; -1 for other files."""
+    match = re.fullmatch(r"state-(\d+)\.pt", path.name)
+    return int(match[1]) if match else -1

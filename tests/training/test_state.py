@@ -1,0 +1,168 @@
+"""A run that is stopped or killed and started again is the run that never stopped, to the bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_patches
+from training.test_trainer import CPU, stats, tiny_run
+
+from dnnlib.errors import UserError
+from dnnlib.signals import StopRequest
+from multiscale.data.patches import PatchDataset
+from multiscale.training.checkpoint import load_snapshot, snapshots_of
+from multiscale.training.state import load_newest_state, load_state, save_state, states_of
+from multiscale.training.trainer import Trainer
+from torch_utils.distributed import Process
+
+ROOT = Path(__file__).parents[2]
+
+
+def begin(dataset, folder, **training) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    return Trainer(tiny_run(dataset, **training), dataset, folder, Process(CPU))
+
+
+def assert_equal(a, b, path=""):
+    """Nested states are the same, bit for bit."""
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    else:
+        assert a == b, path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("stop", [1, 5, 7])  # between two adjustments of ADA, between two penalties
+def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path, workers, stop, monkeypatch):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    options = {"kimg": 0.04, "augment": "ada", "r1_interval": 4, "snapshot_kimg": 0.016, "workers": workers}
+    whole = begin(dataset, tmp_path / "whole", **options)
+    whole.run()
+    half = begin(dataset, tmp_path / "half", **options)
+    monkeypatch.setattr(half, "_is_asked_to_stop", lambda _: half.step == stop)
+    half.run()
+    assert half.step == stop
+    rest = begin(dataset, tmp_path / "half", **options)
+    rest.load_state_dict(load_newest_state(tmp_path / "half"))
+    rest.run()
+    assert_equal(whole.state_dict(), rest.state_dict())
+    assert_equal(load_newest_state(tmp_path / "whole"), load_newest_state(tmp_path / "half"))
+    assert stats(tmp_path / "whole") == stats(tmp_path / "half")
+    last = [load_snapshot(snapshots_of(tmp_path / name)[-1]).generator.state_dict() for name in ("whole", "half")]
+    assert_equal(dict(last[0]), dict(last[1]))
+
+
+def test_two_states_are_kept_and_the_older_serves_if_the_newer_is_damaged(tmp_path, capsys):
+    for images in (1, 2, 3):
+        save_state(tmp_path, images, {"step": images})
+    assert [path.name for path in states_of(tmp_path)] == ["state-000000002.pt", "state-000000003.pt"]
+    newest = states_of(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert load_newest_state(tmp_path)["step"] == 2
+    assert "Going on from the one before" in capsys.readouterr().out
+    states_of(tmp_path)[0].write_bytes(b"")
+    with pytest.raises(UserError, match="not a whole training state"):
+        load_newest_state(tmp_path)
+
+
+def test_a_state_runs_no_code(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"format": "multiscale-training-state", "x": Payload()}, tmp_path / "state-000000001.pt")
+    with pytest.raises(UserError, match="not a whole training state"):
+        load_state(tmp_path / "state-000000001.pt")
+    assert not (tmp_path / "ran").exists()
+    torch.save({"other": 1}, tmp_path / "state-000000002.pt")
+    with pytest.raises(UserError, match="not a training state of this program"):
+        load_state(tmp_path / "state-000000002.pt")
+
+
+def test_the_first_signals_are_requests_and_a_second_ctrl_c_interrupts():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def command(data, folder, kimg, *more):
+    sets = [
+        "generator.channel_max=16",
+        "generator.channel_base=32",
+        "training.sample_seeds=2",
+        "training.swd_patches=0",
+    ]
+    options = [part for text in [*sets, "training.snapshot_kimg=0.008", *more] for part in ("--set", text)]
+    base = [sys.executable, "train.py", "--data", data, "--outdir", folder, "--gpus", 0, "--batch", 4, "--kimg", kimg]
+    return [str(word) for word in (*base, *options)]
+
+
+@pytest.mark.slow
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path):
+    data = small_patches(tmp_path / "p.zip")
+    process = subprocess.Popen(
+        command(data, tmp_path / "run", 100), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    wait_for(lambda: len(states_of(tmp_path / "run")) > 1, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("Stopped after ")
+    assert f"To go on: python train.py --data {data} --outdir {tmp_path / 'run'}" in last
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_run_goes_on_and_ends_the_same(tmp_path):
+    """SIGKILL at random moments: never an unreadable state, never more than one snapshot's steps lost."""
+    data, rng = small_patches(tmp_path / "p.zip"), random.Random(0)
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command(data, tmp_path / "whole", 0.064), check=True, **quiet)
+    folder, images = tmp_path / "run", 0
+    for _ in range(3):
+        process = subprocess.Popen(command(data, folder, 0.064), **quiet)
+        wait_for(lambda before=images: states_of(folder) and newest(folder) > before, process)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        seen = [int(path.stem.split("-")[1]) for path in snapshots_of(folder)]
+        assert load_newest_state(folder)["images"] >= max(seen) - 8
+        assert newest(folder) >= images
+        images = newest(folder)
+        for path in snapshots_of(folder):
+            load_snapshot(path)
+    subprocess.run(command(data, folder, 0.064), check=True, **quiet)
+    assert stats(folder) == stats(tmp_path / "whole")
+    assert_equal(load_newest_state(folder), load_newest_state(tmp_path / "whole"))
+
+
+def newest(folder):
+    return int(states_of(folder)[-1].stem.split("-")[1])
+
+
+def wait_for(condition, process):
+    for _ in range(1200):
+        if condition() or process.poll() is not None:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run did not come so far in a minute")
