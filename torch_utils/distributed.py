@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dnnlib.errors import UserError, sentence_of
+from dnnlib.signals import StopRequest
 
 TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -34,17 +37,42 @@ def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: 
     """Call ``work(process, *arguments)`` in one process for each device (in this one if there is one device).
 
     A process that fails ends the others; its exception is raised here with its own traceback, a ``UserError`` as itself.
+    SIGINT and SIGTERM reach all processes as requests to stop (:class:`dnnlib.signals.StopRequest`).
     """
     if len(devices) == 1:
         work(Process(devices[0]), *arguments)
         return
     store = dist.TCPStore("127.0.0.1", 0, None, True, TIMEOUT, wait_for_workers=False)
-    try:
-        mp.spawn(_worker, args=(work, list(devices), store.port, arguments), nprocs=len(devices), join=True)
-    except mp.ProcessRaisedException as error:
-        if "UserError: " in str(error):
-            raise UserError(sentence_of(str(error))) from error
-        raise
+    spawned = mp.spawn(_worker, args=(work, list(devices), store.port, arguments), nprocs=len(devices), join=False)
+    with StopRequest() as stop:
+        try:
+            _wait(spawned, stop)
+        except mp.ProcessRaisedException as error:
+            if "UserError: " in str(error):
+                raise UserError(sentence_of(str(error))) from error
+            raise
+        except mp.ProcessExitedException as error:
+            if stop.received:  # before it had begun to listen
+                raise KeyboardInterrupt from error
+            raise UserError(
+                f"Process {error.error_index} of the {len(devices)} was ended from outside ({error}), perhaps for want of "
+                "memory; the same command goes on from the last training state."
+            ) from error
+        finally:
+            for process in spawned.processes:
+                if process.is_alive():
+                    process.kill()
+
+
+def _wait(spawned: mp.ProcessContext, stop: StopRequest) -> None:
+    """Until all processes have ended; they are told of the first signal, once."""
+    told = False
+    while not spawned.join(timeout=0.2):
+        if stop.received and not told:
+            told = True
+            for process in spawned.processes:
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGTERM)
 
 
 def _worker(

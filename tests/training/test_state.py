@@ -117,11 +117,11 @@ def command(data, folder, kimg, *more):
 
 
 @pytest.mark.slow
-def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path, processes):
     data = small_patches(tmp_path / "p.zip")
-    process = subprocess.Popen(
-        command(data, tmp_path / "run", 100), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    words = [*command(data, tmp_path / "run", 100), "--procs", str(processes)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     wait_for(lambda: len(states_of(tmp_path / "run")) > 1, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -130,6 +130,24 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path):
     assert last.startswith("Stopped after ")
     assert f"To go on: python train.py --data {data} --outdir {tmp_path / 'run'}" in last
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes as Linux lists them")
+def test_a_process_that_is_killed_ends_the_others_with_one_sentence(tmp_path):
+    data = small_patches(tmp_path / "p.zip")
+    words = [*command(data, tmp_path / "run", 100), "--procs", "2"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(states_of(tmp_path / "run")) > 1, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    assert len(children) == 2
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Error: Process 1 of the 2 was ended from outside" in errors
+    assert "Traceback" not in errors
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
 @pytest.mark.slow
