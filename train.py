@@ -11,7 +11,9 @@ from multiscale.training.launch import Request, train
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("Data and output")
-@optgroup.option("--data", required=True, metavar="ZIP|FOLDER", help="Patches with scale labels (see dataset_tool.py).")
+@optgroup.option(
+    "--data", required=True, metavar="ZIP|FOLDER|PATTERN", help="Patches with scale labels; several sets: 'part-*.zip'."
+)
 @optgroup.option(
     "--outdir", metavar="FOLDER", help="The run's own folder; a run there goes on.  [default: a numbered one in runs/]"
 )

@@ -198,6 +198,25 @@ def test_a_run_begins_with_the_state_of_another(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    data, folder = small_patches(tmp_path / "p.zip"), tmp_path / "run"
+    quick_training(data, folder)
+    sets = [part for text in QUICK for part in ("--set", text)]
+    with zipfile.ZipFile(data) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    labels = json.loads(contents["dataset.json"])
+    labels["labels"][0][1] += 0.125
+    contents["dataset.json"] = json.dumps(labels).encode()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    again = ("--data", data, "--outdir", folder, "--gpus", 0, "--kimg", 0.016, "--batch", 4, *sets)
+    assert "was trained on other data" in refused(train, *again)
+    assert "was trained on other data" in refused(
+        train, *again, "--outdir", tmp_path / "x", "--resume", states_of(folder)[-1]
+    )
+
+
 def test_two_runs_cannot_share_a_folder(tmp_path):
     data, folder = small_patches(tmp_path / "p.zip"), tmp_path / "run"
     with held(folder):

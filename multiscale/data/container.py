@@ -1,36 +1,33 @@
 """The container of a patch set: a ZIP (stored, not deflated) or a folder of PNG files and one ``dataset.json``.
 
-Reading keeps only where each file lies; writing is whole or nothing.
+Large sets may be split into several such containers, each complete in itself. Writing is whole or nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import json
 import os
 import shutil
-import struct
 import tempfile
 import zipfile
-import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from multiscale.data.archive import ZipSource
 
 LABELS_FILE = "dataset.json"
 MAX_LABEL = 32.0
 """Labels are log2 of a zoom; a label above this is a zoom factor written by mistake."""
-
-HEADER_BYTES = 33
-"""Of a PNG file: signature and first chunk."""
-PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
 class PatchWriter:
@@ -158,99 +155,93 @@ def _folder_sink(dest: Path) -> Any:
 
 
 class FolderSource:
-    """Patches as files below a folder."""
+    """Patches as files below a folder.
+
+    Attributes:
+        path: The folder.
+        files: Names of all files below it, with ``/`` between folders, until ``keep``.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.files = {
-            Path(folder, file).relative_to(path).as_posix() for folder, _, files in os.walk(path) for file in files
-        }
-        self.names: list[str] = []
+        self.files: list[str] = []
+        for folder, _, files in os.walk(path):
+            below = Path(folder).relative_to(path).as_posix()
+            self.files += files if below == "." else [f"{below}/{file}" for file in files]
+        self._names = Names()
 
     def keep(self, names: list[str]) -> None:
-        self.names, self.files = names, set()
+        """Forget all files but those named, which from now on go by their places in ``names``."""
+        self._names, self.files = Names(names), []
 
     def read_name(self, name: str) -> bytes:
+        """A file by name."""
         return (self.path / name).read_bytes()
 
-    def read(self, index: int, verify: bool = False) -> bytes:
-        return self.read_name(self.names[index])
+    def read(self, index: int) -> bytes:
+        """A file, or OSError."""
+        return self.read_name(self._names[index])
 
-    def ends(self, index: int) -> tuple[bytes, bytes]:
-        with open(self.path / self.names[index], "rb") as stream:
-            head = stream.read(HEADER_BYTES)
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - len(PNG_END)))
-            return head, stream.read()
+    def ends(self, index: int, head: int, tail: int) -> tuple[bytes, bytes]:
+        """The first and last bytes of a file, as many as asked for."""
+        with open(f"{self.path}/{self._names[index]}", "rb", buffering=0) as stream:
+            begin = stream.read(head)
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - tail))
+            return begin, stream.read()
 
-
-class ZipSource:
-    """Patches inside a ZIP: 40 bytes of index a patch, and one file handle a process, opened when first needed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._stream: IO[bytes] | None = None
-        self._pid = -1
-        with zipfile.ZipFile(path) as archive:
-            self._entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
-        self.files = set(self._entries)
-        self._index = np.zeros((0, 5), dtype=np.int64)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None, "_pid": -1}
-
-    def keep(self, names: list[str]) -> None:
-        rows = [self._row(self._entries[name]) for name in names]
-        self._index = np.array(rows, dtype=np.int64).reshape(-1, 5)
-        self._entries, self.files = {}, set()
-
-    def read_name(self, name: str) -> bytes:
-        return self._read(self._row(self._entries[name]), verify=True)
-
-    def read(self, index: int, verify: bool = False) -> bytes:
-        return self._read(self._index[index].tolist(), verify)
-
-    def _row(self, entry: zipfile.ZipInfo) -> list[int]:
-        return [entry.header_offset, entry.compress_size, entry.file_size, entry.compress_type, entry.CRC]
-
-    def _read(self, row: list[int], verify: bool) -> bytes:
-        start, stored, size, method, crc = row
-        data = self._bytes(self._data_offset(start), stored)
-        if method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompress(data, wbits=-15)
-        elif method != zipfile.ZIP_STORED:
-            raise ValueError(f"is packed with ZIP method {method} (allowed: stored, deflated)")
-        if len(data) != size or (verify and zlib.crc32(data) != crc):
-            raise ValueError("is damaged inside the ZIP")
-        return data
-
-    def ends(self, index: int) -> tuple[bytes, bytes]:
-        start, stored, _, method, _ = (int(value) for value in self._index[index])
-        if method != zipfile.ZIP_STORED:
-            data = self.read(index)
-            return data[:HEADER_BYTES], data[-len(PNG_END) :]
-        offset = self._data_offset(start)
-        tail = min(len(PNG_END), stored)
-        return self._bytes(offset, min(HEADER_BYTES, stored)), self._bytes(offset + stored - tail, tail)
-
-    def _data_offset(self, start: int) -> int:
-        """Skip the local header: 30 bytes, then a name and an extra field whose lengths stand at 26 and 28."""
-        header = self._bytes(start, 30)
-        if header[:4] != b"PK\x03\x04":
-            raise ValueError("is damaged inside the ZIP")
-        name, extra = struct.unpack_from("<HH", header, 26)
-        return start + 30 + int(name) + int(extra)
-
-    def _bytes(self, offset: int, size: int) -> bytes:
-        if self._stream is None or self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._stream = open(self.path, "rb", buffering=0)  # noqa: SIM115 - kept open for the process
-        if hasattr(os, "pread"):
-            return os.pread(self._stream.fileno(), size, offset)
-        self._stream.seek(offset)
-        return self._stream.read(size)
+    def unlike(self, begin: bytes, end: bytes) -> list[int]:
+        """Which files do not begin and end with these bytes, or cannot be read."""
+        suspects = []
+        for i in range(len(self._names)):
+            try:
+                found = self.ends(i, len(begin), len(end))
+            except OSError:
+                found = (b"", b"")
+            if found != (begin, end):
+                suspects.append(i)
+        return suspects
 
 
-def open_source(path: Path) -> FolderSource | ZipSource:
+class Names(Sequence[str]):
+    """Many names in one block of bytes: pickled and shared with forked processes at their bare length, 8 bytes more each."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self._text = b"".join(encoded)
+        self._stops = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._stops) - 1
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        return self._text[self._stops[place] : self._stops[place + 1]].decode("utf-8", "surrogateescape")
+
+
+def open_sources(path: str | Path) -> list[FolderSource | ZipSource]:
+    """Open a ZIP, a folder, or every ZIP or folder that a pattern with ``*``, ``?`` or ``[...]`` matches, sorted by name.
+
+    A path that exists is taken as it stands, whatever characters it holds.
+
+    Raises:
+        UserError: nothing is there, or nothing matches; one of them is no readable ZIP or folder.
+    """
+    path = Path(path)
+    if path.exists() or not glob.has_magic(str(path)):
+        return [_open_source(path)]
+    matches = sorted(glob.glob(str(path)))
+    if not matches:
+        raise UserError(f"Nothing matches {path}; give a ZIP, a folder, or a pattern of ZIPs that exist.")
+    return [_open_source(Path(match)) for match in matches]
+
+
+def _open_source(path: Path) -> FolderSource | ZipSource:
     if not path.exists():
         raise UserError(f"There is no {path}; give a ZIP or a folder made by 'python dataset_tool.py make' or 'demo'.")
     if path.is_dir():
@@ -259,10 +250,8 @@ def open_source(path: Path) -> FolderSource | ZipSource:
         raise UserError(f"{path} is an empty file, not a patch ZIP.")
     try:
         return ZipSource(path)
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise UserError(
-            f"{path} is not a readable ZIP ({error}); it may be truncated or another kind of file."
-        ) from error
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} cannot be read as a ZIP: {error}.") from error
 
 
 def is_hidden(name: str) -> bool:

@@ -22,7 +22,7 @@ from dnnlib.files import atomic_write
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.training.checkpoint import snapshots_of
-from multiscale.training.state import images_of, load_state, states_of
+from multiscale.training.state import identity_of, images_of, load_state, states_of
 
 if TYPE_CHECKING:
     from multiscale.training.launch import Run
@@ -83,7 +83,7 @@ def holds_run(folder: Path) -> bool:
 def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> list[str]:
     """Settings that a run which begins from another's state changes; UserError if the model or the data do not fit."""
     state = load_state(path)
-    _check_data({"patches": state["patches"]}, dataset, str(path))
+    _check_data(state["data"], dataset, str(path))
     return check_changes(state["config"], config, f"The run of {path}")
 
 
@@ -190,7 +190,7 @@ def write_beside(run: Run) -> None:
 
 
 def _data_facts(dataset: PatchDataset) -> dict[str, Any]:
-    return {"data": str(dataset.path), "patches": len(dataset)}
+    return {"data": str(dataset.path), **identity_of(dataset)}
 
 
 def _facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -198,14 +198,15 @@ def _facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         environment = json.loads((folder / "environment.json").read_text("utf-8"))
-        return config, {key: environment[key] for key in ("data", "patches")}
+        return config, {key: environment[key] for key in ("data", "patches", "labels_crc32")}
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
 
 
 def _check_data(began: Mapping[str, Any], dataset: PatchDataset, whose: str) -> None:
-    if began["patches"] != len(dataset):
+    now = identity_of(dataset)
+    if any(began[key] != value for key, value in now.items()):
         raise UserError(
-            f"{whose} was trained on {began['patches']} patches and {dataset.path} has {len(dataset)}; give the same "
-            "data, or train another run (--fresh)."
+            f"{whose} was trained on other data ({began['patches']} patches; {dataset.path} has {now['patches']}, or others); "
+            "give the same data, or train another run (--fresh)."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +108,9 @@ def resolve(request: Request) -> Run:
         raise UserError(
             f"Batch {config.training.batch} cannot be shared by {len(devices)} devices; give a multiple of {len(devices)}."
         )
-    name = f"{Path(request.data).stem}-{preset}".replace("*", "").replace("?", "")
+    stem = re.sub(r"[*?\[\]]+", "", Path(request.data).stem).strip("-") or "patches"
     is_new = request.fresh or request.resume is not None
-    folder, changes = choose_folder(request.outdir, name, config, dataset, is_new=is_new)
+    folder, changes = choose_folder(request.outdir, f"{stem}-{preset}", config, dataset, is_new=is_new)
     if request.resume is not None:
         changes = check_resumed(Path(request.resume), config, dataset)
     return Run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from multiscale.data.patches import PatchDataset
 
 FORMAT = "multiscale-training-state"
 FORMAT_VERSION = 1
@@ -83,6 +85,11 @@ def states_of(run: Path) -> list[Path]:
     """Training states of a run's folder, oldest first."""
     found = [(images_of(path), path) for path in run.glob(PATTERN)]
     return [path for images, path in sorted(found) if images >= 0]
+
+
+def identity_of(dataset: PatchDataset) -> dict[str, int]:
+    """What tells one set of patches from another wherever it is: a state is of use for the same order of patches only."""
+    return {"patches": len(dataset), "labels_crc32": zlib.crc32(dataset.labels.tobytes())}
 
 
 def images_of(path: Path) -> int:

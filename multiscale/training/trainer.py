@@ -34,7 +34,7 @@ from multiscale.training.checkpoint import save_snapshot
 from multiscale.training.consistency import consistency_loss, sample_zoom_out
 from multiscale.training.evaluation import patch_distance, real_sheet
 from multiscale.training.perceptual import load_lpips
-from multiscale.training.state import save_state
+from multiscale.training.state import identity_of, save_state
 from multiscale.view import unchecked_transform, uniform_centres, zoom_out
 from torch_utils.distributed import Process, any_of, average
 from torch_utils.ema import half_life_decay, update_ema
@@ -162,7 +162,7 @@ class Trainer:
         return {
             "step": self.step,
             "config": to_dict(self.config),
-            "patches": len(self.dataset),
+            "data": identity_of(self.dataset),
             "G": self.G.state_dict(),
             "D": self.D.state_dict(),
             "G_ema": self.G_ema.state_dict(),

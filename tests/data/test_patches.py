@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dnnlib.errors import UserError
-from multiscale.data.container import PatchWriter, encode_png
+from multiscale.data.container import Names, PatchWriter, encode_png
 from multiscale.data.patches import PatchDataset, check_patches, count_octaves, octave_of
 
 
@@ -84,7 +84,9 @@ def test_loader_workers_read_what_the_main_process_reads(tmp_path, context):
 def test_datasets_pickle_small_and_without_handles(tmp_path):
     dataset = PatchDataset(write_set(tmp_path / "a.zip"))
     dataset[0]
-    again = pickle.loads(pickle.dumps(dataset))
+    pickled = pickle.dumps(dataset)
+    assert len(pickled) < 3000
+    again = pickle.loads(pickled)
     assert (again[3][0] == dataset[3][0]).all()
 
 
@@ -93,6 +95,109 @@ def test_the_top_label_counts_into_the_octave_below():
     assert count_octaves(labels) == 6
     assert octave_of(labels, 6).tolist() == [0, 1, 5, 5]
     assert count_octaves(np.array([0.0])) == 1
+
+
+def write_shards(folder, count=3):
+    """Shards of 2 patches each; the whole set's labels are 0.0, 0.5, 1.0 ..."""
+    for i in range(count):
+        with PatchWriter(folder / f"patches-{i}.zip") as writer:
+            for j in (2 * i, 2 * i + 1):
+                writer.add(encode_png(patch(j)), j / 2)
+    return str(folder / "patches-*.zip")
+
+
+def test_shards_are_one_set_in_the_order_of_their_names(tmp_path):
+    pattern = write_shards(tmp_path)
+    (tmp_path / "other.zip").write_bytes(b"not matched")
+    dataset = PatchDataset(pattern)
+    assert (len(dataset), dataset.resolution, dataset.num_channels, dataset.octaves) == (6, 16, 3, 3)
+    assert dataset.labels.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    assert dataset.patch_octaves.tolist() == [0, 0, 1, 1, 2, 2]
+    assert dataset.names[2:4] == ["patches-1.zip/00000/img00000000.png", "patches-1.zip/00000/img00000001.png"]
+    assert len(set(dataset.names)) == 6
+    for i in (*range(6), -1, -6):
+        pixels, label = dataset[i]
+        np.testing.assert_array_equal(pixels, patch(i % 6).transpose(2, 0, 1))
+        assert label == i % 6 / 2
+    dataset.check_headers()
+    assert check_patches(dataset, workers=1) == []
+    assert (pickle.loads(pickle.dumps(dataset))[5][0] == dataset[5][0]).all()
+
+
+def test_loader_workers_read_shards(tmp_path):
+    dataset = PatchDataset(write_shards(tmp_path))
+    expected = [dataset[i][0] for i in range(6)]
+    loader = torch.utils.data.DataLoader(dataset, batch_size=1, num_workers=2, multiprocessing_context="fork")
+    for (pixels, _), want in zip(loader, expected, strict=True):
+        np.testing.assert_array_equal(pixels[0].numpy(), want)
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_taken_as_it_stands(tmp_path):
+    write_set(tmp_path / "set[1].zip")
+    write_set(tmp_path / "set1.zip", labels=(0.0,))
+    assert len(PatchDataset(tmp_path / "set[1].zip")) == 5
+    assert len(PatchDataset(tmp_path / "set?.zip")) == 1
+
+
+def test_shards_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    for name in ("a", "b"):
+        write_set(tmp_path / name / "set.zip")
+    dataset = PatchDataset(tmp_path / "?" / "set.zip")
+    assert len(set(dataset.names)) == len(dataset) == 10
+
+
+def test_shards_that_do_not_fit_are_refused(tmp_path):
+    pattern = write_shards(tmp_path)
+    with pytest.raises(UserError, match=r"Nothing matches .*none-\*\.zip"):
+        PatchDataset(tmp_path / "none-*.zip")
+    write_set(tmp_path / "patches-3.zip", side=32)
+    with pytest.raises(
+        UserError, match=r"patches-3\.zip holds patches of 32 x 32 8-bit RGB, but .*patches-0\.zip of 16 x 16"
+    ):
+        PatchDataset(pattern)
+    write_set(tmp_path / "patches-4.zip", channels=1)
+    (tmp_path / "patches-3.zip").unlink()
+    with pytest.raises(UserError, match=r"patches-4\.zip holds patches of 16 x 16 8-bit grey"):
+        PatchDataset(pattern)
+    (tmp_path / "patches-4.zip").write_bytes((tmp_path / "patches-0.zip").read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"patches-4\.zip cannot be read as a ZIP") as caught:
+        PatchDataset(pattern)
+    assert "\n" not in str(caught.value)
+    write_zip(tmp_path / "patches-4.zip", {"a.png": PNG}, None)
+    with pytest.raises(UserError, match=r"patches-4\.zip holds no dataset\.json"):
+        PatchDataset(pattern)
+
+
+def test_damage_is_named_with_its_shard(tmp_path):
+    pattern = write_shards(tmp_path)
+    damaged = tmp_path / "patches-1.zip"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole.replace(whole[200:210], bytes(10), 1))
+    dataset = PatchDataset(pattern)
+    dataset.check_headers()
+    name = "patches-1.zip/00000/img00000000.png"
+    with pytest.raises(UserError, match=f"{name} .* is damaged inside the ZIP .*checksum"):
+        dataset[2]
+    assert [found for found, _ in check_patches(dataset)] == [name]
+
+
+def test_labels_follow_their_names_whatever_their_order(tmp_path):
+    files = {f"{i}.png": encode_png(patch(i)) for i in (3, 0, 2, 1)}
+    dataset = PatchDataset(write_zip(tmp_path / "a.zip", files, [[f"{i}.png", i] for i in (2, 3, 1, 0)]))
+    assert list(dataset.names) == ["0.png", "1.png", "2.png", "3.png"]
+    assert dataset.labels.tolist() == [0, 1, 2, 3]
+    for i in range(4):
+        np.testing.assert_array_equal(dataset[i][0], patch(i).transpose(2, 0, 1))
+
+
+def test_names_are_kept_as_they_were(tmp_path):
+    names = ["a", "", "größe/ü.png", "\udcff.png"]
+    kept = pickle.loads(pickle.dumps(Names(names)))
+    assert list(kept) == names
+    assert (len(kept), kept[-1], kept[1:3]) == (4, names[-1], names[1:3])
+    assert list(Names()) == []
+    with pytest.raises(IndexError):
+        kept[4]
 
 
 PNG = encode_png(patch(0))
