@@ -139,7 +139,10 @@ def report_start(folder: Path, resumed: Path | None, config: RunConfig) -> int:
     images = images_of(source) if states else load_state(source)["images"]
     kimg = config.training.kimg
     if states and images >= kimg * 1000:
-        print(f"{folder} is trained: {images / 1000:g} of {kimg:g} kimg. More with --kimg, another run with --fresh.")
+        print(
+            f"{folder} is trained: {images / 1000:g} of {kimg:g} kimg. To train it on: --outdir {folder} and a larger --kimg; "
+            "to train another: --fresh."
+        )
     else:
         print(f"Going on from {source}: {images / 1000:g} of {kimg:g} kimg.")
         _drop_lines_after(folder / "stats.jsonl", images)
