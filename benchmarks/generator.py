@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import alternate, describe
+from machine import alternate, describe, publish
 from ops import moon
 
 from multiscale.networks import layers
@@ -104,10 +103,7 @@ def main() -> None:
         "frame_over_convolutions": times["frame"] / times["convolutions"],
         "images_per_sec": options.batch / min(times[name] for name in ("frame", "graph") if name in times),
     }
-    text = json.dumps(report, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    publish(report, options.out)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,14 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def publish(report: dict[str, Any], out: Path | None) -> None:
+    """Print a report as JSON, and write it where asked."""
+    text = json.dumps(report, indent=1)
+    if out:
+        out.write_text(text + "\n")
+    print(text)
 
 
 def seconds(run: Callable[[], object], device: str = "cpu", repeats: int = 5) -> float:

@@ -9,7 +9,6 @@ The set is a ZIP, or several, of equal small PNG files, so what is timed is the 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import pickle
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe, peak_bytes
+from machine import describe, peak_bytes, publish
 
 from multiscale.data.container import PatchWriter, encode_png
 from multiscale.data.patches import PatchDataset
@@ -91,10 +90,7 @@ def main() -> None:
         "zip_bytes": zip_bytes,
         **{key: float(np.median([run[key] for run in runs])) for key in runs[0]},
     }
-    text = json.dumps(report, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    publish(report, options.out)
 
 
 if __name__ == "__main__":

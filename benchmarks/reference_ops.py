@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import describe
+from machine import describe, publish
 
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
@@ -138,10 +137,7 @@ def main() -> None:
         "machine": describe(options.threads),
         "cases": [measure(case, options.repeats) for case in CASES],
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    publish(report, options.out)
 
 
 if __name__ == "__main__":

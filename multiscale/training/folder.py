@@ -118,16 +118,17 @@ def held(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", blocking=False, fallback_to_soft=False)
-        with lock:
-            yield
+        lock.acquire()
     except Timeout as error:
         raise UserError(
             f"Another process trains in {folder} now; wait for it or stop it, or train another run with --fresh."
         ) from error
     except OSError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def report_start(folder: Path, resumed: Path | None, config: RunConfig) -> int:

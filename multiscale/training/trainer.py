@@ -152,9 +152,8 @@ class Trainer:
 
     def _is_asked_to_stop(self, stop: StopRequest) -> bool:
         """Whether any process has been asked to stop; several agree on it every few steps, so that all stop at the same."""
-        if self.process.world_size == 1:
-            return stop.received
-        return self.step % STEPS_TO_AGREE == 0 and any_of(stop.received, self.process)
+        agree = self.process.world_size == 1 or self.step % STEPS_TO_AGREE == 0
+        return agree and any_of(stop.received, self.process)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the steps to come depend on, and what has been counted for the next line of statistics."""

@@ -209,7 +209,11 @@ def _pointer(tensor: torch.Tensor | None) -> int | None:
 
 def _constant(f: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
     """A filter or bias in the type in which the kernels calculate."""
-    return None if f is None else f.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
+    return None if f is None else f.to(_calculation_type(x)).contiguous()
+
+
+def _calculation_type(x: torch.Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _code_bytes(width: int, resamplings: Sequence[Sequence[int]], device: str) -> int:
@@ -315,19 +319,8 @@ def _filtered_lrelu(
 
 
 @_filtered_lrelu.register_fake
-def _filtered_lrelu_fake(
-    x: torch.Tensor,
-    b: torch.Tensor | None,
-    fu: torch.Tensor | None,
-    fd: torch.Tensor | None,
-    up: Sequence[int],
-    down: Sequence[int],
-    up_gain: float,
-    down_gain: float,
-    slope: float,
-    clamp: float,
-    remember: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _filtered_lrelu_fake(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    _, _, _, up, down, *_, remember = arguments
     maps = [x.shape[0], x.shape[1]]
     y = x.new_empty([*maps, down[2], down[7]])
     shape = [*maps, up[2], _code_bytes(up[7], (up, down), x.device.type)] if remember else [0]
@@ -354,17 +347,8 @@ def _multiply(
 
 
 @_multiply.register_fake
-def _multiply_fake(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    fu: torch.Tensor | None,
-    fd: torch.Tensor | None,
-    up: Sequence[int],
-    down: Sequence[int],
-    up_gain: float,
-    down_gain: float,
-    slope: float,
-) -> torch.Tensor:
+def _multiply_fake(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    down = arguments[4]
     return x.new_empty([x.shape[0], x.shape[1], down[2], down[7]])
 
 
@@ -399,12 +383,7 @@ def _filtered_lrelu_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch
 
 def _filtered_lrelu_backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
     dx = _transposed(ctx, grad)
-    return dx, dx.sum([0, 2, 3], dtype=_sum_type(dx)) if ctx.needs_input_grad[1] else None, *[None] * 9
-
-
-def _sum_type(x: torch.Tensor) -> torch.dtype:
-    """Type of a bias (see ``_constant``)."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+    return dx, dx.sum([0, 2, 3], dtype=_calculation_type(dx)) if ctx.needs_input_grad[1] else None, *[None] * 9
 
 
 def _multiply_setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
