@@ -114,6 +114,10 @@ class DiscriminatorConfig:
     """Activations are clamped to this magnitude times the layer's gain."""
     mbstd_group: Annotated[int, Field(ge=1)] = 4
     """Samples over which the minibatch standard deviation is taken."""
+    num_half_res: Annotated[int, Field(ge=0, le=8)] = 4
+    """Highest resolutions that run in half precision on a GPU."""
+    half_dtype: Literal["float16", "bfloat16"] = "float16"
+    """Half precision format on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -140,6 +144,8 @@ class TrainingConfig:
 
     batch: Annotated[int, Field(ge=1, le=65536)] = 32
     """Images per step, over all devices."""
+    batch_gpu: Annotated[int, Field(ge=1)] | None = None
+    """Images that a device computes at a time; the gradients of several are added up; none: as many as fit its memory."""
     kimg: Positive = 25000.0
     """Length of the run in thousands of real images shown."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -162,6 +168,8 @@ class TrainingConfig:
     """Distance between scales; LPIPS needs two weight files, l1 does without."""
     lpips_folder: str | None = None
     """Folder with the LPIPS weight files; none: the cache folder."""
+    mirror: bool = False
+    """Show each patch also mirrored left to right: twice the patches."""
     augment: Literal["none", "fixed", "ada"] = "none"
     """Augmentation of what the discriminator sees: none, with fixed probability, or adaptive (ADA)."""
     augment_p: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -172,6 +180,10 @@ class TrainingConfig:
     """Half-life of the running mean of the generator's weights; none: 10 at batch 32, in proportion to the batch."""
     ema_rampup: Annotated[float, Field(gt=0, le=1)] | None = 0.05
     """The half-life is at most this fraction of the images shown so far; none: no such bound."""
+    tf32: bool = False
+    """Let a GPU round the factors of float32 products to TF32 (10 bits of mantissa): faster, less exact."""
+    compile_discriminator: bool = False
+    """Compile D by torch.compile (a minute at the start; R1 stays as it is); it needs a compiler, Triton on a GPU."""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """Processes that read patches; none: 3 beside a GPU, and none beside a CPU that is busy anyway."""
     snapshot_kimg: Positive | None = None

@@ -227,7 +227,7 @@ def test_of_two_runs_that_start_at_once_in_one_folder_the_second_is_refused(tmp_
     data = small_patches(tmp_path / "p.zip")
     resolved = resolve(Request(data=str(data), gpus=0, outdir=str(tmp_path / "run")))
     quick_training(data, tmp_path / "run")
-    monkeypatch.setattr(launch, "resolve", lambda request: resolved)
+    monkeypatch.setattr(launch, "resolve", lambda *_: resolved)
     assert "taken by another run" in refused(train, "--data", data)
 
 

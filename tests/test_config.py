@@ -76,7 +76,7 @@ def test_presets_load_and_are_as_published():
         "himalayas": (3, 1536, 4, 4, 3000, 6000),
         "rembrandt": (3, 1536, 4, 4, 3000, 6000),
     }
-    assert set(preset_names()) == {*table, "demo"}
+    assert set(preset_names()) == {*table, "demo", "zoom64", "zoom256"}
     for name, expected in table.items():
         c = build(RunConfig, load_preset(name))
         s = c.schedule
@@ -87,7 +87,8 @@ def test_presets_load_and_are_as_published():
         t = c.training
         assert (t.batch, t.kimg, t.r1_gamma, t.r1_interval, t.consistency_weight) == (32, 25000, 2, 16, 4)
         assert (t.g_lr, t.d_lr) == (0.0025, 0.002)
-    build(RunConfig, load_preset("demo"))
+    for name in ("demo", "zoom64", "zoom256"):
+        build(RunConfig, load_preset(name))
 
 
 def test_unknown_preset_names_the_nearest():

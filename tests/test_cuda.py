@@ -6,15 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import calibrated_generator, small_config, small_patches
 from training.test_trainer import stats, tiny_run
 
+from dnnlib.errors import UserError
+from multiscale.config import DiscriminatorConfig
 from multiscale.data.patches import PatchDataset
+from multiscale.networks.discriminator import Discriminator
 from multiscale.networks.fourier import fourier_features
 from multiscale.networks.generator import Generator
 from multiscale.training.trainer import Trainer
 from multiscale.view import view_transform
-from torch_utils.distributed import Process
+from torch_utils import distributed
+from torch_utils.distributed import Process, any_of, average
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 
 pytestmark = [
@@ -70,6 +75,66 @@ def test_ops_and_gradients_are_the_same_on_both(dense):
         results.append([t.cpu() for t in (y.detach(), *torch.autograd.grad(y.square().sum(), (x, b)))])
     for cpu, gpu in zip(*results, strict=True):
         assert (gpu - cpu).abs().max() < 1e-4 * cpu.abs().max()
+
+
+@pytest.mark.parametrize("dtype, near", [("float16", 0.02), ("bfloat16", 0.15)])
+def test_the_discriminator_in_half_precision_judges_as_in_float32(dtype, near):
+    config = DiscriminatorConfig(channel_base=2048, channel_max=64, num_half_res=0)
+    exact = Discriminator(config, img_resolution=64).cuda()
+    half = Discriminator(replace(config, num_half_res=4, half_dtype=dtype), img_resolution=64).cuda()
+    half.load_state_dict(exact.state_dict())
+    x = torch.randn(8, 3, 64, 64, device="cuda")
+    logits = [D(x.requires_grad_()) for D in (exact, half)]
+    gradients = [torch.autograd.grad(y.sum(), x)[0] for y in logits]
+    assert logits[1].dtype == gradients[1].dtype == torch.float32
+    assert (logits[1] - logits[0]).norm() < near * logits[0].norm()
+    assert (gradients[1] - gradients[0]).norm() < 3 * near * gradients[0].norm()
+
+
+def test_a_step_waits_for_the_gpu_nowhere(tmp_path):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    config = tiny_run(dataset, augment="ada", augment_p=0.3, r1_interval=2, blur_sigma_px=2)
+    trainer = Trainer(config, dataset, tmp_path, Process(torch.device("cuda", 0)))
+    batches = trainer._batches()
+    for step in range(10):
+        batch = next(batches)
+        torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")  # kernels are loaded in the first steps
+        try:
+            trainer.train_step(*batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_gpu_that_is_too_small_says_what_to_lower(tmp_path):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    torch.cuda.set_per_process_memory_fraction(0.002)
+    try:
+        trainer = Trainer(tiny_run(dataset, batch=512), dataset, tmp_path, Process(torch.device("cuda", 0)))
+        with pytest.raises(UserError, match="give --batch-gpu 256"):
+            trainer.run()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _sum(process, folder):
+    mean = torch.full([3], float(process.rank), device=process.device)
+    average([mean], process)
+    (folder / f"{process.rank}").write_text(f"{mean[0].item()} {any_of(process.rank == 0, process)}")
+
+
+def test_nccl_serves_as_many_gpus_as_there_are(tmp_path):
+    """With one GPU: the process group, the first sum and the agreement of hosts still run."""
+    count = torch.cuda.device_count()
+    store = dist.TCPStore("127.0.0.1", 0, None, True, distributed.TIMEOUT, wait_for_workers=False)
+    if count > 1:
+        distributed.run(_sum, [torch.device("cuda", i) for i in range(count)], tmp_path)
+        assert (tmp_path / "0").read_text() == f"{(count - 1) / 2} True"
+    else:
+        with distributed._member(Process(torch.device("cuda", 0), 0, 1), store, distributed.TIMEOUT) as process:
+            ones = torch.ones(2, device="cuda")
+            dist.all_reduce(ones)
+            assert ones.sum() == 2
+            assert any_of(True, process)
 
 
 def test_training_runs_and_its_losses_are_finite(tmp_path):

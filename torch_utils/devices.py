@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from typing import Any
 
 import torch
 
@@ -15,6 +16,42 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on ``device``, without waiting for what the device still has to do."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+class Arriving:
+    """A small tensor of a device on its way to the CPU: asked for now, read later, when it has most likely arrived."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._value = tensor.detach().to("cpu", non_blocking=True)
+        self._event = None
+        if tensor.device.type == "cuda":
+            self._event = torch.cuda.Event()
+            self._event.record()
+        elif tensor.device.type == "mps":
+            torch.mps.synchronize()
+
+    def read(self) -> torch.Tensor:
+        """The tensor on the CPU; waits until it is there, which does not stop the device."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._value
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A block without autocast, on a device that has it at all."""
+    has_it = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if has_it else contextlib.nullcontext()
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether products and convolutions in float32 may be rounded to TF32 (10 bits of mantissa) on GPUs that have it."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def keep_freed_memory() -> None:

@@ -1,13 +1,21 @@
-"""Data-parallel processes: one process a device, gradients averaged after each backward pass."""
+"""Data-parallel processes: one process a device, started here or by torchrun; they find, check and end each other.
+
+Numbers travel by NCCL between CUDA devices and by gloo between CPUs; what only hosts must agree on goes by gloo always, so
+that no device is waited for.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +25,9 @@ from dnnlib.errors import UserError, sentence_of
 from dnnlib.signals import StopRequest
 
 TIMEOUT = datetime.timedelta(minutes=10)
+"""Longest that a process waits for the others, at the start and in every collective call."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,9 @@ def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: 
         work(Process(devices[0]), *arguments)
         return
     store = dist.TCPStore("127.0.0.1", 0, None, True, TIMEOUT, wait_for_workers=False)
-    spawned = mp.spawn(_worker, args=(work, list(devices), store.port, arguments), nprocs=len(devices), join=False)
+    spawned = mp.spawn(
+        _worker, args=(work, list(devices), store.port, TIMEOUT, arguments), nprocs=len(devices), join=False
+    )
     with StopRequest() as stop:
         try:
             _wait(spawned, stop)
@@ -76,20 +89,189 @@ def _wait(spawned: mp.ProcessContext, stop: StopRequest) -> None:
 
 
 def _worker(
-    rank: int, work: Callable[..., None], devices: list[torch.device], port: int, arguments: tuple[Any, ...]
+    rank: int,
+    work: Callable[..., None],
+    devices: list[torch.device],
+    port: int,
+    timeout: datetime.timedelta,
+    arguments: tuple[Any, ...],
 ) -> None:
-    device = devices[rank]
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(max(torch.get_num_threads() // len(devices), 1))
-    store = dist.TCPStore("127.0.0.1", port, None, False, TIMEOUT)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=len(devices), timeout=TIMEOUT)
+    _share_cores(len(devices), os.environ.get("OMP_NUM_THREADS"))
+    store = dist.TCPStore("127.0.0.1", port, None, False, timeout)
+    with _member(Process(devices[rank], rank, len(devices)), store, timeout) as process:
+        work(process, *arguments)
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun (or another launcher that speaks its language) has started this process as one of several."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+
+
+@contextlib.contextmanager
+def joined(*, on_cpu: bool, timeout: datetime.timedelta = TIMEOUT) -> Iterator[Process]:
+    """Join the processes that torchrun has started; on a CUDA device each where there are any, unless ``on_cpu``.
+
+    Raises:
+        UserError: this machine has fewer CUDA devices than processes, or another process does not come or answer in time.
+    """
+    rank, world_size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    available = 0 if on_cpu else torch.cuda.device_count()
+    if available and local >= available:
+        raise UserError(
+            f"torchrun started {here} processes on {socket.gethostname()}, which has {available} CUDA "
+            f"device{'s' * (available != 1)}; give --nproc-per-node {available}, or --gpus 0 to train on CPUs."
+        )
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    _share_cores(here, None if chosen == "1" else chosen)  # torchrun's own choice is 1, which leaves most cores idle
+    device = torch.device("cuda", local) if available else torch.device("cpu")
     try:
-        work(Process(device, rank, len(devices)), *arguments)
+        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"Rank {rank} on {socket.gethostname()} does not reach {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}, "
+            f"where the processes are to meet ({_first_line(error)})."
+        ) from error
+    with _member(Process(device, rank, world_size), store, timeout) as process:
+        yield process
+
+
+def _share_cores(processes: int, chosen: str | None) -> None:
+    """Use this process's part of the machine's cores, or of the threads that somebody chose for all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max((cores if chosen is None else torch.get_num_threads()) // processes, 1))
+
+
+@contextlib.contextmanager
+def _member(process: Process, store: dist.Store, timeout: datetime.timedelta) -> Iterator[Process]:
+    """The process group, from the first meeting to its end."""
+    if process.device.type == "cuda":
+        torch.cuda.set_device(process.device)
+    roll = dist.PrefixStore("roll", store)
+    host = socket.gethostname()
+    roll.set(f"come/{process.rank}", host)
+    _await_all(roll, "come", process.world_size, timeout, "have not come")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if process.device.type == "cuda" else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=process.rank,
+        world_size=process.world_size,
+        timeout=timeout,
+    )
+    try:
+        check_collectives(process, roll, timeout)
+        yield process
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise UserError(
+                f"Rank {process.rank} on {host} lost touch with another process, which has probably ended "
+                f"({_first_line(error)}). Its own message says why; the same command goes on from the last training state."
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def check_collectives(process: Process, roll: dist.Store, timeout: datetime.timedelta) -> None:
+    """One sum over all devices, which every process must enter and see in time.
+
+    Args:
+        process: This one; all call this.
+        roll: Where each leaves its name: ``come/RANK`` holds its host.
+        timeout: Longest to wait.
+
+    Raises:
+        UserError: names the ranks, and their hosts, that did not enter; or says that the devices do not reach each other.
+    """
+    roll.set(f"enter/{process.rank}", "1")
+    _await_all(roll, "enter", process.world_size, timeout, "do not answer")
+    ones = torch.ones(1, device=process.device)
+    deadline = time.monotonic() + timeout.total_seconds()
+    try:
+        work = dist.all_reduce(ones, async_op=True)
+        while not work.is_completed() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        if work.is_completed():
+            work.wait()
+            if float(ones) == process.world_size:
+                roll.set(f"seen/{process.rank}", "1")
+                _await_all(roll, "seen", process.world_size, timeout, "did not see the first sum of all devices")
+                return
+        reason = f"not within {timeout.total_seconds():g} s"
+    except RuntimeError as error:
+        reason = _first_line(error)
+    raise UserError(
+        f"The first sum over all {process.world_size} devices did not come about ({reason}), as rank {process.rank} on "
+        f"{socket.gethostname()} sees it; the network between the nodes may be closed to "
+        f"{dist.get_backend()} (NCCL_SOCKET_IFNAME and NCCL_DEBUG=INFO help to see)."
+    )
+
+
+def _await_all(roll: dist.Store, name: str, world_size: int, timeout: datetime.timedelta, complaint: str) -> None:
+    """Until every rank has written ``name/RANK``; a ``UserError`` names those that have not."""
+    with contextlib.suppress(RuntimeError):
+        roll.wait([f"{name}/{rank}" for rank in range(world_size)], timeout)
+        return
+    missing = [rank for rank in range(world_size) if not roll.check([f"{name}/{rank}"])]
+    if missing:
+        who = ", ".join(f"{rank} ({_host(roll, rank)})" for rank in missing)
+        raise UserError(
+            f"Of {world_size} processes these {complaint} within {timeout.total_seconds():g} s: rank {who}. See what became "
+            "of them, and start the job again: it goes on from its last training state."
+        )
+
+
+def _host(roll: dist.Store, rank: int) -> str:
+    return roll.get(f"come/{rank}").decode() if roll.check([f"come/{rank}"]) else "host not known"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def from_first(process: Process, make: Callable[[], T]) -> T:
+    """What the first process makes, on all of them; its exception ends them all, the others without a word.
+
+    Args:
+        process: This one; all call this.
+        make: Called in the first process only; gives something that can be pickled.
+    """
+    if process.world_size == 1:
+        return make()
+    parcel: list[Any] = [None, False]
+    try:
+        if process.is_first:
+            parcel = [make(), True]
+    finally:
+        dist.broadcast_object_list(parcel, src=0, device=torch.device("cpu"))
+    if not parcel[1]:
+        sys.exit(2)
+    return parcel[0]
+
+
+def check_alike(process: Process, facts: Mapping[str, Any], advice: Mapping[str, str]) -> None:
+    """All processes hold the same facts.
+
+    Args:
+        process: This one; all call this.
+        facts: By name, with small values.
+        advice: What to do about a fact that differs, by its name.
+
+    Raises:
+        UserError: in all processes: names the first rank, its host and the fact that differ from rank 0's.
+    """
+    if process.world_size == 1:
+        return
+    table: list[Any] = [None] * process.world_size
+    dist.all_gather_object(table, (socket.gethostname(), dict(facts)))
+    first_host, first = table[0]
+    for rank, (host, theirs) in enumerate(table):
+        for name, value in theirs.items():
+            if value != first[name]:
+                raise UserError(
+                    f"Rank {rank} on {host} has another {name} than rank 0 on {first_host} ({value}, not {first[name]}): "
+                    f"{advice[name]}."
+                )
 
 
 @torch.no_grad()
@@ -104,10 +286,24 @@ def average(tensors: Iterable[torch.Tensor], process: Process) -> None:
         t.copy_(mean.view_as(t))
 
 
+def copy_from_first(tensors: Iterable[torch.Tensor], process: Process) -> None:
+    """Give each tensor the values that it has in the first process."""
+    if process.world_size > 1:
+        for t in tensors:
+            dist.broadcast(t, src=0)
+
+
 def any_of(flag: bool, process: Process) -> bool:
-    """Whether the flag is set in any process; waits for the device."""
+    """Whether the flag is set in any process; waits for the other hosts, not for the devices."""
     if process.world_size == 1:
         return flag
-    count = torch.tensor(float(flag), device=process.device)
+    count = torch.tensor(float(flag))
     dist.all_reduce(count)
     return bool(count > 0)
+
+
+@torch.no_grad()
+def checksum(tensors: Iterable[torch.Tensor]) -> int:
+    """A number that differs if any bit of float32 tensors differs (but for chance): the sum of their bits as integers."""
+    sums = [t.detach().float().contiguous().view(torch.int32).sum(dtype=torch.int64) for t in tensors]
+    return int(torch.stack(sums).sum()) if sums else 0

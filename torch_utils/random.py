@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from typing import TypeAlias
 
 import numpy as np
 import torch
+
+Size: TypeAlias = "int | tuple[int, ...]"
 
 
 def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
@@ -18,6 +21,45 @@ def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
     """
     key = zlib.crc32(name.encode())  # stable over processes and Python versions, unlike hash()
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, key, *counters])))
+
+
+class Share:
+    """A stream from which all images of a batch are served, of which this holder computes some.
+
+    What an image gets depends on its place in the batch only, not on how many processes and parts share the work. In every
+    draw the last axis is the images of this share.
+
+    Args:
+        rng: A fresh stream of this batch and purpose, such as ``stream(seed, "latents", step)``.
+        batch: Images of the whole batch.
+        rows: Which of them are this share's.
+    """
+
+    def __init__(self, rng: np.random.Generator, batch: int, rows: slice) -> None:
+        self.rng, self.batch, self.rows = rng, batch, rows
+        self.count = len(range(*rows.indices(batch)))
+
+    def integers(self, below: int, *, size: Size) -> np.ndarray:
+        """0 ... below - 1, int64."""
+        return self.rng.integers(below, size=self._whole(size))[..., self.rows]
+
+    def uniform(self, low: float, high: float, *, size: Size) -> np.ndarray:
+        """Uniform from low to high, float64."""
+        return self.rng.uniform(low, high, size=self._whole(size))[..., self.rows]
+
+    def random(self, size: Size) -> np.ndarray:
+        """Uniform from 0 to 1, float64."""
+        return self.rng.random(self._whole(size))[..., self.rows]
+
+    def standard_normal(self, size: Size) -> np.ndarray:
+        """Standard normal, float64."""
+        return self.rng.standard_normal(self._whole(size))[..., self.rows]
+
+    def _whole(self, size: Size) -> tuple[int, ...]:
+        """The shape to draw for the whole batch."""
+        *columns, count = (size,) if isinstance(size, int) else size
+        assert count == self.count
+        return *columns, self.batch
 
 
 def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:

@@ -2,35 +2,70 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+
+from torch_utils.distributed import Process, average
 
 
 class Means:
-    """Running means of named quantities between two readings."""
+    """Running means of named quantities between two readings, over all processes.
+
+    A quantity is one number, or one for each of several groups. All processes add the same names.
+    """
 
     def __init__(self) -> None:
-        self._values: dict[str, list[torch.Tensor]] = {}
+        # Sum of the values, of their squares, their number: [3], or [3, groups].
+        self._moments: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, value: torch.Tensor) -> None:
         """Count the elements of ``value`` (any shape) into the mean of ``name``."""
-        value = value.detach()
-        moments = torch.stack([value.float().sum(), torch.tensor(float(value.numel()), device=value.device)])
-        held = self._values.setdefault(name, [torch.zeros_like(moments)])
-        held[0] += moments
+        value = value.detach().float().flatten()
+        self._add(name, torch.stack([value.sum(), value.square().sum(), torch.full_like(value[0], len(value))]))
 
-    def read(self) -> dict[str, float]:
-        """The means since the last reading (NaN never appears: a name is only there if something was counted)."""
-        names = list(self._values)
-        if not names:
-            return {}
-        table = torch.stack([self._values[name][0] for name in names]).cpu()
-        self._values.clear()
-        return {name: float(total / count) for name, (total, count) in zip(names, table, strict=True)}
+    def add_grouped(self, name: str, values: torch.Tensor, members: torch.Tensor) -> None:
+        """Count values [B] into the means of their groups; members float [B, groups] has a 1 where each belongs."""
+        values = values.detach().float()
+        self._add(name, torch.stack([values, values.square(), torch.ones_like(values)]) @ members)
+
+    def _add(self, name: str, moments: torch.Tensor) -> None:
+        held = self._moments.get(name)
+        self._moments[name] = moments if held is None else held + moments
+
+    def read(self, process: Process) -> dict[str, float | list[float | None]]:
+        """Means since the last reading; to be called by all processes, it waits for them and for the device.
+
+        A grouped name gives a list, None where nothing was counted, and another of standard deviations as ``NAME std``.
+        """
+        self.share(process)
+        result: dict[str, float | list[float | None]] = {}
+        for name, moments in self.state_dict().items():
+            total, squares, count = moments.double()
+            mean = total / count
+            if moments.ndim == 1:
+                result[name] = float(mean)
+            else:
+                result[name] = _listed(mean)
+                result[f"{name} std"] = _listed((squares / count - mean.square()).clamp(min=0).sqrt())
+        self._moments.clear()
+        return result
+
+    def share(self, process: Process) -> None:
+        """Spread what has been counted evenly over all processes, so that what one of them keeps serves all."""
+        average(self._moments.values(), process)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What has been counted since the last reading: sum and number, [2], by name."""
-        return {name: held[0].cpu() for name, held in self._values.items()}
+        """What has been counted since the last reading, by name."""
+        sizes = [m.numel() for m in self._moments.values()]
+        flat = torch.cat([m.flatten() for m in self._moments.values()]).cpu() if sizes else torch.empty(0)  # waits once
+        parts = zip(self._moments.items(), flat.split(sizes), strict=True)
+        return {name: part.view_as(moments).clone() for (name, moments), part in parts}
 
     def load_state_dict(self, state: dict[str, torch.Tensor], device: torch.device) -> None:
         """Go on counting from there."""
-        self._values = {name: [moments.to(device)] for name, moments in state.items()}
+        self._moments = {name: moments.to(device) for name, moments in state.items()}
+
+
+def _listed(values: torch.Tensor) -> list[float | None]:
+    return [None if math.isnan(v) else v for v in values.tolist()]

@@ -244,6 +244,41 @@ class PatchDataset:
         return found
 
 
+class Mirrored:
+    """A set with each of its n patches also mirrored left to right: 2n patches, picklable as the set itself.
+
+    Attributes:
+        dataset: The set, of which the first n patches are, and n + i is patch i mirrored.
+        labels: float64 [2n].
+        patch_octaves: int64 [2n].
+        octaves, resolution, num_channels: Those of the set.
+    """
+
+    def __init__(self, dataset: PatchDataset) -> None:
+        self.dataset = dataset
+        self.labels, self.patch_octaves = np.tile(dataset.labels, 2), np.tile(dataset.patch_octaves, 2)
+        self.octaves, self.resolution, self.num_channels = dataset.octaves, dataset.resolution, dataset.num_channels
+
+    def __len__(self) -> int:
+        return 2 * len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, float]:
+        """Decode one patch.
+
+        Args:
+            index: -2n <= index < 2n.
+
+        Returns:
+            The patch, uint8 [C, N, N], and its label s.
+
+        Raises:
+            UserError: as the set does.
+        """
+        is_mirrored, place = divmod(range(len(self))[index], len(self.dataset))
+        pixels, label = self.dataset[place]
+        return np.ascontiguousarray(pixels[..., ::-1]) if is_mirrored else pixels, label
+
+
 def check_patches(
     dataset: PatchDataset, *, workers: int = 1, progress: Callable[[int], Any] | None = None
 ) -> list[tuple[str, str]]:

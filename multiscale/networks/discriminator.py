@@ -54,6 +54,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig, *, img_resolution: int, img_channels: int = 3) -> None:
         super().__init__()
         self.config, self.img_resolution, self.img_channels = config, img_resolution, img_channels
+        self.half_dtype = getattr(torch, config.half_dtype)
 
         def width(resolution: int) -> int:
             return max(min(config.channel_base // resolution, config.channel_max), 1)
@@ -72,9 +73,10 @@ class Discriminator(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Images [B, C, N, N] in [-1, 1] -> logits [B, 1]."""
         x = image
-        for block in self.blocks.values():
-            x = block(x)
-        return self.head(x)
+        for i, block in enumerate(self.blocks.values()):
+            half = i < self.config.num_half_res and x.device.type in ("cuda", "meta")
+            x = block(x.to(self.half_dtype if half else image.dtype))
+        return self.head(x.to(image.dtype))
 
 
 def append_minibatch_stddev(x: torch.Tensor, group: int) -> torch.Tensor:

@@ -17,6 +17,9 @@ from multiscale.networks.layers import MappingNetwork, SynthesisLayer, mean_squa
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
 from multiscale.view import zoom_log2
 
+CALIBRATED_AT_A_TIME = 4
+"""Images; few, so that calibration takes less memory than a training step."""
+
 
 class FeatureInjection(nn.Module):
     """The Fourier features of one injection point, evaluated on that layer's grid."""
@@ -75,7 +78,7 @@ class SynthesisNetwork(nn.Module):
                 self.injections[str(layer.index)] = FeatureInjection(config, mine, layer.out_size, layer.out_rate, rng)
                 taken += layer.features
 
-    def forward(self, ws: torch.Tensor, transform: torch.Tensor, *, update_emas: bool = False) -> torch.Tensor:
+    def forward(self, ws: torch.Tensor, transform: torch.Tensor, *, observe: bool = False) -> torch.Tensor:
         """ws [B, num_ws, D] and transforms [B, 3, 3] -> image float32 [B, C, N, N], nominally in [-1, 1]."""
         # Float64 is kept where the device has it: deep zooms need it.
         transform = transform.double().to(ws.device) if ws.device.type != "mps" else transform.double().cpu()
@@ -83,7 +86,7 @@ class SynthesisNetwork(nn.Module):
         x = torch.einsum("oi,bihw->bohw", self.input_weight / math.sqrt(len(self.input_weight)), x)
         features = None
         for i, layer in enumerate(self.layers):
-            x = layer(x, ws[:, i + 1], features, update_emas=update_emas)
+            x = layer(x, ws[:, i + 1], features, observe=observe)
             features = self.injections[str(i)](transform) if str(i) in self.injections else None
         return x.float() * self.config.output_scale
 
@@ -123,27 +126,52 @@ class Generator(nn.Module):
             Float32 [B, C, N, N], nominally in [-1, 1].
         """
         update = self.training if update_emas is None else update_emas
-        ws = self.mapping(z, truncation_psi, update_emas=update)
-        return self.synthesis(ws, transform, update_emas=update)
+        image = self.synthesis(self.mapping(z, truncation_psi, observe=update), transform, observe=update)
+        if update:
+            self.update_running_means(len(z))
+        return image
 
     def running_means(self) -> list[torch.Tensor]:
         """The buffers that training moves: w_avg, and each layer's running input magnitude."""
         return [self.mapping.w_avg, *(layer.magnitude_ema for layer in self.synthesis.layers)]  # type: ignore[list-item]
+
+    def observations(self) -> list[torch.Tensor]:
+        """For each of ``running_means()`` the sum of what calls with ``observe`` have seen since the last update."""
+        return [self.mapping.w_seen, *(layer.magnitude_seen for layer in self.synthesis.layers)]  # type: ignore[list-item]
+
+    @torch.no_grad()
+    def update_running_means(self, images: int, parts: int = 1) -> None:
+        """End a training step: move the running means by the mean of the observations, and forget these.
+
+        Args:
+            images: Images of the step; the half-life of the magnitudes is counted in images.
+            parts: Calls with ``observe`` since the last update.
+        """
+        config = self.config
+        decay = 0.5 ** (images / (1000 * config.magnitude_half_life_kimg))
+        decays = [config.w_avg_decay] + [decay] * len(self.synthesis.layers)
+        for mean, seen, d in zip(self.running_means(), self.observations(), decays, strict=True):
+            mean.lerp_(seen / parts, 1 - d)
+            seen.zero_()
 
     @torch.no_grad()
     def calibrate(self, z: torch.Tensor, transform: torch.Tensor) -> None:
         """Set w_avg and every layer's running input magnitude to what this batch shows (a fresh network's are 0 and 1)."""
         ws = self.mapping(z)
         self.mapping.w_avg.copy_(ws[:, 0].mean(dim=0))
+        share = 1.0  # of the images at hand in the means so far
 
         def measure(layer: nn.Module, inputs: tuple[torch.Tensor | None, ...]) -> None:
             x, _, features = inputs
             maps = [part for part in (x, features) if part is not None]
-            layer.magnitude_ema.copy_(mean_square(maps))  # type: ignore[operator]
+            layer.magnitude_ema.lerp_(mean_square(maps), share)  # type: ignore[operator]
 
         hooks = [layer.register_forward_pre_hook(measure) for layer in self.synthesis.layers]
         try:
-            self.synthesis(ws, transform)
+            for i in range(0, len(z), CALIBRATED_AT_A_TIME):
+                part = slice(i, i + CALIBRATED_AT_A_TIME)
+                share = len(ws[part]) / (i + len(ws[part]))
+                self.synthesis(ws[part], transform[part])
         finally:
             for hook in hooks:
                 hook.remove()

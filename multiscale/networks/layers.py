@@ -85,26 +85,26 @@ class MappingNetwork(nn.Module):
     """z -> w, with a running mean of w for truncation (StyleGAN3 section 3.1)."""
 
     w_avg: torch.Tensor
+    w_seen: torch.Tensor
 
     def __init__(self, config: GeneratorConfig, num_ws: int) -> None:
         super().__init__()
         self.num_ws = num_ws
-        self.w_avg_decay = config.w_avg_decay
         widths = [config.z_dim] + [config.w_dim] * config.mapping_layers
         self.layers = nn.ModuleList(
             Linear(a, b, act="lrelu", lr_mult=0.01) for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
         self.register_buffer("w_avg", torch.zeros(config.w_dim))
+        self.register_buffer("w_seen", torch.zeros(config.w_dim), persistent=False)
 
-    def forward(self, z: torch.Tensor, truncation_psi: float = 1.0, *, update_emas: bool = False) -> torch.Tensor:
-        """z [B, z_dim] -> ws [B, num_ws, w_dim]; truncation: w_avg + psi (w - w_avg)."""
+    def forward(self, z: torch.Tensor, truncation_psi: float = 1.0, *, observe: bool = False) -> torch.Tensor:
+        """z [B, z_dim] -> ws [B, num_ws, w_dim]; truncation: w_avg + psi (w - w_avg). ``observe``: add mean w to ``w_seen``."""
         x = z.float()
         x = x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
         for layer in self.layers:
             x = layer(x)
-        if update_emas:
-            with torch.no_grad():
-                self.w_avg.lerp_(x.detach().mean(dim=0), 1 - self.w_avg_decay)
+        if observe:
+            self.w_seen += x.detach().mean(dim=0)
         if truncation_psi != 1:
             x = self.w_avg.lerp(x, truncation_psi)
         return x[:, None].expand(-1, self.num_ws, -1)
@@ -114,6 +114,7 @@ class SynthesisLayer(nn.Module):
     """Modulated convolution and alias-free leaky ReLU (StyleGAN3 sections 3.1 and 3.2)."""
 
     magnitude_ema: torch.Tensor
+    magnitude_seen: torch.Tensor
     up_filter: torch.Tensor | None
     down_filter: torch.Tensor | None
 
@@ -121,13 +122,13 @@ class SynthesisLayer(nn.Module):
         super().__init__()
         self.plan = plan
         self.clamp = config.conv_clamp
-        self.half_life = config.magnitude_half_life_kimg * 1000
         self.half_dtype = getattr(torch, config.half_dtype)
         kernel = 1 if plan.is_torgb else config.conv_kernel
         self.affine = Linear(config.w_dim, plan.in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(plan.conv_channels, plan.in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(plan.conv_channels))
         self.register_buffer("magnitude_ema", torch.ones([]))
+        self.register_buffer("magnitude_seen", torch.zeros([]), persistent=False)
         rate = plan.temporary_rate
         up = design_lowpass_filter(plan.up_taps, plan.in_cutoff, 2 * plan.in_half_width, rate)
         down = design_lowpass_filter(plan.down_taps, plan.out_cutoff, 2 * plan.out_half_width, rate, plan.radial)
@@ -135,17 +136,20 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("down_filter", down, persistent=False)
 
     def forward(
-        self, x: torch.Tensor, w: torch.Tensor, features: torch.Tensor | None = None, *, update_emas: bool = False
+        self, x: torch.Tensor, w: torch.Tensor, features: torch.Tensor | None = None, *, observe: bool = False
     ) -> torch.Tensor:
-        """x [B, I, in_size, in_size], w [B, D] -> [B, O, out_size, out_size]; ``features`` are the last of the I maps."""
+        """x [B, I, in_size, in_size], w [B, D] -> [B, O, out_size, out_size]; ``features`` are the last of the I maps.
+
+        ``observe``: add the mean square of the input to ``magnitude_seen``.
+        """
         maps = [x] if features is None else [x, features]
-        if update_emas:
-            self._update_magnitude(maps)
+        if observe:
+            self.magnitude_seen += mean_square(maps)
         gain = self.magnitude_ema.rsqrt()
         style = self.affine(w)
         if self.plan.is_torgb:
             style = style / math.sqrt(self.weight[0].numel())
-        dtype = self.half_dtype if self.plan.half and x.device.type == "cuda" else torch.float32
+        dtype = self.half_dtype if self.plan.half and x.device.type in ("cuda", "meta") else torch.float32
         maps = [part.to(dtype) for part in maps]
         x = modulated_conv2d(maps, self.weight, style, gain, demodulate=not self.plan.is_torgb)
         return filtered_lrelu(
@@ -160,11 +164,6 @@ class SynthesisLayer(nn.Module):
             slope=1.0 if self.plan.is_torgb else 0.2,
             clamp=self.clamp,
         )
-
-    def _update_magnitude(self, maps: Sequence[torch.Tensor]) -> None:
-        """Running mean square of the input; its half-life is counted in images, so a batch weighs by its size."""
-        decay = 0.5 ** (len(maps[0]) / self.half_life)
-        self.magnitude_ema.copy_(mean_square(maps).lerp(self.magnitude_ema, decay))
 
 
 @torch.no_grad()

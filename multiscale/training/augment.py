@@ -13,17 +13,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import erfinv
 
+from torch_utils.devices import Arriving, full_precision, to_device
 from torch_utils.distributed import Process, average
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 Floats: TypeAlias = NDArray[np.float64]
+
+
+class RandomSource(Protocol):
+    """What the draws come from: these methods of ``np.random.Generator``. The last axis of what they give is the images."""
+
+    def integers(self, below: int, /, *, size: int) -> Any:
+        """0 ... below - 1, int64."""
+
+    def uniform(self, low: float, high: float, *, size: tuple[int, ...]) -> Any:
+        """From low to high, float64."""
+
+    def standard_normal(self, size: tuple[int, ...], /) -> Any:
+        """Of mean 0 and deviation 1, float64."""
+
+    def random(self, size: int, /) -> Any:
+        """From 0 to 1, float64."""
+
 
 # Decomposition low-pass filter of the least asymmetric Daubechies wavelet with 6 vanishing moments (Daubechies 1992,
 # "Ten Lectures on Wavelets", section 8.1.1). It is orthonormal to its shifts by two, so that upsampling and
@@ -49,7 +67,7 @@ class AugmentPipe(torch.nn.Module):
     """Augment each image of a batch by operations that are each applied with probability ``p``.
 
     The defaults are the paper's "bgc" pipeline; False or 0 leaves an operation out. ``p`` is a buffer: set it with
-    ``pipe.p.fill_(...)`` or let ``AdaController`` do so. Leave the module on the CPU, and no call waits for a device.
+    ``pipe.p.fill_(...)`` or let ``AdaController`` do so. Leave the module on the CPU: then no call waits for a device.
 
     Args:
         p: Initial probability of each operation, 0 to 1.
@@ -102,7 +120,7 @@ class AugmentPipe(torch.nn.Module):
         self.saturation_log2_std = saturation_log2_std
 
     def forward(
-        self, images: torch.Tensor, percentile: float | None = None, generator: np.random.Generator | None = None
+        self, images: torch.Tensor, percentile: float | None = None, generator: RandomSource | None = None
     ) -> torch.Tensor:
         """Augment a batch.
 
@@ -110,8 +128,8 @@ class AugmentPipe(torch.nn.Module):
             images: [B, C, N, N], C 1 or 3, floating point; half precision is computed and returned in float32.
             percentile: None draws at random; a number in (0, 1) applies every operation, whatever ``p`` is, with each
                 draw replaced by that percentile (see ``Draws``): a mode for tests.
-            generator: Source of randomness, such as ``torch_utils.random.stream(...)``; None: a fresh, unseeded one.
-                How many numbers it gives depends on B only.
+            generator: Source of randomness, such as ``torch_utils.random.stream(...)`` or a ``Share`` of one; None: a
+                fresh, unseeded one. How many numbers it gives depends on B only.
 
         Returns:
             [B, C, N, N].
@@ -126,7 +144,7 @@ class AugmentPipe(torch.nn.Module):
         draws = Draws(len(images), float(self.p), percentile, generator or np.random.default_rng())
         geometry, colour = self.draw_geometry(draws, images.shape[-1]), self.draw_colour(draws)
         images = images.to(torch.promote_types(images.dtype, torch.float32))
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             return transform_colours(warp(images, geometry), colour)
 
     def draw_geometry(self, draws: Draws, size: int) -> Floats:
@@ -170,7 +188,7 @@ class Draws:
     count: int
     p: float
     percentile: float | None
-    generator: np.random.Generator
+    generator: RandomSource
 
     def whole_number(self, below: int) -> Floats:
         """0 ... below - 1 [B], equally likely."""
@@ -268,7 +286,7 @@ def transform_colours(images: torch.Tensor, colour: Floats) -> torch.Tensor:
     """Apply colour maps [B, 4, 4] to images [B, 3, N, N]; grey ones [B, 1, N, N] are luma without chroma."""
     if images.shape[1] == 1:
         colour = np.stack([colour[:, :3, :3].sum(axis=(1, 2)) / 3, colour[:, :3, 3].mean(axis=1)], axis=-1)[:, None]
-    matrix = torch.as_tensor(colour[:, : images.shape[1]]).to(images.dtype).to(images.device)
+    matrix = _placed(colour[:, : images.shape[1]], images)
     pixels = matrix[..., :-1] @ images.flatten(2) + matrix[..., -1:]  # [B, C, N*N]
     return pixels.view_as(images)
 
@@ -283,19 +301,18 @@ def warp(images: torch.Tensor, geometry: Floats) -> torch.Tensor:
         return images
     size, reach = images.shape[-1], TAPS // 2 - 1
     to_input = np.linalg.inv(geometry)[:, :2]  # [B, 2, 3]
-    # The largest tap lies on the pixel: twofold sample n belongs to pixel position n/2, before and after the sampling.
-    fine = np.arange(-reach, 2 * size + reach) / 2 - (size - 1) / 2  # [S], from the centre
-    farthest = np.abs(fine).max()
+    farthest = (size + reach) / 2  # sample from the centre
     extent = np.abs(to_input) @ np.array([farthest, farthest, 1.0])  # [B, 2]
     pad_x, pad_y = (max(math.ceil(extent[:, axis].max() - size / 2) + TAPS // 4 + 1, 0) for axis in (0, 1))
 
-    wavelet = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
-    wavelet = wavelet / wavelet.sum()
+    wavelet = torch.tensor(SYM6, dtype=images.dtype)
+    wavelet = to_device(wavelet / wavelet.sum(), images.device)
     images = mirror_pad(images, pad_x, pad_y)
     images = upfirdn2d(images, wavelet, up=2, padding=[reach + 1, reach, reach + 1, reach], gain=4)
     to_input[:, :, 2] += [(size - 1) / 2 + pad_x, (size - 1) / 2 + pad_y]  # from the first pixel of the padded image
-    maps = torch.as_tensor(2 * to_input).to(images.dtype).to(images.device)[..., None, None]  # [B, 2, 3, 1, 1]
-    along = torch.as_tensor(fine).to(images.dtype).to(images.device)
+    maps = _placed(2 * to_input, images)[..., None, None]  # [B, 2, 3, 1, 1]
+    # The largest tap lies on the pixel: twofold sample n belongs to pixel position n/2, before and after the sampling.
+    along = torch.arange(-reach, 2 * size + reach, dtype=images.dtype, device=images.device) / 2 - (size - 1) / 2  # [S]
     x, y = (maps[:, :, 0] * along + maps[:, :, 1] * along[:, None] + maps[:, :, 2]).unbind(1)  # [B, S, S] each
     return upfirdn2d(sample_bilinear(images, x, y), wavelet, down=2, flip_filter=True)
 
@@ -330,6 +347,11 @@ def sample_bilinear(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> t
     return torch.lerp(upper, lower, lower_part)
 
 
+def _placed(values: NDArray[np.floating[Any]], images: torch.Tensor) -> torch.Tensor:
+    """Numbers in the type of the images and on their device, which is not waited for."""
+    return to_device(torch.from_numpy(values).to(images.dtype), images.device)
+
+
 def adjusted_probability(p: float, sign_mean: float, *, target: float, images: int, images_to_one: float) -> float:
     """ADA section 3.1: p goes up by images/images_to_one when E[sign D(x)] is above the target, down when below."""
     return min(max(p + float(np.sign(sign_mean - target)) * images / images_to_one, 0.0), 1.0)
@@ -337,6 +359,9 @@ def adjusted_probability(p: float, sign_mean: float, *, target: float, images: i
 
 class AdaController:
     """Steers ``p`` of a pipeline so that the discriminator's sign on real images has the mean ``target``.
+
+    The host does not wait for the device: what has been observed over an interval begins its way to the host when the
+    interval ends, and ``p`` is adjusted by it one step later, on every kind of device alike.
 
     Args:
         target: Wanted E[sign D(x)] over real images; more is taken as overfitting.
@@ -349,44 +374,56 @@ class AdaController:
         self.interval = interval
         self.images_to_one = images_to_one
         self.steps = 0
-        self._signs = torch.zeros(2)  # sum of the signs of real logits, their number
+        self._signs = torch.zeros(2)  # sum of the signs of real logits, their number; in this interval
+        self._arriving: Arriving | None = None  # the same of the interval before, over all processes, until it is used
 
     def observe(self, real_logits: torch.Tensor) -> None:
         """Take note of D's logits (any shape, NaN left out) for augmented real images; does not wait for the device."""
         known = ~real_logits.detach().isnan()
         signs = torch.where(known, real_logits.detach().sign(), 0).float()
-        self._signs = self._signs.to(signs.device) + torch.stack([signs.sum(), known.float().sum()])
+        if self._signs.device != signs.device:
+            self._signs = to_device(self._signs, signs.device)
+        self._signs = self._signs + torch.stack([signs.sum(), known.float().sum()])
 
     def step(self, pipe: AugmentPipe, batch: int, process: Process | None = None) -> None:
-        """End a training step; every ``interval`` steps adjust ``pipe.p``, alike on all processes.
+        """End a training step: adjust ``pipe.p`` if an interval ended with the step before, alike on all processes.
 
         Args:
-            pipe: Its buffer ``p`` is changed in place.
+            pipe: Its buffer ``p``, on the CPU, is changed in place.
             batch: Real images that a step takes, on all processes together.
             process: This process among all, whose observations are averaged; None: it is alone.
         """
+        if self._arriving is not None:
+            self._adjust(pipe, batch, *self._arriving.read().tolist())
+            self._arriving = None
         self.steps += 1
-        if self.steps % self.interval:
-            return
-        if process is not None:
-            average([self._signs], process)
-        total, number = self._signs.tolist()
+        if self.steps % self.interval == 0:
+            if process is not None:
+                average([self._signs], process)
+            self._arriving = Arriving(self._signs)
+            self._signs = torch.zeros_like(self._signs)
+
+    def _adjust(self, pipe: AugmentPipe, batch: int, total: float, number: float) -> None:
+        """Move ``p`` by one interval's images, given the sum of the signs and their number."""
         if number > 0:
             images = batch * self.interval
-            mean, p = total / number, float(pipe.p)
-            p = adjusted_probability(p, mean, target=self.target, images=images, images_to_one=self.images_to_one)
+            p = adjusted_probability(
+                float(pipe.p), total / number, target=self.target, images=images, images_to_one=self.images_to_one
+            )
             pipe.p.fill_(p)
-        self._signs = torch.zeros_like(self._signs)
 
     def share(self, process: Process) -> None:
         """Spread what has been observed evenly over all processes, so that one state serves them all."""
         average([self._signs], process)
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress since the last adjustment; ``p`` itself is in the pipeline's state."""
-        return {"steps": self.steps, "signs": self._signs.tolist()}
+        """Progress since the last adjustment (waits for the device); ``p`` itself is in the pipeline's state."""
+        arriving = None if self._arriving is None else self._arriving.read().tolist()
+        return {"steps": self.steps, "signs": self._signs.tolist(), "arriving": arriving}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict()``."""
         self.steps = int(state["steps"])
         self._signs = torch.tensor([float(value) for value in state["signs"]])
+        arriving = state.get("arriving")
+        self._arriving = None if arriving is None else Arriving(torch.tensor([float(value) for value in arriving]))

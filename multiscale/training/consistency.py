@@ -14,6 +14,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.special import betaincinv
+
+from torch_utils.devices import full_precision
+from torch_utils.random import Share
 
 # A footprint whose edge coincides with the image's border, up to the rounding of ``factor``, counts as inside. At 1024
 # pixels a float32 factor moves the edge by at most 3e-5 px.
@@ -41,20 +45,20 @@ def zoom_out_distribution(zoom_log2: torch.Tensor) -> tuple[torch.Tensor, torch.
     return alpha, beta
 
 
-def sample_zoom_out(zoom_log2: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+def sample_zoom_out(zoom_log2: torch.Tensor, generator: np.random.Generator | Share) -> torch.Tensor:
     """Draw for each view the factor f = 2^(t s), t ~ Beta(alpha(s), beta(s)), by which to zoom out.
 
     Args:
         zoom_log2: s [B], octaves (>= 0), on any device.
-        generator: Source of randomness; one draw a view.
+        generator: Source of randomness; one uniform draw a view, through the inverse of the distribution function.
 
     Returns:
         f [B], float64 on the CPU, between 1 and 2^s: the coarser view never leaves zoom 1.
     """
     octaves = zoom_log2.detach().to("cpu", torch.float64)
     alpha, beta = zoom_out_distribution(octaves)
-    share = torch.as_tensor(generator.beta(alpha.numpy(), beta.numpy()), dtype=torch.float64)
-    return torch.exp2(share * octaves)
+    share = betaincinv(alpha.numpy(), beta.numpy(), generator.random(octaves.shape))
+    return torch.exp2(torch.from_numpy(share) * octaves)
 
 
 def reduce_about_centre(images: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +81,7 @@ def reduce_about_centre(images: torch.Tensor, factor: torch.Tensor) -> tuple[tor
     weights, inside = _area_weights(factor, images.shape[-1])
     weights = weights.to(images.dtype).unsqueeze(1)  # [B, 1, N coarse, N fine]
     inside = inside.to(images.dtype)
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         reduced = weights @ images @ weights.mT  # [B, C, N, N]
     mask = inside[:, None, :, None] * inside[:, None, None, :]  # [B, 1, N, N]
     return reduced, mask

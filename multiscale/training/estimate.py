@@ -1,37 +1,97 @@
-"""What a run will be, before it starts: its settings, layer plan, parameters, and the memory that it needs."""
+"""What a run will be, before it starts: its settings, layer plan, parameters, and how much of a batch fits the memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import bisect
+import contextlib
+import functools
+import os
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.networks.discriminator import Discriminator
 from multiscale.networks.generator import Generator
 from multiscale.networks.plan import Plan
+from multiscale.training import adversarial
+from multiscale.training.augment import AugmentPipe
+from multiscale.training.consistency import consistency_loss
 
 GIB = 2**30
-STATES_PER_WEIGHT = 4
-"""Floats for each trained weight: itself, its gradient, two of Adam."""
+
+STATES_PER_WEIGHT = 3
+"""Floats that stay for each trained weight: itself and two of Adam; its gradient is counted with the step."""
+
+ALLOCATOR_OVERHEAD = 1.3
+"""What an allocator takes for what is alive in a step (measured with glibc's: 1.3 for small layers, 1.1 for large ones)."""
+
+PROCESS_BYTES = 430 * 2**20
+"""Of a process that has loaded PyTorch (measured on a CPU; a CUDA context is about as large)."""
+
+USABLE = {"cpu": 0.8, "cuda": 0.9, "mps": 1.0}
+"""Part of a device's memory that a run may fill."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes that a process takes."""
+
+    weights: int
+    """Weights, both moments of Adam, running mean of the generator."""
+    step: int
+    """Activations, gradients and workspace at the peak of a step."""
+
+    @property
+    def total(self) -> int:
+        """With the process itself."""
+        return PROCESS_BYTES + self.weights + self.step
 
 
 def describe_run(
-    config: RunConfig, *, preset: str, data: PatchDataset, devices: Sequence[torch.device], folder: Path
+    config: RunConfig,
+    *,
+    preset: str,
+    data: PatchDataset,
+    devices: Sequence[torch.device],
+    folder: Path,
+    batch_gpu: int,
+    processes_here: int | None = None,
 ) -> str:
-    """The resolved run as text: choices, every setting, the layer plan with shapes, parameters and memory."""
-    generator, discriminator = networks_on_meta(config)
+    """The resolved run as text: choices, the layer plan with shapes, parameters, memory, and whether that is there.
+
+    Args:
+        config: The run.
+        preset: Name of what it is based on.
+        data: Its patches.
+        devices: One for each process.
+        folder: Where it is written.
+        batch_gpu: Images that each computes at a time; divides its share of the batch.
+        processes_here: How many of the processes are on this machine; None: all.
+    """
+    device = devices[0]
+    generator, discriminator = networks_on_meta(config, device.type)
     share = config.training.batch // len(devices)
-    weights, activations = memory_bytes(generator, discriminator, share)
+    memory = step_memory(config, batch_gpu, share, device.type)
+    capacity = device_capacity(device, processes_here or len(devices))
     return "\n".join(
         [
-            f"Data:      {data.path} ({len(data)} patches of {data.resolution} x {data.resolution}, {data.octaves} octaves)",
+            f"Data:      {data.path} ({len(data)} patches of {data.resolution} x {data.resolution}, {data.octaves} octaves"
+            f"{', also mirrored' * config.training.mirror})",
             f"Preset:    {preset}",
-            f"Device:    {', '.join(str(device) for device in devices)} ({share} of {config.training.batch} images each)",
+            f"Device:    {_listed(devices)} ({share} of {config.training.batch} images each"
+            f"{f', {batch_gpu} at a time' * (batch_gpu < share)})",
             f"Length:    {config.training.kimg:g} kimg",
             f"Scales:    consistency by {config.training.consistency_metric}, weight {config.training.consistency_weight:g}",
             f"Folder:    {folder}",
@@ -39,11 +99,33 @@ def describe_run(
             plan_table(generator.plan),
             "",
             f"Parameters: generator {_count(generator):,}, discriminator {_count(discriminator):,}",
-            f"Memory in float32, estimated for each device: {(weights + activations) / GIB:.2f} GiB "
-            f"(weights and optimisers {weights / GIB:.2f}, activations of a step {activations / GIB:.2f})",
+            f"Memory, estimated for each process: {memory.total / GIB:.2f} GiB of {capacity / GIB:.1f} (weights and "
+            f"optimisers {memory.weights / GIB:.2f}, a step with {batch_gpu} image{'s' * (batch_gpu > 1)} at a time "
+            f"{memory.step / GIB:.2f})",
+            *_memory_warning(config, batch_gpu, share, capacity, device.type),
             "",
         ]
     )
+
+
+def _listed(devices: Sequence[torch.device]) -> str:
+    """Names of devices, one that serves several processes once with their number."""
+    numbers = Counter(map(str, devices))
+    return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in numbers.items())
+
+
+def _memory_warning(config: RunConfig, batch_gpu: int, share: int, capacity: int, device_type: str) -> Iterator[str]:
+    """A line that says what to lower, if the estimate is more than there is."""
+    if step_memory(config, batch_gpu, share, device_type).total <= capacity:
+        return
+    fits = fit_batch_gpu(config, share, capacity, device_type)
+    if step_memory(config, fits, share, device_type).total <= capacity:
+        yield f"Warning: that may not fit; give --batch-gpu {fits}: the same batch in smaller parts."
+    else:
+        yield (
+            "Warning: not even 1 image at a time may fit; lower generator.channel_max, generator.channel_base, "
+            "discriminator.channel_max or discriminator.channel_base with --set."
+        )
 
 
 def describe_settings(config: RunConfig) -> str:
@@ -67,52 +149,168 @@ def plan_table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def memory_bytes(generator: Generator, discriminator: Discriminator, share: int) -> tuple[int, int]:
-    """Bytes of weights with optimisers and running mean, and of activations kept for the backward passes of a step.
-
-    Activations are counted, not guessed: the networks (on the meta device, so nothing is computed) are run forward and
-    the distinct tensors that autograd keeps are summed. Workspace of the backward pass itself comes on top.
+def fit_batch_gpu(config: RunConfig, share: int, capacity_bytes: int, device_type: str = "cpu") -> int:
+    """The most images to compute at a time that are estimated to fit.
 
     Args:
-        generator: On the meta device.
-        discriminator: On the meta device.
+        config: The run.
         share: Images of a step on one device.
+        capacity_bytes: Memory that they may fill (:func:`device_capacity`).
+        device_type: "cuda" computes some layers in half precision.
+
+    Returns:
+        The largest divisor of ``share`` that fits; 1 if none does.
     """
-    weights = STATES_PER_WEIGHT * 4 * (_count(generator) + _count(discriminator)) + 4 * _count(generator)
-    z = torch.empty(1, generator.config.z_dim, device="meta")
-    transform = torch.eye(3, dtype=torch.float64, device="meta")[None]
-    of_generator = saved_bytes(lambda: generator(z, transform, update_emas=False))
-    side, channels = generator.config.img_resolution, generator.config.img_channels
-    image = torch.empty(1, channels, side, side, device="meta", requires_grad=True)
-    of_discriminator = saved_bytes(lambda: discriminator(image))
-    # At the peak the fine and the coarse view, and the discriminator's pass over one of them, are alive.
-    return weights, share * (2 * of_generator + of_discriminator)
+
+    def needed(images: int) -> int:
+        return step_memory(config, images, share, device_type).total
+
+    if needed(share) <= capacity_bytes:
+        return share
+    divisors = [n for n in range(1, share) if share % n == 0] or [1]
+    return divisors[max(bisect.bisect_right(divisors, capacity_bytes, key=needed) - 1, 0)]
 
 
-def saved_bytes(forward: Callable[[], torch.Tensor]) -> int:
-    """Bytes of the distinct tensors that autograd keeps after ``forward``, parameters left out."""
-    kept: dict[int, torch.Tensor] = {}
+def device_capacity(device: torch.device, processes_here: int) -> int:
+    """Bytes that one process may fill, told from the hardware alone, so that the same command is the same run.
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            kept[id(tensor.untyped_storage())] = tensor
-        return tensor
+    Nine tenths of a CUDA device's memory; of a CPU's, or of the limit that its control group sets (v1 or v2), four fifths
+    shared by the processes; on MPS what Metal recommends.
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = forward()
-    total = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept.values()}.values())
-    del output
-    return total
+    Args:
+        device: Of the process.
+        processes_here: Processes of the run on this machine, >= 1.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+    elif device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+    else:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = min([physical, *control_group_limits()]) // processes_here
+    return int(total * USABLE[device.type])
 
 
-def networks_on_meta(config: RunConfig) -> tuple[Generator, Discriminator]:
-    """Both networks of a run as shapes without memory."""
-    discriminator = Discriminator(
-        config.discriminator,
-        img_resolution=config.generator.img_resolution,
-        img_channels=config.generator.img_channels,
-    )
-    return Generator(config.generator).to("meta"), discriminator.to("meta")
+def control_group_limits(
+    membership: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
+    """Memory limits in bytes of the control groups of this process and of those above them; none outside of Linux.
+
+    Args:
+        membership: Lists the groups as ``number:controllers:path``; no controllers: version 2.
+        mounted: Where they are; in a container its own group may be the root there, whatever its path.
+    """
+    lines = membership.read_text("utf-8").splitlines() if membership.is_file() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (mounted / "memory", "memory.limit_in_bytes") if controllers else (mounted, "memory.max")
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # no such group here, or "max"
+                yield int((folder / name).read_text("utf-8"))
+            if folder == root:
+                break
+
+
+@functools.lru_cache(maxsize=256)
+def step_memory(config: RunConfig, images: int, share: int, device_type: str = "cpu") -> Memory:
+    """Memory of a process that computes ``images`` at a time.
+
+    Counted, not guessed: the passes of a training step are run on the meta device, where tensors have shapes but no data,
+    and the bytes of those that are alive are summed, at the moment when they are most; then what allocators add.
+
+    Args:
+        config: The run.
+        images: Computed at a time.
+        share: Images of a step on one device; if more than ``images``, D's step keeps nothing for G's.
+        device_type: "cuda" computes some layers in half precision.
+    """
+    generator, discriminator = networks_on_meta(config, device_type)
+    trained = _count(generator) + _count(discriminator)
+    live = LiveBytes()
+    with live:
+        _rehearse_step(config, generator, discriminator, images, in_parts=images < share)
+    weights = 4 * (STATES_PER_WEIGHT * trained + _count(generator))
+    return Memory(weights, int(ALLOCATOR_OVERHEAD * live.peak))
+
+
+def _rehearse_step(
+    config: RunConfig, generator: Generator, discriminator: Discriminator, images: int, *, in_parts: bool
+) -> None:
+    """What ``Trainer.train_step`` does and keeps at its worst: with a penalty, and gradients to the coarser view too."""
+    training, side = config.training, config.generator.img_resolution
+    device = generator.mapping.w_avg.device
+    z = torch.ones(images, config.generator.z_dim, device=device)
+    transform = torch.eye(3, dtype=torch.float64, device=device).expand(images, 3, 3)
+    real = torch.zeros(images, config.generator.img_channels, side, side, device=device)
+    augment = None if training.augment == "none" else AugmentPipe(p=1)
+
+    def generate() -> torch.Tensor:
+        return generator(z, transform, update_emas=False)
+
+    def judge(shown: torch.Tensor) -> torch.Tensor:
+        return discriminator(shown if augment is None else augment(shown, generator=np.random.default_rng(0)))
+
+    for p in [*discriminator.parameters(), *generator.parameters()]:
+        p.grad = torch.empty_like(p) if in_parts else None  # of the parts before
+    with torch.set_grad_enabled(not in_parts):
+        fake = generate()
+    adversarial.discriminator_loss(judge(fake.detach()), judge(real)).backward()
+    if training.r1_gamma:
+        seen = real.requires_grad_(True)
+        adversarial.r1_penalty(judge(seen), seen, training.r1_gamma).backward()
+    discriminator.zero_grad(set_to_none=True)
+    discriminator.requires_grad_(False)
+    if in_parts:
+        fake = generate()
+    loss = adversarial.generator_loss(judge(fake))
+    if training.consistency_weight:
+        factor = torch.ones(images, dtype=torch.float64, device=device)
+        loss = loss + consistency_loss(fake.detach(), generate(), factor)  # LPIPS keeps a hundredth of what G does
+    del fake
+    loss.backward()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within it, counts the bytes of the tensors that are made and still alive, and the most at any time (``peak``)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._known.update(_storages((args, kwargs)))
+        result = func(*args, **kwargs)
+        for storage in _storages(result):
+            if storage not in self._known:
+                self._known.add(storage)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _forget(self, number: int) -> None:
+        self.live -= number
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    """What the tensors among nested values are kept in."""
+    return (value.untyped_storage() for value in tree_iter(values) if isinstance(value, torch.Tensor))
+
+
+def networks_on_meta(config: RunConfig, device_type: str = "cpu") -> tuple[Generator, Discriminator]:
+    """Both networks of a run as shapes without memory, as they compute on a device of that type."""
+    g, d = config.generator, config.discriminator
+    if device_type != "cuda":  # half precision is for CUDA alone
+        g, d = replace(g, num_half_res=0), replace(d, num_half_res=0)
+    with torch.device("meta"):
+        discriminator = Discriminator(d, img_resolution=g.img_resolution, img_channels=g.img_channels)
+    return Generator(g).to("meta"), discriminator
 
 
 def _count(module: nn.Module) -> int:

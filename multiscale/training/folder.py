@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import platform
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,10 +18,11 @@ from filelock import FileLock, Timeout
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
-from multiscale.config import RunConfig, to_dict
+from multiscale.config import RunConfig, merge, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.training.checkpoint import snapshots_of
 from multiscale.training.state import identity_of, images_of, load_state, states_of
+from multiscale.training.status import command_to_go_on
 
 if TYPE_CHECKING:
     from multiscale.training.launch import Run
@@ -69,7 +69,9 @@ def choose_folder(
     runs = Path("runs")
     for folder in [] if is_new else sorted(runs.glob("*-*"), reverse=True):
         began = _facts(folder)
-        if began == (to_dict(config), _data_facts(dataset)) and (states_of(folder) or not snapshots_of(folder)):
+        if began is None or differences(began[0], to_dict(config)) or began[1] != _data_facts(dataset):
+            continue
+        if states_of(folder) or not snapshots_of(folder):
             return folder, []
     numbers = [int(m[1]) for path in runs.glob("*") if (m := re.match(r"(\d{5})-", path.name))]
     return runs / f"{max(numbers, default=-1) + 1:05d}-{name}", []
@@ -89,7 +91,7 @@ def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> list[
 
 def check_changes(began: Mapping[str, Any], config: RunConfig, whose: str) -> list[str]:
     """``section.key: old -> new`` of the settings that changed; UserError if they are of the model."""
-    changed = list(differences(began, to_dict(config)))
+    changed = differences(began, to_dict(config))
     model = [text for text in changed if text.startswith(MODEL)]
     if model:
         raise UserError(
@@ -98,14 +100,15 @@ def check_changes(began: Mapping[str, Any], config: RunConfig, whose: str) -> li
     return changed
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Leaves of two nested dicts that differ, as ``a.b: old -> new``."""
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from differences(a, b, f"{path}{key}.")
-        elif a != b:
-            yield f"{path}{key}: {a} -> {b}"
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Settings that differ, as ``section.key: old -> new``; one that ``old`` does not know yet had its default."""
+    completed = merge(to_dict(RunConfig()), old)
+    return [
+        f"{section}.{key}: {completed[section][key]} -> {value}"
+        for section, values in new.items()
+        for key, value in values.items()
+        if completed[section][key] != value
+    ]
 
 
 @contextlib.contextmanager
@@ -146,7 +149,6 @@ def report_start(folder: Path, resumed: Path | None, config: RunConfig) -> int:
         )
     else:
         print(f"Going on from {source}: {images / 1000:g} of {kimg:g} kimg.")
-        _drop_lines_after(folder / "stats.jsonl", images)
     return images if states else 0
 
 
@@ -155,25 +157,10 @@ def report_end(folder: Path, config: RunConfig) -> None:
     states = states_of(folder)
     images = images_of(states[-1]) if states else 0
     if images < config.training.kimg * 1000:
-        words = [word for word in sys.argv if word != "--fresh"]
-        if not any(word.startswith("--outdir") for word in words):
-            words += ["--outdir", str(folder)]
         print(
-            f"Stopped after {images / 1000:g} of {config.training.kimg:g} kimg. To go on: {shlex.join(['python', *words])}"
+            f"Stopped after {images / 1000:g} of {config.training.kimg:g} kimg. "
+            f"To go on: {command_to_go_on(sys.argv, folder)}"
         )
-
-
-def _drop_lines_after(path: Path, images: int) -> None:
-    """Lines of statistics that were written after the state: the steps behind them will be taken once more."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
-        with contextlib.suppress(ValueError, KeyError):  # a line that was cut off
-            if json.loads(line)["kimg"] * 1000 <= images + 0.5:
-                kept.append(line + "\n")
-    with atomic_write(path, "w") as stream:
-        stream.writelines(kept)
 
 
 def write_beside(run: Run) -> None:
@@ -202,7 +189,8 @@ def _facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         environment = json.loads((folder / "environment.json").read_text("utf-8"))
-        return config, {key: environment[key] for key in ("data", "patches", "labels_crc32")}
+        data = {key: environment[key] for key in ("data", "patches", "labels_crc32")}
+        return (config, data) if isinstance(config, dict) else None
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
 

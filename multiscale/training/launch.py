@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from dnnlib.errors import UserError
 from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
-from multiscale.training.estimate import describe_run, describe_settings
+from multiscale.training.estimate import describe_run, describe_settings, device_capacity, fit_batch_gpu
 from multiscale.training.folder import (
     check_resumed,
     choose_folder,
@@ -26,10 +28,10 @@ from multiscale.training.folder import (
     write_beside,
 )
 from multiscale.training.perceptual import SMALLEST_SIDE_PX, load_lpips, missing_files
-from multiscale.training.state import load_newest_state, load_state
+from multiscale.training.state import identity_of, load_newest_state, load_state
 from multiscale.training.trainer import Trainer
 from torch_utils import distributed
-from torch_utils.devices import default_device
+from torch_utils.devices import allow_tf32, default_device
 
 LPIPS_MIN_RESOLUTION = 2 ** math.ceil(math.log2(SMALLEST_SIDE_PX))
 """Smallest patch side, a power of two, that AlexNet's pooling leaves something of."""
@@ -46,6 +48,7 @@ class Request:
     outdir: str | None = None
     kimg: float | None = None
     batch: int | None = None
+    batch_gpu: int | None = None
     seed: int | None = None
     procs: int = 1
     resume: str | None = None
@@ -53,75 +56,159 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Job:
+    """What each process of a run needs to know."""
+
+    config: RunConfig
+    folder: Path
+    batch_gpu: int
+    """Images that a process computes at a time, as many as its memory holds if nobody chose."""
+    resumed: Path | None
+    """State of another run to begin with."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A resolved request, ready to start."""
 
-    config: RunConfig
+    job: Job
     preset: str
     dataset: PatchDataset
     devices: list[torch.device]
-    folder: Path
+    """Of all processes."""
     goes_on: bool
     """Whether there is a run in the folder, to go on with."""
     changes: list[str]
     """Settings that are not as they were when the run began."""
 
+    @property
+    def config(self) -> RunConfig:
+        """Its settings."""
+        return self.job.config
 
-def train(request: Request, *, dry_run: bool = False) -> Path:
-    """Resolve the request, print it, and (unless ``dry_run``) train or go on training; returns the run's folder.
+    @property
+    def folder(self) -> Path:
+        """Where it is written."""
+        return self.job.folder
+
+
+def train(request: Request, *, dry_run: bool = False) -> None:
+    """Resolve the request, print it, and (unless ``dry_run``) train or go on training.
+
+    Under torchrun this process is one of those that it started, on this machine and others: the first one resolves and prints.
 
     Raises:
         UserError: the data, the config, the devices or the folder are not as they must be; the message says what to do.
     """
-    run = resolve(request)
-    print(describe_run(run.config, preset=run.preset, data=run.dataset, devices=run.devices, folder=run.folder))
+    if not distributed.under_torchrun():
+        with _prepared(request, None, dry_run) as (run, job):
+            if job is not None:
+                distributed.run(_work, run.devices, job, run.dataset)
+                report_end(job.folder, job.config)
+        return
+    if request.procs > 1 or request.gpus:
+        raise UserError(
+            "torchrun says how many processes there are: leave out --procs and --gpus (--gpus 0 means CPUs)."
+        )
+    with distributed.joined(on_cpu=request.gpus == 0) as process, contextlib.ExitStack() as stack:
+        runs = []
+
+        def prepare() -> Job | None:
+            devices = [process.device] * process.world_size
+            run, job = stack.enter_context(_prepared(request, devices, dry_run))
+            runs.append(run)
+            return job
+
+        job = distributed.from_first(process, prepare)
+        if job is not None:
+            _work(process, job, runs[0].dataset if runs else PatchDataset(request.data))
+            if process.is_first:
+                report_end(job.folder, job.config)
+
+
+@contextlib.contextmanager
+def _prepared(request: Request, devices: list[torch.device] | None, dry_run: bool) -> Iterator[tuple[Run, Job | None]]:
+    """The run's folder taken and begun, for as long as the block lasts; no job if there is nothing to train."""
+    run = resolve(request, devices)
+    described = describe_run(
+        run.config,
+        preset=run.preset,
+        data=run.dataset,
+        devices=run.devices,
+        folder=run.folder,
+        batch_gpu=run.job.batch_gpu,
+        processes_here=processes_here(run.devices),
+    )
+    print(described)
     if dry_run:
         print(describe_settings(run.config))
-        return run.folder
+        yield run, None
+        return
     with held(run.folder):
         if holds_run(run.folder) and not run.goes_on:
             raise UserError(f"{run.folder} has just been taken by another run; start this one again.")
-        state = None if request.resume is None else Path(request.resume)
         if run.changes:
             print("Changed since the run began: " + "; ".join(run.changes))
         write_beside(run)
-        start = report_start(run.folder, state, run.config)
-        if start < run.config.training.kimg * 1000:
-            distributed.run(_work, run.devices, run.config, run.dataset, run.folder, state)
-            report_end(run.folder, run.config)
-    return run.folder
+        start = report_start(run.folder, run.job.resumed, run.config)
+        yield run, run.job if start < run.config.training.kimg * 1000 else None
 
 
-def resolve(request: Request) -> Run:
-    """Choose what was not given. Later layers win: defaults, what the data are, preset, --config, --set, own options."""
+def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
+    """Choose what was not given. Later layers win: defaults, what the data are, preset, --config, --set, own options.
+
+    ``devices``: those of all processes, where another program has started them; None: as the request has it.
+    """
+    devices = choose_devices(request.gpus, request.procs) if devices is None else devices
     dataset = PatchDataset(request.data)
     dataset.check_headers()
     patches_by_octave(dataset.patch_octaves, dataset.octaves)
-    devices = choose_devices(request.gpus, request.procs)
     named, given = _given_settings(request)
     _refuse_other_data(given, dataset)
     preset = named or choose_preset(dataset)
     values = merge(data_layer(dataset), load_preset(preset), {} if named else _metric_layer(dataset, given), given)
     config = build(RunConfig, values, source="the run's configuration")
     _check_perceptual(config)
-    if config.training.batch % len(devices):
-        raise UserError(
-            f"Batch {config.training.batch} cannot be shared by {len(devices)} devices; give a multiple of {len(devices)}."
-        )
     stem = re.sub(r"[*?\[\]]+", "", Path(request.data).stem).strip("-") or "patches"
     is_new = request.fresh or request.resume is not None
     folder, changes = choose_folder(request.outdir, f"{stem}-{preset}", config, dataset, is_new=is_new)
-    if request.resume is not None:
-        changes = check_resumed(Path(request.resume), config, dataset)
+    resumed = None if request.resume is None else Path(request.resume)
+    if resumed is not None:
+        changes = check_resumed(resumed, config, dataset)
     return Run(
-        config=config,
+        job=Job(config=config, folder=folder, batch_gpu=choose_batch_gpu(config, devices), resumed=resumed),
         preset=preset,
         dataset=dataset,
         devices=devices,
-        folder=folder,
         goes_on=holds_run(folder),
         changes=changes,
     )
+
+
+def processes_here(devices: list[torch.device]) -> int:
+    """How many of the processes of a run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", len(devices)))
+
+
+def choose_batch_gpu(config: RunConfig, devices: list[torch.device]) -> int:
+    """Images that each device computes at a time: what the config says, else as many as fit its memory.
+
+    Raises:
+        UserError: the batch cannot be shared evenly by the devices, or a device's share not by what the config says.
+    """
+    training, number = config.training, len(devices)
+    if training.batch % number:
+        raise UserError(f"Batch {training.batch} cannot be shared by {number} devices; give a multiple of {number}.")
+    share = training.batch // number
+    if training.batch_gpu is None:
+        return fit_batch_gpu(config, share, device_capacity(devices[0], processes_here(devices)), devices[0].type)
+    if share % training.batch_gpu:
+        divisors = [str(n) for n in range(1, share + 1) if share % n == 0]
+        raise UserError(
+            f"--batch-gpu {training.batch_gpu} does not divide a device's {share} images (batch {training.batch} on {number} "
+            f"device{'s' * (number != 1)}); give one of {', '.join(divisors)}."
+        )
+    return training.batch_gpu
 
 
 def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
@@ -150,10 +237,10 @@ def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
 
 
 def choose_preset(dataset: PatchDataset) -> str:
-    """Small patches train with ``demo``; from 128 pixels on, up to 6 octaves with ``moon`` and more with ``spain``."""
+    """Small patches train with ``demo``; from 128 pixels on, up to 6 octaves with ``zoom64`` and more with ``zoom256``."""
     if dataset.resolution < 128:
         return "demo"
-    return "moon" if dataset.octaves <= 6 else "spain"
+    return "zoom64" if dataset.octaves <= 6 else "zoom256"
 
 
 def data_layer(dataset: PatchDataset) -> dict[str, Any]:
@@ -185,7 +272,7 @@ def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
     layers += [(f"--set {text}", parse_assignment(text)) for text in request.assignments]
     for source, values in layers:
         check_keys(RunConfig, values, source)
-    own = {k: v for k in ("kimg", "batch", "seed") if (v := getattr(request, k)) is not None}
+    own = {k: v for k in ("kimg", "batch", "batch_gpu", "seed") if (v := getattr(request, k)) is not None}
     return preset, merge(*(values for _, values in layers), {"training": own} if own else {})
 
 
@@ -220,14 +307,18 @@ def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset) -> None:
             )
 
 
-def _work(
-    process: distributed.Process, config: RunConfig, dataset: PatchDataset, folder: Path, resumed: Path | None
-) -> None:
-    """One process of the run, from its newest state, or at its start from ``resumed``."""
-    trainer = Trainer(config, dataset, folder, process)
-    state = load_newest_state(folder)
-    if state is None and resumed is not None:
-        state = load_state(resumed)
+def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None:
+    """One process of the run, from its newest state, or at its start from another run's."""
+    allow_tf32(job.config.training.tf32)
+    torch.backends.cudnn.benchmark = True  # all batches have one size
+    trainer = Trainer(job.config, dataset, job.folder, process, job.batch_gpu)
+    state = load_newest_state(job.folder)
+    if state is None and job.resumed is not None:
+        state = load_state(job.resumed)
     if state is not None:
         trainer.load_state_dict(state)
+    shared = "--data and the run's folder must be the same files on all machines, on a disk that they share"
+    facts = {"data set": identity_of(dataset), "place to go on from": trainer.images_seen, "PyTorch": torch.__version__}
+    advice = dict.fromkeys(facts, shared) | {"PyTorch": "install one version on all machines"}
+    distributed.check_alike(process, facts, advice)
     trainer.run()

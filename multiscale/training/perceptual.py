@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from dnnlib.errors import UserError
 from dnnlib.files import cache_folder, sha256
+from torch_utils.devices import full_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ class LPIPS(torch.nn.Module):
             raise UserError(f"LPIPS needs images of 32 pixels a side or more and got {size}; {WITHOUT}.")
         if images.shape[1] not in (1, 3):
             raise UserError(f"LPIPS needs 1 or 3 channels and got {images.shape[1]}; {WITHOUT}.")
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             distance = images.new_zeros(len(images), 1, size, size, dtype=torch.float32)
             pairs = zip(self.features(images), self.features(others), strict=True)
             for level, (x, y) in enumerate(pairs):

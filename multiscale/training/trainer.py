@@ -1,28 +1,34 @@
 """The training loop: one step of the multiscale GAN, repeated, with snapshots and sample sheets on the way.
 
-Shapes: B images of this process's share of a batch, real [B, C, N, N] in [-1, 1], zoom s [B] in octaves, z [B, z_dim].
+A step's batch is shared by P processes, and what a process gets is computed in M parts (micro-batches) that fit its memory;
+part k of the K = P M is the images k, k + K, k + 2K ... of the batch. What is drawn for an image depends on its place in the
+batch only, so a run is the same run on any number of devices but for the statistics that are taken over a part.
+
+Shapes: B images of a part, real and generated [B, C, N, N] in [-1, 1], zoom s [B] in octaves, z [B, z_dim].
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
+import resource
 import signal
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
-from dnnlib.progress import progress_bar
+from dnnlib.progress import Stopwatch, progress_bar
 from dnnlib.signals import StopRequest
 from multiscale.config import RunConfig, to_dict
-from multiscale.data.patches import PatchDataset
+from multiscale.data.patches import Mirrored, PatchDataset, octave_of
 from multiscale.data.sampling import SamplerState, ScaleSampler
 from multiscale.networks.discriminator import Discriminator
 from multiscale.networks.generator import Generator
@@ -33,21 +39,50 @@ from multiscale.training.augment import AdaController, AugmentPipe
 from multiscale.training.checkpoint import save_snapshot
 from multiscale.training.consistency import consistency_loss, sample_zoom_out
 from multiscale.training.evaluation import patch_distance, real_sheet
+from multiscale.training.journal import Journal, read_stats
 from multiscale.training.perceptual import load_lpips
-from multiscale.training.state import identity_of, save_state
+from multiscale.training.state import identity_of, save_state, states_of
 from multiscale.view import unchecked_transform, uniform_centres, zoom_out
-from torch_utils.distributed import Process, any_of, average
+from torch_utils.devices import Arriving, to_device
+from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first
 from torch_utils.ema import half_life_decay, update_ema
-from torch_utils.random import normal, stream
+from torch_utils.gradients import Gradients
+from torch_utils.random import Share, normal, stream
 from torch_utils.stats import Means
 
 G_BETAS = (0.0, 0.99)
 ADAM_EPS = 1e-8
+
 TICKS = 400
-"""Lines of statistics in a run."""
+"""Lines of statistics in a run, at least."""
+
+TICK_KIMG = 4.0
+"""Thousands of images between two lines of statistics, at most."""
+
+SNAPSHOT_KIMG = 200.0
+"""Thousands of images between two snapshots, at most (unless the config says otherwise)."""
 
 STEPS_TO_AGREE = 8
-"""Steps between which several processes ask each other whether to stop."""
+"""Steps between which several processes ask each other whether to stop, and each looks whether gradients are finite."""
+
+BAD_STEPS = 100
+"""Steps in a row with gradients that are not finite, after which a run stops."""
+
+
+Generated: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""Latents ws of a part, and its images with their graph."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images that are computed at a time: their share of the draws, and what they are, on the device."""
+
+    rows: slice
+    real: torch.Tensor
+    labels: torch.Tensor  # s, float64 on the CPU
+    octaves: torch.Tensor  # 1 where an image belongs: float [B, octaves]
+    z: torch.Tensor
+    transform: torch.Tensor
 
 
 class Trainer:
@@ -58,17 +93,23 @@ class Trainer:
         dataset: Its patches; their size, channels and octaves agree with the config.
         folder: Where the run is written; it exists.
         process: This process and its device.
+        batch_gpu: Images that are computed at a time, a divisor of this process's share of a batch; None: all of it.
     """
 
-    def __init__(self, config: RunConfig, dataset: PatchDataset, folder: Path, process: Process) -> None:
+    def __init__(
+        self, config: RunConfig, dataset: PatchDataset, folder: Path, process: Process, batch_gpu: int | None = None
+    ) -> None:
         self.config, self.dataset, self.folder, self.process = config, dataset, folder, process
         self.device = process.device
         training = config.training
         self.share = training.batch // process.world_size
+        self.batch_gpu = training.batch_gpu or batch_gpu or self.share
         self.step = 0
         self.total_steps = max(math.ceil(training.kimg * 1000 / training.batch), 1)
         self.means = Means()
-        self.distances: list[float] = []
+        self.journal: Journal | None = None
+        self.bad_steps = torch.zeros([], device=self.device)  # in a row, up to now
+        self._bad_steps_before: Arriving | None = None
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
@@ -80,6 +121,7 @@ class Trainer:
             ).to(self.device)
         self._calibrate()
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
+        self.judge = torch.compile(self.D) if training.compile_discriminator else self.D
 
         fused = self.device.type in ("cpu", "cuda")
         self.g_optimiser = torch.optim.Adam(
@@ -87,6 +129,8 @@ class Trainer:
         )
         d_lr, d_betas = adversarial.lazy_adam(training.d_lr, G_BETAS, training.r1_interval)
         self.d_optimiser = torch.optim.Adam(self.D.parameters(), lr=d_lr, betas=d_betas, eps=ADAM_EPS, fused=fused)
+        self.g_gradients = Gradients(self.G.parameters(), process)
+        self.d_gradients = Gradients(self.D.parameters(), process)
 
         self.perceptual = None
         if training.consistency_weight and training.consistency_metric == "l1+lpips":
@@ -94,8 +138,9 @@ class Trainer:
             self.perceptual = load_lpips(folder_of_weights).to(self.device)
         self.augment = None if training.augment == "none" else AugmentPipe(p=training.augment_p)
         self.ada = AdaController(target=training.ada_target) if training.augment == "ada" else None
+        self.shown = Mirrored(dataset) if training.mirror else dataset
         self.sampler = ScaleSampler(
-            dataset.patch_octaves,
+            self.shown.patch_octaves,
             octaves=dataset.octaves,
             batch=training.batch,
             schedule=config.schedule,
@@ -110,43 +155,71 @@ class Trainer:
         return self.step * self.config.training.batch
 
     def run(self) -> None:
-        """Train to the end, or until SIGINT or SIGTERM asks to stop: then the step is finished and the state kept."""
-        training = self.config.training
-        per_snapshot = self._steps(training.snapshot_kimg or training.kimg / 50)
-        per_tick = max(self.total_steps // TICKS, 1)
-        first = self.process.is_first
+        """Train to the end, or until SIGINT or SIGTERM asks to stop: then the step is finished and the state kept.
+
+        Raises:
+            UserError: memory or disk are full, gradients have not been finite for ``BAD_STEPS`` steps, or the processes
+                have come apart. What was written before is whole.
+        """
         if self.step >= self.total_steps:
             return
+        if self.process.is_first:
+            self.journal = Journal(self.folder, self.images_seen)
+        try:
+            self._run()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise UserError(self._out_of_memory()) from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):  # the CPU's allocator has no exception of its own
+                raise UserError(self._out_of_memory()) from error
+            raise
+        finally:
+            if self.journal is not None:
+                self.journal.close()
+
+    def _run(self) -> None:
+        training = self.config.training
+        per_snapshot = self._steps(training.snapshot_kimg or min(training.kimg / 50, SNAPSHOT_KIMG))
+        per_tick = max(min(self.total_steps // TICKS, self._steps(TICK_KIMG)), 1)
         if self.step == 0:
             self._begin()
         bar = progress_bar(
-            total=self.total_steps * training.batch, initial=self.images_seen, unit="img", disable=not first
+            total=self.total_steps * training.batch,
+            initial=self.images_seen,
+            unit="img",
+            disable=not self.process.is_first,
         )
+        batches, watch = self._batches(), Stopwatch()
         with bar, StopRequest() as stop:
-            for real, labels in self._batches():
+            while self.step < self.total_steps:
+                real, labels = next(batches)
+                watch.lap("data")
                 self.train_step(real, labels)
                 bar.update(training.batch)
-                ends = self.step >= self.total_steps
+                ends = self.step == self.total_steps
                 if self.step % per_tick == 0 or ends:
-                    self._tick(bar)
-                if ends:
-                    break
+                    self._tick(bar, watch)
+                watch.lap("step")
+                if self.step % STEPS_TO_AGREE == 0:
+                    self._stop_if_broken()
                 asked = self._is_asked_to_stop(stop)
-                if self.step % per_snapshot == 0 or asked:
+                if (self.step % per_snapshot == 0 or asked) and not ends:
                     self._snapshot()
                     self._save_state()
+                    watch.lap("snapshot")
                 if asked:
                     return
-        if first:
-            print(f"Trained {self.images_seen / 1000:g} kimg: {self._snapshot()}, sheets {self.folder}/samples-*.png")
-            self._measure()
+        path = self._snapshot()
+        if self.process.is_first:
+            print(f"Trained {self.images_seen / 1000:g} kimg: {path}, sheets {self.folder}/samples-*.png")
         self._save_state()
 
     def _begin(self) -> None:
         """What a new run writes before its first step; a disk that is too small for its files shows at once."""
-        if self.process.is_first:
-            save_png(self.folder / "reals.png", real_sheet(self.dataset, self.config.training.sample_seeds), {})
-            self._measure()
+        if self.journal is not None:
+            sheet = real_sheet(self.dataset, self.config.training.sample_seeds)
+            save_png(self.folder / "reals.png", sheet, {})
+            self.journal.show(0, "reals", sheet)
         self._snapshot()
         self._save_state()
 
@@ -155,6 +228,25 @@ class Trainer:
         agree = self.process.world_size == 1 or self.step % STEPS_TO_AGREE == 0
         return agree and any_of(stop.received, self.process)
 
+    def _stop_if_broken(self) -> None:
+        """UserError when gradients have not been finite for long; looks at a count of a few steps ago, to wait for nothing."""
+        if self._bad_steps_before is not None and self._bad_steps_before.read() >= BAD_STEPS:
+            raise UserError(
+                f"Gradients have not been finite for {BAD_STEPS} steps in a row; the run stopped after "
+                f"{self.images_seen / 1000:g} kimg. Its last good state is {states_of(self.folder)[-1]}: the same command goes "
+                "on from there; lower training.g_lr and training.d_lr, or raise training.r1_gamma, with --set."
+            )
+        self._bad_steps_before = Arriving(self.bad_steps)
+
+    def _out_of_memory(self) -> str:
+        smaller = [n for n in range(1, self.batch_gpu) if self.share % n == 0]
+        advice = (
+            f"give --batch-gpu {smaller[-1]}: the same batch in smaller parts"
+            if smaller
+            else "lower generator.channel_max, discriminator.channel_max or discriminator.channel_base with --set and --fresh"
+        )
+        return f"The memory of {self.device} does not hold a step with {self.batch_gpu} images at a time; {advice}."
+
     def state_dict(self) -> dict[str, Any]:
         """All that the steps to come depend on, and what has been counted for the next line of statistics."""
         sampler = self.sampler.state_after(self.step)
@@ -162,6 +254,7 @@ class Trainer:
             "step": self.step,
             "config": to_dict(self.config),
             "data": identity_of(self.dataset),
+            "batch_gpu": self.batch_gpu,
             "G": self.G.state_dict(),
             "D": self.D.state_dict(),
             "G_ema": self.G_ema.state_dict(),
@@ -171,12 +264,13 @@ class Trainer:
             "ada": None if self.ada is None else self.ada.state_dict(),
             "drawn": list(sampler.drawn),
             "means": self.means.state_dict(),
-            "distances": self.distances,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict()`` of a run with the same networks and data; the schedule may be another."""
         self.step = int(state["step"])
+        if self.config.training.batch_gpu is None and self.share % state["batch_gpu"] == 0:
+            self.batch_gpu = state["batch_gpu"]
         for name in ("G", "D", "G_ema", "g_optimiser", "d_optimiser"):
             getattr(self, name).load_state_dict(state[name])
         if self.augment is not None and state["augment_p"] is not None and self.config.training.augment == "ada":
@@ -185,104 +279,144 @@ class Trainer:
             self.ada.load_state_dict(state["ada"])
         self.sampler.go_on_from(SamplerState(self.step, tuple(state["drawn"])))
         self.means.load_state_dict(state["means"], self.device)
-        self.distances = list(state["distances"])
 
     def train_step(self, real: torch.Tensor, labels: torch.Tensor) -> None:
-        """One step of D and one of G: real patches uint8 [B, C, N, N] and their zooms s [B] (CPU)."""
+        """One step of D and one of G: this process's real patches uint8 [share, C, N, N] and zooms s [share], on the CPU.
+
+        Nothing in it waits for the device.
+        """
         training = self.config.training
-        real = real.to(self.device, non_blocking=True).float() / 127.5 - 1
-        transform = unchecked_transform(
-            torch.exp2(labels), uniform_centres(torch.exp2(labels), self._stream("centres"))
-        )
-        z = normal(self._stream("latents"), len(real), self.config.generator.z_dim).to(self.device)
-        ws = self.G.mapping(z, update_emas=True)
-        fake = self.G.synthesis(ws, transform, update_emas=True)  # serves D's step, detached, and then G's
+        count = len(real) // self.batch_gpu
+        parts = [self._part(real[m::count], labels[m::count], m, count) for m in range(count)]
+        generated, bad_d = self._discriminator_step(parts)
+        bad_g = self._generator_step(parts, generated)
+        self.bad_steps = (self.bad_steps + 1) * (bad_d | bad_g)
 
-        self._discriminator_step(real, fake.detach())
-        self._generator_step(fake, ws, transform, labels)
-
-        images = self.images_seen + training.batch
-        half_life = 1000 * (training.ema_kimg or training.batch * 10 / 32)
-        if training.ema_rampup is not None:
-            half_life = min(half_life, images * training.ema_rampup)
-        update_ema(self.G_ema, self.G, half_life_decay(training.batch, half_life))
+        average(self.G.observations(), self.process)
+        self.G.update_running_means(training.batch, len(parts))
+        self._update_ema()
         self.step += 1
         if self.augment is not None and self.ada is not None:
             self.ada.step(self.augment, training.batch, self.process)
 
-    def _discriminator_step(self, real: torch.Tensor, fake: torch.Tensor) -> None:
+    def _update_ema(self) -> None:
+        """Move the mean generator; its half-life is a part of the images seen at first."""
+        training = self.config.training
+        half_life = 1000 * (training.ema_kimg or training.batch * 10 / 32)
+        if training.ema_rampup is not None:
+            half_life = min(half_life, (self.images_seen + training.batch) * training.ema_rampup)
+        update_ema(self.G_ema, self.G, half_life_decay(training.batch, half_life))
+
+    def _part(self, real: torch.Tensor, labels: torch.Tensor, number: int, count: int) -> Part:
+        rows = slice(self.process.rank + self.process.world_size * number, None, self.process.world_size * count)
+        octaves = torch.from_numpy(octave_of(labels.numpy(), self.dataset.octaves))
+        z = self._draws("latents", rows).standard_normal((self.config.generator.z_dim, len(real))).T
+        zoom = torch.exp2(labels)
+        return Part(
+            rows,
+            to_device(real, self.device).float() / 127.5 - 1,
+            labels,
+            to_device(F.one_hot(octaves, self.dataset.octaves).float(), self.device),
+            to_device(torch.from_numpy(z).float(), self.device),
+            to_device(unchecked_transform(zoom, uniform_centres(zoom, self._draws("centres", rows))), self.device),
+        )
+
+    def _generate(self, part: Part, *, observe: bool) -> Generated:
+        ws = self.G.mapping(part.z, observe=observe)
+        return ws, self.G.synthesis(ws, part.transform, observe=observe)
+
+    def _discriminator_step(self, parts: Sequence[Part]) -> tuple[Generated | None, torch.Tensor]:
+        """Steps of D; returns what a single part generated, for G's step, and whether gradients were not finite."""
         training = self.config.training
         self.D.requires_grad_(True)
-        real_logits, fake_logits = self.D(self._shown(real, "augment real")), self.D(self._shown(fake, "augment fake"))
-        loss = adversarial.discriminator_loss(fake_logits, real_logits)
-        loss.backward()
-        self._optimise(self.D, self.d_optimiser, "D")
+        generated = None
+        for part in parts:
+            with torch.set_grad_enabled(len(parts) == 1):
+                ws, fake = self._generate(part, observe=True)
+            if len(parts) == 1:
+                generated = ws, fake
+            real_logits = self.judge(self._shown(part.real, "augment real", part))
+            fake_logits = self.judge(self._shown(fake.detach(), "augment fake", part))
+            loss = adversarial.discriminator_loss(fake_logits, real_logits)
+            self._backward(loss, part, parts, self.d_gradients)
+            if self.ada is not None:
+                self.ada.observe(real_logits)
+            self.means.add("loss/D", loss)
+            for name, logits in (("real", real_logits), ("fake", fake_logits)):
+                self.means.add(f"logits/{name}", logits)
+                self.means.add_grouped(f"logits/{name} by octave", logits[:, 0], part.octaves)
+        bad = self._optimise(self.d_gradients, self.d_optimiser, "D")
         if training.r1_gamma and self.step % training.r1_interval == 0:
-            seen = real.detach().requires_grad_(True)
-            logits = self.D(self._shown(seen, "augment r1"))
-            penalty = adversarial.r1_penalty(logits, seen, training.r1_gamma)
-            (penalty * training.r1_interval).backward()
-            self._optimise(self.D, self.d_optimiser, "D")
-            self.means.add("loss/r1", penalty)
+            bad = bad | self._regularise(parts)
         self.D.requires_grad_(False)
-        if self.ada is not None:
-            self.ada.observe(real_logits)
-        self.means.add("loss/D", loss)
-        self.means.add("logits/real", real_logits)
-        self.means.add("logits/fake", fake_logits)
+        return generated, bad
 
-    def _generator_step(
-        self, fake: torch.Tensor, ws: torch.Tensor, transform: torch.Tensor, labels: torch.Tensor
-    ) -> None:
+    def _regularise(self, parts: Sequence[Part]) -> torch.Tensor:
+        """Step of D with the gradient penalty alone (lazy R1); returns whether gradients were not finite."""
+        training = self.config.training
+        for part in parts:
+            seen = part.real.detach().requires_grad_(True)
+            logits = self.D(self._shown(seen, "augment r1", part))  # not compiled: the penalty is differentiated twice
+            penalty = adversarial.r1_penalty(logits, seen, training.r1_gamma)
+            self._backward(penalty * training.r1_interval, part, parts, self.d_gradients)
+            self.means.add("loss/r1", penalty)
+        return self._optimise(self.d_gradients, self.d_optimiser, "D")
+
+    def _generator_step(self, parts: Sequence[Part], generated: Generated | None) -> torch.Tensor:
+        """Step of G; returns whether gradients were not finite."""
         weight = self.config.training.consistency_weight
-        loss = adversarial.generator_loss(self.D(self._shown(fake, "augment G")))
-        self.means.add("loss/G", loss)
-        if weight:
-            consistency = self._consistency(fake, ws, transform, labels)
-            self.means.add("loss/consistency", consistency)
-            loss = loss + weight * consistency
-        loss.backward()
-        self._optimise(self.G, self.g_optimiser, "G")
-        average(self.G.running_means(), self.process)
+        for part in parts:
+            ws, fake = generated or self._generate(part, observe=False)
+            loss = adversarial.generator_loss(self.judge(self._shown(fake, "augment G", part)))
+            self.means.add("loss/G", loss)
+            if weight:
+                consistency = self._consistency(fake, ws, part)
+                self.means.add("loss/consistency", consistency)
+                loss = loss + weight * consistency
+            self._backward(loss, part, parts, self.g_gradients)
+        return self._optimise(self.g_gradients, self.g_optimiser, "G")
 
-    def _consistency(
-        self, fine: torch.Tensor, ws: torch.Tensor, transform: torch.Tensor, labels: torch.Tensor
-    ) -> torch.Tensor:
+    def _consistency(self, fine: torch.Tensor, ws: torch.Tensor, part: Part) -> torch.Tensor:
         """Render the same latents farther out about the same centres and compare; a coin detaches one of the two."""
-        factor = sample_zoom_out(labels, self._stream("zoom out"))
-        train_fine = self._stream("coin").random() < 0.5
+        factor = to_device(sample_zoom_out(part.labels, self._draws("zoom out", part.rows)), self.device)
+        train_fine = stream(self.config.training.seed, "coin", self.step).random() < 0.5
         with torch.set_grad_enabled(not train_fine):
-            coarse = self.G.synthesis(ws, zoom_out(transform, factor))
+            coarse = self.G.synthesis(ws, zoom_out(part.transform, factor))
         return consistency_loss(fine if train_fine else fine.detach(), coarse, factor, self.perceptual)
 
-    def _shown(self, images: torch.Tensor, purpose: str) -> torch.Tensor:
+    def _shown(self, images: torch.Tensor, purpose: str, part: Part) -> torch.Tensor:
         """What the discriminator sees of ``images``: augmented, then blurred while the run is young."""
         training = self.config.training
         if self.augment is not None:
-            images = self.augment(images, generator=self._stream(purpose))
+            images = self.augment(images, generator=self._draws(purpose, part.rows))
         fade_kimg = training.blur_fade_kimg or training.batch * 200 / 32
         sigma = adversarial.blur_sigma(self.images_seen, sigma_px=training.blur_sigma_px, fade_images=fade_kimg * 1000)
         return adversarial.blur(images, sigma)
 
-    def _optimise(self, module: nn.Module, optimiser: torch.optim.Optimizer, name: str) -> None:
-        """Average gradients over processes, replace what is not finite (and count it), take the step."""
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        average(gradients, self.process)
-        norms = torch.stack(torch._foreach_norm(gradients))
-        broken = torch.stack([(~torch.isfinite(g)).sum() for g in gradients]).sum()
-        for g in gradients:
-            torch.nan_to_num(g, nan=0.0, posinf=1e5, neginf=-1e5, out=g)
-        self.means.add(f"gradients/{name} norm", norms.square().sum().sqrt())
+    def _backward(self, loss: torch.Tensor, part: Part, parts: Sequence[Part], gradients: Gradients) -> None:
+        """Add a part's gradients; those of the last part leave for the other processes as they come."""
+        loss = loss / len(parts)
+        if part is parts[-1]:
+            with gradients.last_backward():
+                loss.backward()
+        else:
+            loss.backward()
+
+    def _optimise(self, gradients: Gradients, optimiser: torch.optim.Optimizer, name: str) -> torch.Tensor:
+        """Take the step with gradients that are averaged and finite; returns whether any was not, on the device."""
+        norm, broken = gradients.finish()
+        self.means.add(f"gradients/{name} norm", norm)
         self.means.add(f"gradients/{name} not finite", broken)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+        return broken > 0
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         workers = self.config.training.workers
         workers = (0 if self.device.type == "cpu" else 3) if workers is None else workers  # a CPU has none to spare
         return iter(
             DataLoader(
-                self.dataset,  # type: ignore[arg-type]
+                self.shown,  # type: ignore[arg-type]
                 batch_sampler=self.sampler,
                 num_workers=workers,
                 pin_memory=self.device.type == "cuda",
@@ -296,69 +430,103 @@ class Trainer:
         zoom = torch.exp2(torch.from_numpy(rng.uniform(0, self.config.generator.octaves, size=16)))
         z = normal(rng, 16, self.config.generator.z_dim).to(self.device)
         self.G.calibrate(z, unchecked_transform(zoom, uniform_centres(zoom, rng)))
+        copy_from_first(self.G.running_means(), self.process)
 
-    def _stream(self, purpose: str) -> Any:
-        return stream(self.config.training.seed, purpose, self.step, self.process.rank)
+    def _draws(self, purpose: str, rows: slice) -> Share:
+        """A part's share of what is drawn for this step's whole batch."""
+        return Share(stream(self.config.training.seed, purpose, self.step), self.config.training.batch, rows)
 
     def _steps(self, kimg: float) -> int:
         return max(round(kimg * 1000 / self.config.training.batch), 1)
 
-    def _tick(self, bar: tqdm) -> None:
+    def _tick(self, bar: tqdm, watch: Stopwatch) -> None:
         """Read the statistics (the only wait for the device), log them and show them."""
-        stats = self.means.read()
-        if not self.process.is_first:
+        stats = self.means.read(self.process)
+        watch.lap("step")
+        data = watch.seconds["data"] / watch.laps["data"]
+        step = data + watch.seconds["step"] / watch.laps["data"]
+        watch.clear()
+        if self.journal is None:
             return
         mix = self.sampler.probabilities(self.images_seen)
         augment_p = {} if self.augment is None else {"augment/p": float(self.augment.p)}
-        self._log({**stats, **augment_p, "octave mix": mix.round(4).tolist()})
+        timing = {
+            "seconds/step": step,
+            "seconds/data": data,
+            "img/s": self.config.training.batch / step,
+            "memory/peak GiB": self._peak_memory() / 2**30,
+        }
+        self.journal.write(self.images_seen, {**stats, **augment_p, "octave mix": mix.round(4).tolist(), **timing})
         losses = " ".join(
             f"{name} {stats[f'loss/{name}']:.2f}" for name in ("D", "G", "consistency") if f"loss/{name}" in stats
         )
         bar.set_description(f"{self.images_seen / 1000:.1f} kimg", refresh=False)
-        bar.set_postfix_str(f"{losses} octaves {'/'.join(f'{100 * p:.0f}' for p in mix)}%", refresh=False)
+        octaves = "/".join(f"{100 * p:.0f}" for p in mix)
+        bar.set_postfix_str(f"{losses} octaves {octaves}% data {data / step:.1%}", refresh=False)
 
-    def _log(self, values: dict[str, Any]) -> None:
-        """Append one line to ``stats.jsonl``."""
-        path = self.folder / "stats.jsonl"
-        try:
-            with open(path, "a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"kimg": self.images_seen / 1000, **values}) + "\n")
-        except OSError as error:
-            raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+    def _peak_memory(self) -> int:
+        """Most bytes in use so far: of this process, on a GPU of the device."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def _save_state(self) -> None:
         """Write the training state; to be called by all processes at the same step."""
         if self.ada is not None:
             self.ada.share(self.process)
-        if self.process.is_first:
+        self.means.share(self.process)
+        self._check_alike()
+        if self.process.is_first and not self.bad_steps:
             save_state(self.folder, self.images_seen, self.state_dict())
 
+    def _check_alike(self) -> None:
+        """All processes hold the same weights, to the bit."""
+        if self.process.world_size == 1:
+            return
+        modules = {"generator": self.G, "discriminator": self.D, "mean generator": self.G_ema}
+        facts = {name: checksum(module.state_dict().values()) for name, module in modules.items()}
+        optimisers = {"optimiser of G": self.g_optimiser, "optimiser of D": self.d_optimiser}
+        for name, optimiser in optimisers.items():
+            facts[name] = checksum(t for state in optimiser.state.values() for t in state.values())
+        advice = "its device or memory may be faulty; start the job again without it: it goes on from its last training state"
+        check_alike(self.process, facts, dict.fromkeys(facts, advice))
+
     def _snapshot(self) -> Path:
-        """Write the mean generator and its sample sheet (one process does); return the snapshot's path."""
+        """Write the mean generator, its sample sheet and its distance from the data (one process does); return its path.
+
+        Nothing is written while gradients are not finite.
+        """
         name = f"{self.images_seen:09d}"
         path = self.folder / f"generator-{name}.safetensors"
-        if not self.process.is_first:
+        if self.journal is None or self.bad_steps:
             return path
         info = {"kimg": self.images_seen / 1000, "data": self.dataset.path.name, "patches": len(self.dataset)}
         save_snapshot(path, self.G_ema, info)
         seeds = range(self.config.training.sample_seeds)
         sheet = sample_sheet(Renderer(self.G_ema, self.device), seeds)
         save_png(self.folder / f"samples-{name}.png", sheet, {"network": path.name, **info})
+        self.journal.show(self.images_seen, "samples", sheet)
+        self._measure()
         return path
 
     def _measure(self) -> None:
-        """Distance of generated from real patches, logged and printed beside the start's (if ``swd_patches`` asks)."""
+        """Distance of generated from real patches, logged and printed beside the earlier ones (if ``swd_patches`` asks)."""
         count = self.config.training.swd_patches
-        if not count:
+        if not count or self.journal is None:
             return
         per_octave, mean = patch_distance(self.G_ema, self.dataset, count, self.device, self.config.training.seed)
-        self._log({"swd": per_octave, "swd mean": mean})
-        self.distances.append(mean)
-        progress = " -> ".join(f"{distance:.3f}" for distance in self.distances)
-        octaves = " ".join(f"{distance:.3f}" for distance in per_octave)
-        kimg = f"{self.images_seen / 1000:g} kimg"
-        print(f"Distance of generated from real patches after {kimg}: {progress}", flush=True)
-        print(f"  (sliced Wasserstein on Laplacian pyramids, mean over octaves; now by octave: {octaves})", flush=True)
+        self.journal.write(self.images_seen, {"swd": per_octave, "swd mean": mean})
+        if self.step in (0, self.total_steps):
+            start = next(line["swd mean"] for line in read_stats(self.folder) if "swd mean" in line)
+            progress = f"{start:.3f} -> {mean:.3f}" if self.step else f"{mean:.3f}"
+            octaves = " ".join(f"{distance:.3f}" for distance in per_octave)
+            print(
+                f"Distance of generated from real patches after {self.images_seen / 1000:g} kimg: {progress}",
+                flush=True,
+            )
+            print(
+                f"  (sliced Wasserstein on Laplacian pyramids, mean over octaves; now by octave: {octaves})", flush=True
+            )
 
 
 def _ignore_interrupt(_: int) -> None:

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from dnnlib.errors import UserError
+from multiscale.config import ScheduleConfig
 from multiscale.data.container import Names, PatchWriter, encode_png
-from multiscale.data.patches import PatchDataset, check_patches, count_octaves, octave_of
+from multiscale.data.patches import Mirrored, PatchDataset, check_patches, count_octaves, octave_of
+from multiscale.data.sampling import ScaleSampler
 
 
 def patch(i, side=16, channels=3):
@@ -95,6 +97,32 @@ def test_the_top_label_counts_into_the_octave_below():
     assert count_octaves(labels) == 6
     assert octave_of(labels, 6).tolist() == [0, 1, 5, 5]
     assert count_octaves(np.array([0.0])) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mirrored_set_has_each_patch_twice(tmp_path, channels):
+    dataset = PatchDataset(write_set(tmp_path / "a.zip", channels=channels))
+    mirrored = pickle.loads(pickle.dumps(Mirrored(dataset)))
+    assert (len(mirrored), mirrored.octaves, mirrored.resolution, mirrored.num_channels) == (10, 3, 16, channels)
+    assert mirrored.labels.tolist() == dataset.labels.tolist() * 2
+    assert mirrored.patch_octaves.tolist() == dataset.patch_octaves.tolist() * 2
+    for i in range(5):
+        pixels, label = dataset[i]
+        turned = pixels[:, :, ::-1]
+        for index, expected in ((i, pixels), (i - 10, pixels), (5 + i, turned), (i - 5, turned)):
+            np.testing.assert_array_equal(mirrored[index][0], expected)
+            assert mirrored[index][0].flags["C_CONTIGUOUS"]
+            assert mirrored[index][1] == label
+    with pytest.raises(IndexError):
+        mirrored[10]
+
+
+def test_a_sampler_of_a_mirrored_set_draws_each_patch_and_its_mirror_image_once_in_a_turn(tmp_path):
+    mirrored = Mirrored(PatchDataset(write_set(tmp_path / "a.zip", labels=(0.0, 0.1, 0.2, 0.3))))
+    sampler = ScaleSampler(mirrored.patch_octaves, octaves=1, batch=4, schedule=ScheduleConfig(), seed=0)
+    loader = iter(torch.utils.data.DataLoader(mirrored, batch_sampler=sampler, num_workers=1))
+    pixels = torch.cat([next(loader)[0] for _ in range(2)])
+    assert sorted(p.numpy().tobytes() for p in pixels) == sorted(mirrored[i][0].tobytes() for i in range(8))
 
 
 def write_shards(folder, count=3):

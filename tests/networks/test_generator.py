@@ -72,8 +72,13 @@ def test_magnitude_half_life_counts_images():
     generator = Generator(small_config(magnitude_half_life_kimg=0.004))
     layer = generator.synthesis.layers[0]
     x = torch.full([4, layer.plan.in_channels, layer.plan.in_size, layer.plan.in_size], 3.0)
-    layer(x, torch.randn(4, 16), update_emas=True)
+    for _ in range(2):
+        layer(x, torch.randn(4, 16), observe=True)
+    assert layer.magnitude_ema.item() == 1
+    generator.update_running_means(4, parts=2)
     assert layer.magnitude_ema.item() == pytest.approx((1 + 9) / 2)
+    generator.update_running_means(4)  # what was seen has been forgotten
+    assert layer.magnitude_ema.item() == pytest.approx((1 + 9) / 4)
 
 
 def test_truncation_pulls_towards_the_mean_latent():

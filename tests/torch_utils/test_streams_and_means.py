@@ -10,7 +10,7 @@ from torch import nn
 from torch_utils.devices import default_device
 from torch_utils.distributed import Process, average
 from torch_utils.ema import half_life_decay, update_ema
-from torch_utils.random import latents, normal, stream
+from torch_utils.random import Share, latents, normal, stream
 from torch_utils.stats import Means
 
 
@@ -53,13 +53,33 @@ def test_ema_moves_parameters_and_copies_buffers():
 
 
 def test_means_count_elements_between_two_readings():
-    means = Means()
-    assert means.read() == {}
+    means, alone = Means(), Process(torch.device("cpu"))
+    assert means.read(alone) == {}
     means.add("a", torch.tensor([1.0, 2.0, 3.0]))
     means.add("a", torch.tensor(6.0))
     means.add("b", torch.tensor(5))
-    assert means.read() == {"a": 3.0, "b": 5.0}
-    assert means.read() == {}
+    means.add_grouped("c", torch.tensor([1.0, 3.0, 7.0]), torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]]))
+    again = Means()
+    again.load_state_dict(means.state_dict(), torch.device("cpu"))
+    for held in (means, again):
+        assert held.read(alone) == {"a": 3.0, "b": 5.0, "c": [2.0, None, 7.0], "c std": [1.0, None, 0.0]}
+        assert held.read(alone) == {}
+
+
+def test_shares_of_a_stream_put_together_are_the_stream():
+    def draw(share):
+        return np.concatenate(
+            [
+                share.random((2, share.count)),
+                share.standard_normal((share.count,))[None],
+                share.uniform(-1, 1, size=share.count)[None],
+                share.integers(9, size=share.count)[None],
+            ]
+        )
+
+    whole = draw(Share(stream(0, "x"), 6, slice(None)))
+    for rows in (slice(0, None, 2), slice(1, None, 3), slice(5, 6)):
+        np.testing.assert_array_equal(draw(Share(stream(0, "x"), 6, rows)), whole[:, rows])
 
 
 def test_one_process_averages_with_nobody():

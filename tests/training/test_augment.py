@@ -220,6 +220,48 @@ def test_p_is_saved_with_the_pipe() -> None:
     assert pipe.p.item() == 0.25
 
 
+def test_nothing_waits_for_the_device() -> None:
+    """Tensors without data raise when a value of theirs is asked for, so what runs on them would not wait for a GPU either."""
+    meta = torch.device("meta")
+    for channels in (1, 3):
+        images = torch.empty(4, channels, 16, 16, device=meta, requires_grad=True)
+        out = AugmentPipe(p=0.5)(images, generator=rng())
+        assert out.shape == images.shape
+        (gradient,) = torch.autograd.grad(out.square().sum(), images, create_graph=True)
+        gradient.sum().backward()
+    controller = AdaController()
+    for _ in range(2):
+        controller.observe(torch.empty(4, 1, device=meta))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        controller.state_dict()
+
+
+class FromWholeBatch:
+    """A source whose every draw is for a batch of 6, of which it gives images 1 and 4: the last axis is the images."""
+
+    def __init__(self) -> None:
+        self.generator = rng(5)
+
+    def integers(self, below, *, size):
+        return self.generator.integers(below, size=6)[1::3]
+
+    def uniform(self, low, high, *, size):
+        return self.generator.uniform(low, high, size=(*size[:-1], 6))[..., 1::3]
+
+    def standard_normal(self, size):
+        return self.generator.standard_normal((*size[:-1], 6))[..., 1::3]
+
+    def random(self, size):
+        return self.generator.random(6)[1::3]
+
+
+def test_a_share_of_a_batch_is_augmented_as_it_is_in_the_whole() -> None:
+    images = torch.rand(6, 3, 16, 16)
+    pipe = AugmentPipe(p=0.7)
+    whole, share = pipe(images, generator=rng(5)), pipe(images[1::3], generator=FromWholeBatch())
+    torch.testing.assert_close(share, whole[1::3], atol=1e-5, rtol=0)
+
+
 def steer(controller: AdaController, pipe: AugmentPipe, logits: torch.Tensor, steps: int) -> float:
     for _ in range(steps):
         controller.observe(logits)
@@ -227,28 +269,43 @@ def steer(controller: AdaController, pipe: AugmentPipe, logits: torch.Tensor, st
     return pipe.p.item()
 
 
-def test_controller_raises_p_when_d_is_too_sure_and_lowers_it_otherwise() -> None:
+def test_controller_raises_p_when_d_is_too_sure_and_lowers_it_otherwise_a_step_after_the_interval() -> None:
     pipe, controller = AugmentPipe(p=0.5), AdaController()
     change = 32 * 4 / 500_000
-    assert steer(controller, pipe, torch.ones(8, 1), 3) == 0.5
+    assert steer(controller, pipe, torch.ones(8, 1), 4) == 0.5
     assert steer(controller, pipe, torch.ones(8, 1), 1) == pytest.approx(0.5 + change)
+    assert steer(controller, pipe, torch.ones(8, 1), 3) == pytest.approx(0.5 + change)
     mean_half = torch.tensor([1.0, 2.0, 3.0, -1.0])
-    assert steer(controller, pipe, mean_half, 8) == pytest.approx(0.5 - change)
+    assert steer(controller, pipe, mean_half, 4) == pytest.approx(0.5 + 2 * change)
+    assert steer(controller, pipe, mean_half, 5) == pytest.approx(0.5)
 
 
 def test_controller_keeps_p_between_0_and_1_and_ignores_what_is_not_finite() -> None:
     pipe, controller = AugmentPipe(p=0), AdaController(images_to_one=200)
     assert steer(controller, pipe, -torch.ones(8), 8) == 0
-    assert steer(controller, pipe, torch.ones(8), 8) == 1
-    assert steer(controller, pipe, torch.full((8,), math.nan), 4) == 1
-    controller.step(pipe, batch=32)
+    assert steer(controller, pipe, torch.ones(8), 9) == 1
+    assert steer(controller, pipe, torch.full((8,), math.nan), 8) == 1
+    for _ in range(8):
+        controller.step(pipe, batch=32)
     assert pipe.p.item() == 1
 
 
-def test_a_controller_continues_from_its_state() -> None:
+def test_parts_of_a_batch_may_be_observed_one_by_one() -> None:
+    pipe, controller = AugmentPipe(p=0.5), AdaController(interval=1)
+    for logits in (torch.ones(6), -torch.ones(1)):
+        controller.observe(logits)
+    controller.step(pipe, batch=32)
+    controller.step(pipe, batch=32)
+    assert pipe.p.item() > 0.5
+
+
+@pytest.mark.parametrize("steps", [2, 4])  # within an interval, and while what it has seen is on its way
+def test_a_controller_continues_from_its_state(steps: int) -> None:
     pipe, controller = AugmentPipe(p=0.5), AdaController()
-    steer(controller, pipe, -torch.ones(6), 2)
+    steer(controller, pipe, -torch.ones(6), steps)
     resumed = AdaController()
     resumed.load_state_dict(json.loads(json.dumps(controller.state_dict())))
-    other = AugmentPipe(p=0.5)
-    assert steer(resumed, other, torch.ones(8), 2) == steer(controller, pipe, torch.ones(8), 2) < 0.5
+    other = AugmentPipe(p=pipe.p.item())
+    for _ in range(4):
+        assert steer(resumed, other, torch.ones(2), 1) == steer(controller, pipe, torch.ones(2), 1)
+    assert pipe.p.item() < 0.5

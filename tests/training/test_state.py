@@ -1,5 +1,6 @@
 """A run that is stopped or killed and started again is the run that never stopped, to the bit."""
 
+import errno
 import os
 import random
 import signal
@@ -172,6 +173,44 @@ def test_killed_at_any_moment_a_run_goes_on_and_ends_the_same(tmp_path):
     subprocess.run(command(data, folder, 0.064), check=True, **quiet)
     assert stats(folder) == stats(tmp_path / "whole")
     assert_equal(load_newest_state(folder), load_newest_state(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_run_that_procs_trains_and_goes_on_with_it(tmp_path):
+    """Begun by torchrun and ended by ``--procs``, or by ``--procs`` alone: the same to the bit."""
+    data = small_patches(tmp_path / "p.zip")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    quiet = {"cwd": ROOT, "capture_output": True, "text": True, "env": environment}
+    python, *words = command(data, tmp_path / "joined", 0.008)
+    begun = subprocess.run([python, *launcher, *words], **quiet)
+    assert begun.returncode == 0, begun.stderr
+    assert begun.stdout.count("Data: ") == begun.stdout.count("Trained 0.008 kimg") == 1
+    for name in ("joined", "spawned"):
+        subprocess.run([*command(data, tmp_path / name, 0.016), "--procs", "2"], check=True, **quiet)
+    assert stats(tmp_path / "joined")[-1] == stats(tmp_path / "spawned")[-1]
+    assert_equal(load_newest_state(tmp_path / "joined"), load_newest_state(tmp_path / "spawned"))
+    refused = subprocess.run([python, *launcher, *words, "--batch", "5"], **quiet)
+    assert refused.returncode != 0
+    assert refused.stderr.count("Batch 5 cannot be shared by 2 devices") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_stops_a_run_with_one_sentence_and_its_earlier_state_whole(tmp_path, monkeypatch, number):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    trainer = begin(dataset, tmp_path / "run", kimg=0.1, snapshot_kimg=0.008)
+    write = os.fsync
+
+    def full(descriptor):
+        if trainer.step >= 5:
+            raise OSError(number, os.strerror(number))
+        write(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=f"^Cannot write .*: {os.strerror(number)}"):
+        trainer.run()
+    assert load_newest_state(tmp_path / "run")["step"] == 4
+    assert not list((tmp_path / "run").glob("*.tmp"))
 
 
 def newest(folder):

@@ -1,21 +1,24 @@
 """The training loop: it learns, repeats, averages over processes, and keeps what it has when it is stopped."""
 
-import json
+import functools
 import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import small_patches
 
+from dnnlib.errors import UserError
 from multiscale.config import RunConfig, build, load_preset, merge
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
+from multiscale.training import trainer as trainer_module
 from multiscale.training.checkpoint import load_snapshot, snapshots_of
+from multiscale.training.journal import read_stats
 from multiscale.training.launch import data_layer
-from multiscale.training.trainer import Trainer
+from multiscale.training.state import load_newest_state
+from multiscale.training.trainer import Part, Trainer
 from multiscale.view import unchecked_transform
 from torch_utils import distributed
 from torch_utils.distributed import Process
@@ -49,7 +52,9 @@ def tiny_run(dataset: PatchDataset, **training) -> RunConfig:
 
 
 def stats(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    """Lines of statistics, without what the clock and the machine make different each time."""
+    measured = ("seconds/", "memory/", "img/s")
+    return [{k: v for k, v in line.items() if not k.startswith(measured)} for line in read_stats(folder)]
 
 
 def test_a_shortened_demo_run_brings_generated_patches_nearer_to_real_ones(tmp_path):
@@ -60,7 +65,7 @@ def test_a_shortened_demo_run_brings_generated_patches_nearer_to_real_ones(tmp_p
         data_layer(dataset), load_preset("demo"), {"training": {"kimg": 0.8, "snapshot_kimg": 0.4, "swd_patches": 60}}
     )
     Trainer(build(RunConfig, values), dataset, tmp_path, Process(CPU)).run()
-    start, end = (line["swd mean"] for line in stats(tmp_path) if "swd mean" in line)
+    start, _, end = (line["swd mean"] for line in stats(tmp_path) if "swd mean" in line)
     assert end < 0.6 * start
     assert [int(p.stem.split("-")[1]) for p in snapshots_of(tmp_path)] == [0, 400, 800]
     assert len(list(tmp_path.glob("samples-*.png"))) == 3
@@ -103,8 +108,9 @@ def test_gradients_that_are_not_finite_are_replaced_and_counted(tmp_path):
     for p in trainer.D.parameters():
         p.grad = torch.zeros_like(p)
     next(trainer.D.parameters()).grad.flatten()[:2] = torch.tensor([math.nan, math.inf])
-    trainer._optimise(trainer.D, trainer.d_optimiser, "D")
-    assert trainer.means.read()["gradients/D not finite"] == 2
+    bad = trainer._optimise(trainer.d_gradients, trainer.d_optimiser, "D")
+    assert bool(bad)
+    assert trainer.means.read(Process(CPU))["gradients/D not finite"] == 2
     assert all(torch.isfinite(p).all() for p in trainer.D.parameters())
     assert not torch.equal(before[0], next(trainer.D.parameters()))
 
@@ -135,26 +141,108 @@ def test_consistency_is_small_for_a_consistent_generator_only(tmp_path, monkeypa
     labels = torch.tensor([0.0, 0.7, 1.5, 2.0], dtype=torch.float64)
     transform = unchecked_transform(torch.exp2(labels), torch.zeros(4, 2))
     fine = linear(None, transform)
-    consistent = trainer._consistency(fine, None, transform, labels).item()
+    part = Part(slice(None), fine, labels, fine, fine, transform)
+    consistent = trainer._consistency(fine, None, part).item()
     monkeypatch.setattr(trainer.G.synthesis, "forward", lambda ws, transform: fine)
-    inconsistent = trainer._consistency(fine, None, transform, labels).item()
+    inconsistent = trainer._consistency(fine, None, part).item()
     assert consistent < 0.05 * inconsistent
 
 
-def _train_one_step(process, config, dataset, folder):
-    trainer = Trainer(config, dataset, folder, process)
-    for real, labels in trainer._batches():
-        trainer.train_step(real, labels)
-        break
-    weights = torch.cat([p.detach().flatten() for p in [*trainer.G.parameters(), *trainer.G.running_means()]])
-    np.save(folder / f"weights-{process.rank}.npy", weights.numpy())
+def weights_after(folder: Path, config: RunConfig, dataset: PatchDataset, steps: int, process: Process, parts: int = 1):
+    """Weights and running means after some steps of one process."""
+    trainer = Trainer(config, dataset, folder, process, trainer_share(config, process) // parts)
+    batches = trainer._batches()
+    for _ in range(steps):
+        trainer.train_step(*next(batches))
+    tensors = [*trainer.G.state_dict().values(), *trainer.D.state_dict().values(), *trainer.G_ema.state_dict().values()]
+    return torch.cat([t.flatten() for t in tensors])
 
 
-def test_two_processes_stay_equal_and_share_the_batch(tmp_path):
+def trainer_share(config: RunConfig, process: Process) -> int:
+    return config.training.batch // process.world_size
+
+
+def _save_weights(process, config, dataset, folder, steps):
+    torch.save(weights_after(folder, config, dataset, steps, process), folder / f"weights-{process.rank}.pt")
+
+
+def test_two_processes_are_one_that_computes_its_batch_in_two_parts(tmp_path):
+    """The same draws, gradients and running means; with R1, ADA and mirrored patches on the way."""
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    config = tiny_run(dataset)
-    distributed.run(_train_one_step, [CPU, CPU], config, dataset, tmp_path)
-    a, b = (np.load(tmp_path / f"weights-{rank}.npy") for rank in (0, 1))
-    np.testing.assert_array_equal(a, b)
-    _train_one_step(Process(CPU), replace(config, training=replace(config.training, seed=1)), dataset, tmp_path)
-    assert not np.array_equal(a, np.load(tmp_path / "weights-0.npy"))
+    config = tiny_run(dataset, batch=8, r1_interval=3, augment="ada", augment_p=0.3, mirror=True, g_lr=1e-4, d_lr=1e-4)
+    distributed.run(_save_weights, [CPU, CPU], config, dataset, tmp_path, 10)
+    a, b = (torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    torch.testing.assert_close(
+        a, weights_after(tmp_path, config, dataset, 10, Process(CPU), parts=2), rtol=0, atol=1e-5
+    )
+    other = replace(config, training=replace(config.training, seed=1))
+    assert (a - weights_after(tmp_path, other, dataset, 10, Process(CPU), parts=2)).abs().max() > 0.1
+
+
+def test_parts_change_a_step_by_no_more_than_statistics_over_them(tmp_path):
+    """What is drawn for an image does not depend on the parts; only D's deviation over a group and the styles' norm do."""
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    config = tiny_run(dataset, batch=8, augment="fixed", augment_p=0.5)
+    shown = []
+    for parts in (1, 2, 4):
+        trainer = Trainer(config, dataset, tmp_path, Process(CPU), 8 // parts)
+        real, labels = next(trainer._batches())
+        rows = [trainer._part(real[m::parts], labels[m::parts], m, parts) for m in range(parts)]
+        images = torch.empty(8, 3, 16, 16)
+        for part in rows:
+            images[part.rows] = trainer._shown(part.real, "augment real", part) + part.z[:, :1, None, None]
+            images[part.rows] += part.transform[:, :1, 2, None, None].float()
+        shown.append(images)
+    torch.testing.assert_close(shown[0], shown[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(shown[0], shown[2], rtol=0, atol=1e-5)
+
+
+def test_a_step_waits_for_the_device_nowhere(tmp_path):
+    """On the meta device nothing can be read, so a step that looks at a value fails."""
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    config = tiny_run(dataset, augment="ada", augment_p=0.3, r1_interval=2, blur_sigma_px=2)
+    real, labels = next(Trainer(config, dataset, tmp_path, Process(CPU))._batches())
+    trainer = Trainer(config, dataset, tmp_path, Process(torch.device("meta")))
+    for _ in range(3):
+        trainer.train_step(real, labels)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        float(trainer.bad_steps)
+
+
+def test_a_run_whose_gradients_stay_broken_stops_with_its_last_good_state(tmp_path, monkeypatch):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    trainer = Trainer(tiny_run(dataset, kimg=2, snapshot_kimg=0.016), dataset, tmp_path, Process(CPU))
+    real_loss = trainer_module.adversarial.generator_loss
+
+    def breaks_after_six_steps(logits):
+        return real_loss(logits) * (math.nan if trainer.step >= 6 else 1)
+
+    monkeypatch.setattr(trainer_module.adversarial, "generator_loss", breaks_after_six_steps)
+    with pytest.raises(UserError, match=r"not been finite for 100 steps in a row.*state-000000016\.pt"):
+        trainer.run()
+    assert 106 <= trainer.step <= 106 + 2 * trainer_module.STEPS_TO_AGREE
+    assert load_newest_state(tmp_path)["step"] == 4
+    assert load_snapshot(snapshots_of(tmp_path)[-1]).info["kimg"] == 0.016
+    assert sum(line.get("gradients/G not finite", 0) for line in stats(tmp_path)) > 0
+
+
+def test_a_step_too_large_for_memory_names_the_next_smaller_part(tmp_path, monkeypatch):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    trainer = Trainer(tiny_run(dataset, batch=12), dataset, tmp_path, Process(CPU))
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "train_step", full)
+    with pytest.raises(UserError, match="does not hold a step with 12 images at a time; give --batch-gpu 6"):
+        trainer.run()
+
+
+@pytest.mark.slow
+def test_a_compiled_discriminator_trains_the_same(tmp_path, monkeypatch):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    plain = weights_after(tmp_path, tiny_run(dataset, r1_interval=2), dataset, 3, Process(CPU))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    config = tiny_run(dataset, r1_interval=2, compile_discriminator=True)
+    torch.testing.assert_close(plain, weights_after(tmp_path, config, dataset, 3, Process(CPU)), rtol=0, atol=1e-5)

@@ -16,11 +16,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from torch_utils.devices import full_precision
 
 LARGEST_MATRIX_SIDE = 192
 """Separable filters run as matrices on maps up to this side (measured on a CPU); the cost grows with its cube."""
@@ -61,8 +62,7 @@ class Resampling:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Resample maps [M, H, W] into new memory of their type, outside of autograd."""
-        device = x.device.type
-        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        with full_precision(x.device):
             return self._apply(x)
 
     def _apply(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,187 @@
+"""What a run tells those who watch it: lines of JSON for programs and people, and the same for TensorBoard.
+
+Both stand in the run's folder: ``stats.jsonl``, and event files that ``tensorboard --logdir runs`` shows by the run's name.
+TensorBoard's steps are images seen. Everything is written by the call that says it: no thread, so no error is lost in one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_write
+
+STATS = "stats.jsonl"
+EVENTS = "events.out.tfevents.*"
+SHEET_WIDTH_PX = 1024
+"""Sample sheets are at most this wide in TensorBoard; the run's folder holds them whole."""
+JPEG_QUALITY = 90
+
+
+class Journal:
+    """What one run writes; to be opened in its first process, by nobody else at the same time.
+
+    Lines and events of steps that will be taken once more are dropped, and so is what was cut off.
+
+    Args:
+        folder: Of the run; it exists.
+        images: Images seen so far: 0 for a new run.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full. All methods raise it; what stands stays readable.
+    """
+
+    def __init__(self, folder: Path, images: int) -> None:
+        from tensorboardX.proto import event_pb2, summary_pb2  # here: it takes a second, and imports PyTorch
+        from tensorboardX.record_writer import RecordWriter
+
+        self._stats = folder / STATS
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        drop_lines_after(self._stats, images)
+        older = list(folder.glob(EVENTS))
+        for path in older:
+            _cut_events_after(path, images)
+        name = f"{int(time.time())}.{len(older):04d}"  # the number puts files of one second in order
+        self._path = folder / EVENTS.replace("*", name)
+        with _writing(self._path):
+            self._records = RecordWriter(str(self._path))
+        self._add(file_version="brain.Event:2")
+        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(step=images + 1, session_log=session)  # one that shows older files now forgets them from there on
+
+    def write(self, images: int, values: Mapping[str, float | Sequence[float | None]]) -> None:
+        """Append one line, ``{"kimg": images / 1000, **values}``, and the same numbers for TensorBoard.
+
+        Args:
+            images: Images seen.
+            values: Numbers by name; a list has one for each octave, or None, and is ``name/octave i`` in TensorBoard.
+        """
+        line = json.dumps({"kimg": images / 1000, **values}) + "\n"
+        with _writing(self._stats), open(self._stats, "a", encoding="utf-8") as stream:
+            stream.write(line)
+        scalars = [
+            self._summary.Value(tag=tag, simple_value=number)
+            for name, value in values.items()
+            for tag, number in _scalars(name, value)
+        ]
+        self._add(step=images, summary=self._summary(value=scalars))
+
+    def show(self, images: int, name: str, sheet: np.ndarray) -> None:
+        """Show a picture, uint8 [H, W, 3], in TensorBoard; wide ones are made smaller."""
+        picture = Image.fromarray(sheet)
+        if picture.width > SHEET_WIDTH_PX:
+            height = max(round(picture.height * SHEET_WIDTH_PX / picture.width), 1)
+            picture = picture.resize((SHEET_WIDTH_PX, height), Image.Resampling.LANCZOS)
+        encoded = io.BytesIO()
+        picture.save(encoded, "jpeg", quality=JPEG_QUALITY)
+        image = self._summary.Image(
+            height=picture.height, width=picture.width, colorspace=3, encoded_image_string=encoded.getvalue()
+        )
+        self._add(step=images, summary=self._summary(value=[self._summary.Value(tag=name, image=image)]))
+
+    def close(self) -> None:
+        """Close the event file; all that was written is on disk already."""
+        with contextlib.suppress(OSError):  # the call that could not write has said so
+            self._records.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _add(self, **content: Any) -> None:
+        """Append an event; after one that cannot be written the file is closed, for the next one would not be whole."""
+        try:
+            with _writing(self._path):
+                self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+                self._records.flush()
+        except UserError:
+            self.close()
+            raise
+
+
+def read_stats(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``stats.jsonl``, oldest first, without those that were cut off; none if there is no file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return [values for _, values in _whole_lines(folder / STATS)]
+
+
+def drop_lines_after(path: Path, images: int) -> None:
+    """Drop the lines of a ``stats.jsonl`` that were written after ``images`` images: their steps will be taken once more.
+
+    A line that was cut off goes too. The file is replaced as a whole, or left alone where nothing is to be dropped.
+
+    Raises:
+        UserError: the file cannot be read or written.
+    """
+    kept = b"".join(line + b"\n" for line, values in _whole_lines(path) if values["kimg"] * 1000 <= images + 0.5)
+    if path.exists() and path.stat().st_size != len(kept):
+        with atomic_write(path) as stream:
+            stream.write(kept)
+
+
+def _cut_events_after(path: Path, images: int) -> None:
+    """Cut an event file off before the first event that came after ``images`` images, or that is not whole.
+
+    An event is its length (uint64), a checksum (4 bytes), a protocol buffer, another checksum.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboardX.proto.event_pb2 import Event
+
+    with _writing(path), open(path, "r+b") as stream:
+        total, end = os.fstat(stream.fileno()).st_size, 0
+        while end < total:
+            size = int.from_bytes(stream.read(12)[:8], "little")
+            if end + 16 + size > total:
+                break
+            try:
+                event = Event.FromString(stream.read(size + 4)[:-4])
+            except DecodeError:
+                break
+            if event.HasField("summary") and event.step > images:
+                break
+            end += 16 + size
+        if end < total:
+            stream.truncate(end)
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line and what it says, but for those that were cut off."""
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("kimg"), int | float):
+                yield line, values
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def _scalars(name: str, value: float | Sequence[float | None]) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Sequence):
+        yield from ((f"{name}/octave {i}", number) for i, number in enumerate(value) if number is not None)
+    else:
+        yield name, value
