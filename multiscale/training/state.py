@@ -16,7 +16,7 @@ from dnnlib.files import atomic_write
 from multiscale.data.patches import PatchDataset
 
 FORMAT = "multiscale-training-state"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PATTERN = "state-*.pt"
 KEPT = 2
 """States of a run that stay on disk: the newest, and the one before in case the disk damages it."""
@@ -56,10 +56,12 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a whole training state; it may be truncated: use an older one.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a training state of this program; give a {PATTERN} file of a run.")
-    if state["format_version"] > FORMAT_VERSION:
+    version = state["format_version"]
+    if version != FORMAT_VERSION:
+        newer = version > FORMAT_VERSION
         raise UserError(
-            f"{path} has state format {state['format_version']}, newer than the format {FORMAT_VERSION} that this "
-            "version reads; update the program."
+            f"{path} has state format {version}, {'newer' if newer else 'older'} than the format {FORMAT_VERSION} that this "
+            f"version reads; {'update the program' if newer else 'finish the run with the version that began it'}."
         )
     return state
 

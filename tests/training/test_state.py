@@ -86,6 +86,10 @@ def test_a_state_runs_no_code(tmp_path):
     with pytest.raises(UserError, match="not a whole training state"):
         load_state(tmp_path / "state-000000001.pt")
     assert not (tmp_path / "ran").exists()
+    for version, complaint in ((0, "older than the format .* finish the run"), (99, "newer than the format .* update")):
+        torch.save({"format": "multiscale-training-state", "format_version": version}, tmp_path / "state-000000002.pt")
+        with pytest.raises(UserError, match=complaint):
+            load_state(tmp_path / "state-000000002.pt")
     torch.save({"other": 1}, tmp_path / "state-000000002.pt")
     with pytest.raises(UserError, match="not a training state of this program"):
         load_state(tmp_path / "state-000000002.pt")
