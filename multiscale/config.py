@@ -187,11 +187,11 @@ class TrainingConfig:
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """Processes that read patches; none: 3 beside a GPU, and none beside a CPU that is busy anyway."""
     snapshot_kimg: Positive | None = None
-    """Thousands of images between snapshots; none: a fiftieth of the run."""
+    """Thousands of images between snapshots; none: a fiftieth of the run, at most 200."""
     sample_seeds: Annotated[int, Field(ge=1, le=64)] = 6
     """Rows of the sample sheet."""
     swd_patches: Annotated[int, Field(ge=0)] = 0
-    """Patches per octave for the sliced Wasserstein distance at the start and the end; 0: not measured."""
+    """Patches per octave for the sliced Wasserstein distance at each snapshot; 0: not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

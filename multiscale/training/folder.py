@@ -23,12 +23,13 @@ from multiscale.data.patches import PatchDataset
 from multiscale.training.checkpoint import snapshots_of
 from multiscale.training.state import identity_of, images_of, load_state, states_of
 from multiscale.training.status import command_to_go_on
+from torch_utils.distributed import under_torchrun
 
 if TYPE_CHECKING:
     from multiscale.training.launch import Run
 
-MODEL = ("generator", "discriminator")
-"""Sections of the config that a run cannot change."""
+MODEL = re.compile(r"(generator|discriminator)\.(?!num_half_res|half_dtype)|training\.batch:")
+"""Settings that a run cannot change: what shapes the networks, and the unit in which its steps count."""
 
 
 def choose_folder(
@@ -92,10 +93,10 @@ def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> list[
 def check_changes(began: Mapping[str, Any], config: RunConfig, whose: str) -> list[str]:
     """``section.key: old -> new`` of the settings that changed; UserError if they are of the model."""
     changed = differences(began, to_dict(config))
-    model = [text for text in changed if text.startswith(MODEL)]
-    if model:
+    fixed = [text for text in changed if MODEL.match(text)]
+    if fixed:
         raise UserError(
-            f"{whose} has another model ({'; '.join(model)}); give its settings again, or train another run (--fresh)."
+            f"{whose} has another model or batch ({'; '.join(fixed)}); give its settings again, or train another run (--fresh)."
         )
     return changed
 
@@ -159,8 +160,13 @@ def report_end(folder: Path, config: RunConfig) -> None:
     if images < config.training.kimg * 1000:
         print(
             f"Stopped after {images / 1000:g} of {config.training.kimg:g} kimg. "
-            f"To go on: {command_to_go_on(sys.argv, folder)}"
+            f"To go on: {command_to_go_on(sys.argv, folder, launcher())}"
         )
+
+
+def launcher() -> str:
+    """What starts the command line of this process: ``python``, or ``torchrun`` with options that it does not know."""
+    return "torchrun ..." if under_torchrun() else "python"
 
 
 def write_beside(run: Run) -> None:
@@ -168,6 +174,7 @@ def write_beside(run: Run) -> None:
     packages = ("torch", "numpy", "scipy", "pillow", "safetensors", "pydantic")
     environment = {
         "command": sys.argv,
+        "launcher": launcher(),
         **_data_facts(run.dataset),
         "preset": run.preset,
         "devices": [torch.cuda.get_device_name(d) if d.type == "cuda" else d.type for d in run.devices],

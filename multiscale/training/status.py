@@ -83,8 +83,8 @@ def is_training(folder: Path) -> bool | None:
         return None
 
 
-def command_to_go_on(words: Sequence[str], folder: Path) -> str:
-    """The command line that goes on with the run which ``words`` (its ``sys.argv``) began."""
+def command_to_go_on(words: Sequence[str], folder: Path, launcher: str = "python") -> str:
+    """The command line that goes on with the run which ``words`` (its ``sys.argv``, started by ``launcher``) began."""
     kept, rest = [], iter(words)
     for word in rest:
         if word == "--resume":
@@ -93,7 +93,7 @@ def command_to_go_on(words: Sequence[str], folder: Path) -> str:
             kept.append(word)
     if not any(re.match("--outdir(=|$)", word) for word in kept):
         kept += ["--outdir", str(folder)]
-    return shlex.join(["python", *kept])
+    return f"{launcher} {shlex.join(kept)}"
 
 
 def _facts(folder: Path, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -133,7 +133,7 @@ def _facts(folder: Path, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str,
             yield title, f"{file.name}, {_duration(time.time() - _written(file))} old"
     yield from _distances(lines)
     if trains is False and images < total and environment.get("command"):
-        yield "to go on", command_to_go_on(environment["command"], folder)
+        yield "to go on", command_to_go_on(environment["command"], folder, environment.get("launcher", "python"))
 
 
 def _distances(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -202,17 +202,17 @@ class Trainer:
                 watch.lap("step")
                 if self.step % STEPS_TO_AGREE == 0:
                     self._stop_if_broken()
-                asked = self._is_asked_to_stop(stop)
-                if (self.step % per_snapshot == 0 or asked) and not ends:
+                if self._is_asked_to_stop(stop) and not ends:
+                    self._save_state()  # first: whoever asks may not wait for the rest
                     self._snapshot()
+                    return
+                if self.step % per_snapshot == 0 or ends:
+                    path = self._snapshot()
+                    self._measure()
                     self._save_state()
                     watch.lap("snapshot")
-                if asked:
-                    return
-        path = self._snapshot()
         if self.process.is_first:
             print(f"Trained {self.images_seen / 1000:g} kimg: {path}, sheets {self.folder}/samples-*.png")
-        self._save_state()
 
     def _begin(self) -> None:
         """What a new run writes before its first step; a disk that is too small for its files shows at once."""
@@ -221,6 +221,7 @@ class Trainer:
             save_png(self.folder / "reals.png", sheet, {})
             self.journal.show(0, "reals", sheet)
         self._snapshot()
+        self._measure()
         self._save_state()
 
     def _is_asked_to_stop(self, stop: StopRequest) -> bool:
@@ -233,8 +234,8 @@ class Trainer:
         if self._bad_steps_before is not None and self._bad_steps_before.read() >= BAD_STEPS:
             raise UserError(
                 f"Gradients have not been finite for {BAD_STEPS} steps in a row; the run stopped after "
-                f"{self.images_seen / 1000:g} kimg. Its last good state is {states_of(self.folder)[-1]}: the same command goes "
-                "on from there; lower training.g_lr and training.d_lr, or raise training.r1_gamma, with --set."
+                f"{self.images_seen / 1000:g} kimg. Its last good state is {states_of(self.folder)[-1]}. To go on from there "
+                f"with smaller steps: the same command with --outdir {self.folder} and lower training.g_lr and training.d_lr."
             )
         self._bad_steps_before = Arriving(self.bad_steps)
 
@@ -492,7 +493,7 @@ class Trainer:
         check_alike(self.process, facts, dict.fromkeys(facts, advice))
 
     def _snapshot(self) -> Path:
-        """Write the mean generator, its sample sheet and its distance from the data (one process does); return its path.
+        """Write the mean generator and its sample sheet (one process does); return its path.
 
         Nothing is written while gradients are not finite.
         """
@@ -506,13 +507,12 @@ class Trainer:
         sheet = sample_sheet(Renderer(self.G_ema, self.device), seeds)
         save_png(self.folder / f"samples-{name}.png", sheet, {"network": path.name, **info})
         self.journal.show(self.images_seen, "samples", sheet)
-        self._measure()
         return path
 
     def _measure(self) -> None:
         """Distance of generated from real patches, logged and printed beside the earlier ones (if ``swd_patches`` asks)."""
         count = self.config.training.swd_patches
-        if not count or self.journal is None:
+        if not count or self.journal is None or self.bad_steps:
             return
         per_octave, mean = patch_distance(self.G_ema, self.dataset, count, self.device, self.config.training.seed)
         self.journal.write(self.images_seen, {"swd": per_octave, "swd mean": mean})
