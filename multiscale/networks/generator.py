@@ -6,6 +6,7 @@ Shapes: B images, C channels, N image side, D size of w.
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from multiscale.view import zoom_log2
 
 CALIBRATED_AT_A_TIME = 4
 """Images; few, so that calibration takes less memory than a training step."""
+
+Maps: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
+"""What a layer sees: the output of the one before it, and features that are appended to it."""
 
 
 class FeatureInjection(nn.Module):
@@ -80,15 +84,24 @@ class SynthesisNetwork(nn.Module):
 
     def forward(self, ws: torch.Tensor, transform: torch.Tensor, *, observe: bool = False) -> torch.Tensor:
         """ws [B, num_ws, D] and transforms [B, 3, 3] -> image float32 [B, C, N, N], nominally in [-1, 1]."""
-        # Float64 is kept where the device has it: deep zooms need it.
-        transform = transform.double().to(ws.device) if ws.device.type != "mps" else transform.double().cpu()
+        transform = _placed(transform, ws.device)
+        maps = self.first_maps(transform)
+        for i in range(len(self.layers)):
+            maps = self.next_maps(i, maps, ws, transform, observe=observe)
+        return maps[0].float() * self.config.output_scale
+
+    def first_maps(self, transform: torch.Tensor) -> Maps:
+        """What the first layer sees of views: features of the input grid, mixed; transforms on the networks' device."""
         x = self.input(transform)
         x = torch.einsum("oi,bihw->bohw", self.input_weight / math.sqrt(len(self.input_weight)), x)
-        features = None
-        for i, layer in enumerate(self.layers):
-            x = layer(x, ws[:, i + 1], features, observe=observe)
-            features = self.injections[str(i)](transform) if str(i) in self.injections else None
-        return x.float() * self.config.output_scale
+        return x, None
+
+    def next_maps(
+        self, i: int, maps: Maps, ws: torch.Tensor, transform: torch.Tensor, *, observe: bool = False
+    ) -> Maps:
+        """What the layer behind layer ``i`` sees: its output, and the features injected there."""
+        x = self.layers[i](maps[0], ws[:, i + 1], maps[1], observe=observe)
+        return x, self.injections[str(i)](transform) if str(i) in self.injections else None
 
 
 class Generator(nn.Module):
@@ -159,19 +172,14 @@ class Generator(nn.Module):
         """Set w_avg and every layer's running input magnitude to what this batch shows (a fresh network's are 0 and 1)."""
         ws = self.mapping(z)
         self.mapping.w_avg.copy_(ws[:, 0].mean(dim=0))
-        share = 1.0  # of the images at hand in the means so far
+        transform = _placed(transform, ws.device)
+        parts = list(zip(ws.split(CALIBRATED_AT_A_TIME), transform.split(CALIBRATED_AT_A_TIME), strict=True))
+        maps = [self.synthesis.first_maps(t) for _, t in parts]
+        for i, layer in enumerate(self.synthesis.layers):  # all images pass a layer before any goes on
+            layer.magnitude_ema.copy_(mean_square([m for pair in maps for m in pair if m is not None]))  # type: ignore[operator]
+            maps = [self.synthesis.next_maps(i, m, w, t) for m, (w, t) in zip(maps, parts, strict=True)]
 
-        def measure(layer: nn.Module, inputs: tuple[torch.Tensor | None, ...]) -> None:
-            x, _, features = inputs
-            maps = [part for part in (x, features) if part is not None]
-            layer.magnitude_ema.lerp_(mean_square(maps), share)  # type: ignore[operator]
 
-        hooks = [layer.register_forward_pre_hook(measure) for layer in self.synthesis.layers]
-        try:
-            for i in range(0, len(z), CALIBRATED_AT_A_TIME):
-                part = slice(i, i + CALIBRATED_AT_A_TIME)
-                share = len(ws[part]) / (i + len(ws[part]))
-                self.synthesis(ws[part], transform[part])
-        finally:
-            for hook in hooks:
-                hook.remove()
+def _placed(transform: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Transforms in float64, which deep zooms need, where the device has it; on the CPU beside MPS."""
+    return transform.double().to("cpu" if device.type == "mps" else device)

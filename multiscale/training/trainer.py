@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
@@ -428,7 +429,8 @@ class Trainer:
     def _calibrate(self) -> None:
         """Start the running means from what the untrained network shows over all zooms, not from 0 and 1."""
         rng = stream(self.config.training.seed, "calibration")
-        zoom = torch.exp2(torch.from_numpy(rng.uniform(0, self.config.generator.octaves, size=16)))
+        places = (np.arange(16) + rng.random(16)) / 16  # one in each sixteenth of the zooms
+        zoom = torch.exp2(torch.from_numpy(places * self.config.generator.octaves))
         z = normal(rng, 16, self.config.generator.z_dim).to(self.device)
         self.G.calibrate(z, unchecked_transform(zoom, uniform_centres(zoom, rng)))
         copy_from_first(self.G.running_means(), self.process)
