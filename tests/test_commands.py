@@ -166,6 +166,8 @@ def test_a_run_in_the_folder_is_not_overwritten_by_another(trained):
     other_model = refused(train, "--data", data, "--outdir", trained)
     assert "has another model" in other_model
     assert "generator.channel_max: 16 -> " in other_model
+    same = [part for text in QUICK for part in ("--set", text)]
+    assert "training.batch: " in refused(train, "--data", data, "--outdir", trained, *same, "--batch", 2)
     assert "already holds a run" in refused(train, "--data", data, "--outdir", trained, "--fresh")
     assert contents(trained) == before
 

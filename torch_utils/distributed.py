@@ -7,6 +7,7 @@ that no device is waited for.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import os
 import signal
@@ -26,6 +27,8 @@ from dnnlib.signals import StopRequest
 
 TIMEOUT = datetime.timedelta(minutes=10)
 """Longest that a process waits for the others, at the start and in every collective call."""
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 T = TypeVar("T")
 
@@ -96,10 +99,17 @@ def _worker(
     timeout: datetime.timedelta,
     arguments: tuple[Any, ...],
 ) -> None:
+    _end_with_parent()
     _share_cores(len(devices), os.environ.get("OMP_NUM_THREADS"))
     store = dist.TCPStore("127.0.0.1", port, None, False, timeout)
     with _member(Process(devices[rank], rank, len(devices)), store, timeout) as process:
         work(process, *arguments)
+
+
+def _end_with_parent() -> None:
+    """Have Linux kill this process when the one that started it is killed: it holds what the run has taken."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def under_torchrun() -> bool:

@@ -21,7 +21,7 @@ from dnnlib.files import atomic_write
 from multiscale.config import RunConfig, merge, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.training.checkpoint import snapshots_of
-from multiscale.training.state import identity_of, images_of, load_state, states_of
+from multiscale.training.state import identity_of, images_of, load_newest_state, load_state, states_of
 from multiscale.training.status import command_to_go_on
 from torch_utils.distributed import under_torchrun
 
@@ -61,6 +61,8 @@ def choose_folder(
                 f"--outdir {folder} already holds a run; give another folder, or leave out --fresh or --resume."
             )
         began = _facts(folder)
+        if began is None and (state := load_newest_state(folder)) is not None:
+            began = state["config"], state["data"]
         if began is None or (snapshots_of(folder) and not states_of(folder)):
             raise UserError(
                 f"--outdir {folder} holds a run without a training state to go on from; give another folder."
@@ -116,6 +118,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def held(folder: Path) -> Iterator[None]:
     """Make the folder, and keep others from training in it; the lock goes with the process, however that ends.
 
+    Temporary files of processes that were killed while they wrote are removed.
+
     Raises:
         UserError: another process trains there, or the folder cannot be written.
     """
@@ -130,6 +134,9 @@ def held(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
     try:
+        for left in folder.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                left.unlink()
         yield
     finally:
         lock.release()
@@ -197,7 +204,8 @@ def _facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
         config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         environment = json.loads((folder / "environment.json").read_text("utf-8"))
         data = {key: environment[key] for key in ("data", "patches", "labels_crc32")}
-        return (config, data) if isinstance(config, dict) else None
+        is_whole = isinstance(config, dict) and all(isinstance(section, dict) for section in config.values())
+        return (config, data) if is_whole else None
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
 

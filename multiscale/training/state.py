@@ -34,8 +34,11 @@ def save_state(folder: Path, images: int, state: dict[str, Any]) -> Path:
         UserError: the file cannot be written; earlier states are as they were.
     """
     path = folder / f"state-{images:09d}.pt"
-    with atomic_write(path) as stream:
-        torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, "images": images, **state}, stream)
+    try:
+        with atomic_write(path) as stream:
+            torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, "images": images, **state}, stream)
+    except RuntimeError as error:  # PyTorch's writer found that less was written than it gave
+        raise UserError(f"Cannot write {path}: the disk is full, or does not keep what is written.") from error
     for old in states_of(folder)[:-KEPT]:
         with contextlib.suppress(OSError):
             old.unlink()
@@ -52,7 +55,15 @@ def load_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"Cannot read the training state {path}: {error.strerror or error}.") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise UserError(f"{path} is not a whole training state; it may be truncated: use an older one.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a training state of this program; give a {PATTERN} file of a run.")

@@ -45,8 +45,13 @@ def report_status(path: str | Path) -> None:
     folder = find_run(Path(path))
     lines = read_stats(folder)
     print(folder)
-    for title, text in _facts(folder, lines):
-        print(f"  {title:<12}{text}")
+    try:
+        for title, text in _facts(folder, lines):
+            print(f"  {title:<12}{text}")
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise UserError(f"{' or '.join(RUN_FILES)} in {folder} is damaged ({error}).") from error
     if any(panel.is_in(lines) for panel in PANELS):
         save_plot(folder / PLOT, lines, title=f"{folder.resolve().name}, {lines[-1]['kimg']:g} kimg")
         print(f"  {'plot':<12}{folder / PLOT}")

@@ -105,6 +105,7 @@ class Trainer:
         training = config.training
         self.share = training.batch // process.world_size
         self.batch_gpu = training.batch_gpu or batch_gpu or self.share
+        self.goes_on = False
         self.step = 0
         self.total_steps = max(math.ceil(training.kimg * 1000 / training.batch), 1)
         self.means = Means()
@@ -173,6 +174,11 @@ class Trainer:
         except RuntimeError as error:
             if "can't allocate memory" in str(error):  # the CPU's allocator has no exception of its own
                 raise UserError(self._out_of_memory()) from error
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise UserError(
+                    "torch.compile does not work on this machine, perhaps for want of a compiler "
+                    f"({type(error).__name__}); leave out training.compile_discriminator."
+                ) from error
             raise
         finally:
             if self.journal is not None:
@@ -182,7 +188,7 @@ class Trainer:
         training = self.config.training
         per_snapshot = self._steps(training.snapshot_kimg or min(training.kimg / 50, SNAPSHOT_KIMG))
         per_tick = max(min(self.total_steps // TICKS, self._steps(TICK_KIMG)), 1)
-        if self.step == 0:
+        if not self.goes_on:
             self._begin()
         bar = progress_bar(
             total=self.total_steps * training.batch,
@@ -270,6 +276,7 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict()`` of a run with the same networks and data; the schedule may be another."""
+        self.goes_on = True
         self.step = int(state["step"])
         if self.config.training.batch_gpu is None and self.share % state["batch_gpu"] == 0:
             self.batch_gpu = state["batch_gpu"]

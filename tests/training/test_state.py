@@ -18,6 +18,7 @@ from dnnlib.errors import UserError
 from dnnlib.signals import StopRequest
 from multiscale.data.patches import PatchDataset
 from multiscale.training.checkpoint import load_snapshot, snapshots_of
+from multiscale.training.journal import Journal
 from multiscale.training.state import load_newest_state, load_state, save_state, states_of
 from multiscale.training.trainer import Trainer
 from torch_utils.distributed import Process
@@ -72,7 +73,7 @@ def test_two_states_are_kept_and_the_older_serves_if_the_newer_is_damaged(tmp_pa
     newest.write_bytes(newest.read_bytes()[:-100])
     assert load_newest_state(tmp_path)["step"] == 2
     assert "Going on from the one before" in capsys.readouterr().out
-    states_of(tmp_path)[0].write_bytes(b"")
+    states_of(tmp_path)[0].write_text("hello")
     with pytest.raises(UserError, match="not a whole training state"):
         load_newest_state(tmp_path)
 
@@ -215,6 +216,29 @@ def test_a_full_disk_stops_a_run_with_one_sentence_and_its_earlier_state_whole(t
         trainer.run()
     assert load_newest_state(tmp_path / "run")["step"] == 4
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_state_that_pytorch_cannot_write_whole_is_a_full_disk(tmp_path, monkeypatch):
+    def cut_off(_, stream):
+        stream.write(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1949120 vs 1949012")
+
+    save_state(tmp_path, 1, {"step": 1})
+    monkeypatch.setattr(torch, "save", cut_off)
+    with pytest.raises(UserError, match="the disk is full"):
+        save_state(tmp_path, 2, {"step": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["state-000000001.pt"]
+
+
+def test_a_run_stopped_before_its_first_step_does_not_begin_twice(tmp_path, monkeypatch):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    run = begin(dataset, tmp_path / "run", swd_patches=4)
+    run.journal = Journal(run.folder, 0)
+    run._begin()
+    again = begin(dataset, tmp_path / "run", swd_patches=4)
+    again.load_state_dict(load_newest_state(tmp_path / "run"))
+    again.run()
+    assert [line["kimg"] for line in stats(tmp_path / "run") if "swd" in line] == [0, 0.004, 0.008, 0.012, 0.016, 0.02]
 
 
 def newest(folder):

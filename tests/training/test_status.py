@@ -229,3 +229,14 @@ def test_the_plot_has_a_panel_for_what_there_is(run, tmp_path):
         heights.append(image.height)
         assert len(image.getcolors(1 << 24)) > 10
     assert heights[0] > 2 * heights[1]
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [("config.yaml", "training: {kimg: abc}"), ("environment.json", '{"devices": 3}'), ("config.yaml", "training: 5")],
+)
+def test_a_damaged_file_is_one_sentence(tmp_path, name, text):
+    folder = make_run(tmp_path / "run", [{"kimg": 1.0, "loss/D": 1.0}])
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match="is damaged"):
+        report_status(folder)
