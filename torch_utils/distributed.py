@@ -255,6 +255,8 @@ def from_first(process: Process, make: Callable[[], T]) -> T:
     finally:
         dist.broadcast_object_list(parcel, src=0, device=torch.device("cpu"))
     if not parcel[1]:
+        with contextlib.suppress(RuntimeError):
+            dist.all_reduce(torch.zeros(1))  # until the first has said why and is gone: torchrun ends all when one ends
         sys.exit(2)
     return parcel[0]
 

@@ -195,9 +195,9 @@ def test_torchrun_trains_the_run_that_procs_trains_and_goes_on_with_it(tmp_path)
         subprocess.run([*command(data, tmp_path / name, 0.016), "--procs", "2"], check=True, **quiet)
     assert stats(tmp_path / "joined")[-1] == stats(tmp_path / "spawned")[-1]
     assert_equal(load_newest_state(tmp_path / "joined"), load_newest_state(tmp_path / "spawned"))
-    refused = subprocess.run([python, *launcher, *words, "--batch", "5"], **quiet)
+    refused = subprocess.run([python, *launcher, *words, "--batch-gpu", "3"], **quiet)
     assert refused.returncode != 0
-    assert refused.stderr.count("Batch 5 cannot be shared by 2 devices") == 1
+    assert refused.stderr.count("--batch-gpu 3 does not divide") == 1
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
