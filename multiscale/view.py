@@ -9,7 +9,9 @@ Shapes: B views in a batch. Transforms are float64, because a 256x view needs it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +20,73 @@ from dnnlib.errors import UserError
 from torch_utils.random import Share
 
 _TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """An axis-parallel grid of square pixels in the world: what an image of any size and aspect shows.
+
+    Pixel (i, j), column and row, has its centre at (left + (i + 1/2) pitch, top + (j + 1/2) pitch).
+    """
+
+    left: float
+    """World x of the left edge."""
+    top: float
+    """World y of the upper edge."""
+    pitch: float
+    """World units a pixel."""
+    width: int
+    """Columns."""
+    height: int
+    """Rows."""
+
+    @classmethod
+    def of_view(cls, zoom: float, centre: tuple[float, float], width: int, height: int) -> Region:
+        """The image whose longer side spans 1/zoom of the world about ``centre``."""
+        pitch = 1 / (zoom * max(width, height))
+        left, top = (c - pitch * side / 2 for c, side in zip(centre, (width, height), strict=True))
+        return cls(left=left, top=top, pitch=pitch, width=width, height=height)
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """World coordinates (x, y) of the middle."""
+        return self.left + self.pitch * self.width / 2, self.top + self.pitch * self.height / 2
+
+    @property
+    def zoom(self) -> float:
+        """Zoom factor: the longer side spans 1/zoom of the world."""
+        return 1 / (self.pitch * max(self.width, self.height))
+
+    @property
+    def inside(self) -> bool:
+        """Whether no edge leaves the world."""
+        right, bottom = self.left + self.pitch * self.width, self.top + self.pitch * self.height
+        return min(self.left, self.top) >= -0.5 - _TOLERANCE and max(right, bottom) <= 0.5 + _TOLERANCE
+
+    def depth(self, resolution: int) -> float:
+        """Zoom s in octaves that a view of ``resolution`` pixels with this pitch has; below 0: more than the world."""
+        return -math.log2(self.pitch * resolution)
+
+    def part(self, x: int, y: int, width: int, height: int) -> Region:
+        """The pixels from column x and row y on, in the same grid; it may reach over the edges."""
+        return Region(
+            left=self.left + x * self.pitch, top=self.top + y * self.pitch, pitch=self.pitch, width=width, height=height
+        )
+
+    def finer(self, factor: int) -> Region:
+        """The same rectangle with each pixel split into factor x factor."""
+        return Region(
+            left=self.left,
+            top=self.top,
+            pitch=self.pitch / factor,
+            width=self.width * factor,
+            height=self.height * factor,
+        )
+
+    def transform(self, resolution: int) -> torch.Tensor:
+        """World-from-view transform, float64 [1, 3, 3], of the ``resolution`` x ``resolution`` pixels about the middle."""
+        zoom = torch.tensor([1 / (self.pitch * resolution)], dtype=torch.float64)
+        return unchecked_transform(zoom, torch.tensor([self.centre], dtype=torch.float64))
 
 
 def view_transform(

@@ -74,7 +74,7 @@ def features_of_views(
     zoom_log2: torch.Tensor,
     centre: torch.Tensor,
     *,
-    size: int,
+    size: int | tuple[int, int],
     rate: float,
     bin_offset: float,
     blend_offset: float,
@@ -82,7 +82,11 @@ def features_of_views(
     band_limit: float | None,
     shift_gain: float,
 ) -> torch.Tensor:
-    """As :func:`fourier_features` for views with any linear part: ``linear`` [B, 2, 2] stands in for 1/Z (v -> linear v)."""
+    """As :func:`fourier_features` for views with any linear part: ``linear`` [B, 2, 2] stands in for 1/Z (v -> linear v).
+
+    ``size`` may be (columns, rows); the maps are [B, K, rows, columns].
+    """
+    columns, rows = (size, size) if isinstance(size, int) else size
     device, dtype = omega.device, omega.dtype
     precise = _precise_device(device)
     linear, s, c = (t.to(device=precise, dtype=torch.float64) for t in (linear, zoom_log2, centre))
@@ -98,9 +102,9 @@ def features_of_views(
 
     # sin(x + y) = sin x cos y + cos x sin y: two vectors a feature in place of a sine at every sample. The products are
     # elementwise, not a matrix product, which would be rounded to TF32 on some GPUs.
-    v = sample_positions(size, rate, precise)
-    along_x = 2 * math.pi * (at_centre[..., None] + view[..., 0, None] * v).remainder(1.0)  # [B, K, P]
-    along_y = 2 * math.pi * (view[..., 1, None] * v).remainder(1.0)
+    x, y = sample_positions(columns, rate, precise), sample_positions(rows, rate, precise)
+    along_x = 2 * math.pi * (at_centre[..., None] + view[..., 0, None] * x).remainder(1.0)  # [B, K, P]
+    along_y = 2 * math.pi * (view[..., 1, None] * y).remainder(1.0)
     amplitude = amplitude[..., None]
     sin_x, cos_x = (amplitude * along_x.sin()).to(device, dtype), (amplitude * along_x.cos()).to(device, dtype)
     sin_y, cos_y = along_y.sin().to(device, dtype), along_y.cos().to(device, dtype)

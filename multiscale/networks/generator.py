@@ -1,11 +1,15 @@
 """The multiscale generator: an image for every latent, zoom and centre, out of one continuous world.
 
 Shapes: B images, C channels, N image side, D size of w.
+
+All layers are convolutions on grids that share one coordinate system, so the same network also gives images larger than
+N x N: the same pixels, more of them (``size``). Each layer's grid then grows by as much of the view as the image does.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -23,6 +27,9 @@ CALIBRATED_AT_A_TIME = 4
 
 Maps: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """What a layer sees: the output of the one before it, and features that are appended to it."""
+
+Size: TypeAlias = tuple[int, int]
+"""Width and height of an image in pixels."""
 
 
 class FeatureInjection(nn.Module):
@@ -42,9 +49,11 @@ class FeatureInjection(nn.Module):
         self.register_buffer("phase", phase)
         self.register_buffer("bins", bins, persistent=False)
 
-    def forward(self, transform: torch.Tensor) -> torch.Tensor:
-        """World-from-view transforms [B, 3, 3] -> features [B, K, size, size]."""
+    def forward(self, transform: torch.Tensor, size: Size | None = None) -> torch.Tensor:
+        """World-from-view transforms [B, 3, 3] -> features [B, K, rows, columns]; ``size`` is the image's, None: N x N."""
         config = self.config
+        side = config.img_resolution
+        columns, rows = (self.size + (pixels - side) * self.rate // side for pixels in size or (side, side))
         return features_of_views(
             self.omega,
             self.phase,
@@ -52,7 +61,7 @@ class FeatureInjection(nn.Module):
             transform[:, :2, :2],
             zoom_log2(transform),
             transform[:, :2, 2],
-            size=self.size,
+            size=(columns, rows),
             rate=self.rate,
             bin_offset=config.bin_offset,
             blend_offset=config.blend_offset,
@@ -82,26 +91,59 @@ class SynthesisNetwork(nn.Module):
                 self.injections[str(layer.index)] = FeatureInjection(config, mine, layer.out_size, layer.out_rate, rng)
                 taken += layer.features
 
-    def forward(self, ws: torch.Tensor, transform: torch.Tensor, *, observe: bool = False) -> torch.Tensor:
-        """ws [B, num_ws, D] and transforms [B, 3, 3] -> image float32 [B, C, N, N], nominally in [-1, 1]."""
+    def forward(
+        self,
+        ws: torch.Tensor,
+        transform: torch.Tensor,
+        *,
+        size: Size | None = None,
+        observe: bool = False,
+        before_layer: Callable[[], None] | None = None,
+    ) -> torch.Tensor:
+        """Render styles through views.
+
+        Args:
+            ws: One w a layer, [B, num_ws, D].
+            transform: World-from-view matrices of N x N pixels about the image's centre, [B, 3, 3].
+            size: Width and height of the image in pixels, each N plus a multiple of ``plan.step``; None: N x N.
+            observe: Add what the layers see to their running sums.
+            before_layer: Called before each layer; it may raise to give up.
+
+        Returns:
+            Float32 [B, C, height, width], nominally in [-1, 1].
+        """
+        side, step = self.config.img_resolution, self.plan.step
+        if size is not None and any(pixels < step or (pixels - side) % step for pixels in size):
+            raise ValueError(
+                f"An image of {size[0]} x {size[1]} does not fall on the grid: sides are multiples of {step}."
+            )
         transform = _placed(transform, ws.device)
-        maps = self.first_maps(transform)
+        maps = self.first_maps(transform, size)
         for i in range(len(self.layers)):
-            maps = self.next_maps(i, maps, ws, transform, observe=observe)
+            if before_layer is not None:
+                before_layer()
+            maps = self.next_maps(i, maps, ws, transform, size, observe=observe)
         return maps[0].float() * self.config.output_scale
 
-    def first_maps(self, transform: torch.Tensor) -> Maps:
+    def first_maps(self, transform: torch.Tensor, size: Size | None = None) -> Maps:
         """What the first layer sees of views: features of the input grid, mixed; transforms on the networks' device."""
-        x = self.input(transform)
+        x = self.input(transform, size)
         x = torch.einsum("oi,bihw->bohw", self.input_weight / math.sqrt(len(self.input_weight)), x)
         return x, None
 
     def next_maps(
-        self, i: int, maps: Maps, ws: torch.Tensor, transform: torch.Tensor, *, observe: bool = False
+        self,
+        i: int,
+        maps: Maps,
+        ws: torch.Tensor,
+        transform: torch.Tensor,
+        size: Size | None = None,
+        *,
+        observe: bool = False,
     ) -> Maps:
         """What the layer behind layer ``i`` sees: its output, and the features injected there."""
         x = self.layers[i](maps[0], ws[:, i + 1], maps[1], observe=observe)
-        return x, self.injections[str(i)](transform) if str(i) in self.injections else None
+        return x, self.injections[str(i)](transform, size) if str(i) in self.injections else None
 
 
 class Generator(nn.Module):

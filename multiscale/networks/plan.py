@@ -62,6 +62,7 @@ class Plan:
     input_features: int
     input_size: int
     input_rate: int
+    step: int  # pixels of the image to a sample of the input
     layers: tuple[LayerPlan, ...]
 
     @property
@@ -135,7 +136,8 @@ def make_plan(config: GeneratorConfig) -> Plan:
             )
         )
         width = conv_channels + injected
-    return Plan(input_features=split[0], input_size=sizes[0], input_rate=rates[0], layers=tuple(layers))
+    step = config.img_resolution // rates[0]
+    return Plan(input_features=split[0], input_size=sizes[0], input_rate=rates[0], step=step, layers=tuple(layers))
 
 
 def _sampling(config: GeneratorConfig) -> tuple[list[int], list[float], list[float], list[int]]:

@@ -1,9 +1,20 @@
-"""Rendering a snapshot: latents by seed, any legal view, images as the uint8 arrays that files hold."""
+"""Rendering a snapshot: any world, any legal view, any size and aspect; one class under every command.
+
+An image of any size is a grid of tiles. A tile is a view of the generator on exactly its part of the world, somewhat
+wider than it (``halo``), so that what lies beyond its border has no effect; all tiles of an image share one grid of samples
+in every layer. The image is therefore seamless by construction: nothing is blended.
+
+Shapes: M images, C channels, N side of the generator's own image, W and H width and height in pixels.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +26,83 @@ from PIL.PngImagePlugin import PngInfo
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.networks.generator import Generator
+from multiscale.rendering.replay import Replay
+from multiscale.rendering.worlds import World
 from multiscale.training.checkpoint import Snapshot
-from multiscale.view import centre_limit, view_transform
-from torch_utils.random import latents
+from multiscale.view import Region, centre_limit, view_transform
 
 RENDER_BATCH = 16
+REACH = 8
+"""Samples of the input's grid beyond a view's border whose absence is seen inside it (115 dB); margins provide some."""
+TILE_BYTES = {"cpu": 3 << 28, "cuda": 4 << 30}
+"""Feature maps that a batch of tiles may take, roughly."""
+TILE_PX = {"cpu": 512, "cuda": 2048}
+"""Largest side of a tile."""
+STYLES_KEPT = 64
+_TOLERANCE = 1e-6  # octaves
+
+
+class Cancelled(Exception):
+    """A render was given up because its caller said so."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of an image: its place in pixels, and its pixels."""
+
+    x: int
+    y: int
+    pixels: torch.Tensor
+    """Float32 [C, height, width] on the renderer's device, nominally in [-1, 1]."""
 
 
 class Renderer:
-    """Views of one generator.
+    """Images of one generator.
 
     Args:
         generator: The network; it is used where it is.
         device: Where to render; the generator is moved there.
+        replay: Record what a GPU is told to do for a shape of image and have it replayed (CUDA graphs): for many
+            images of few shapes.
     """
 
-    def __init__(self, generator: Generator, device: torch.device) -> None:
+    def __init__(self, generator: Generator, device: torch.device, *, replay: bool = False) -> None:
         self.generator = generator.to(device)
         self.device = device
+        config, step = generator.config, generator.plan.step
+        self.halo = max(REACH - config.margin, 0) * step
+        """Pixels by which a tile is rendered wider on each side."""
+        self._replay = Replay(generator.synthesis) if replay and device.type == "cuda" else None
+        self._styles: OrderedDict[tuple[str, float], torch.Tensor] = OrderedDict()
+        self._lock = threading.Lock()
 
     @property
     def max_zoom(self) -> float:
         """Largest zoom factor of the model, 2^S."""
         return 2.0**self.generator.config.octaves
 
+    @property
+    def resolution(self) -> int:
+        """N, the side of the patches that the generator was trained on."""
+        return self.generator.config.img_resolution
+
+    @property
+    def world_px(self) -> int:
+        """Side in pixels of the whole world at the model's finest zoom, N 2^S."""
+        return int(self.resolution * self.max_zoom)
+
     @torch.no_grad()
     def render(
         self,
-        seeds: Sequence[int],
+        worlds: Sequence[World | int],
         zooms: Sequence[float],
         centres: Sequence[tuple[float, float]],
         truncation_psi: float = 1.0,
     ) -> np.ndarray:
-        """Render one image for each seed, zoom and centre (three sequences of one length M).
+        """The generator's own N x N images, one for each world, zoom and centre (three sequences of one length M).
 
         Args:
-            seeds: Seeds of the latents, >= 0.
+            worlds: Worlds or seeds.
             zooms: Zoom factors, from 1 to ``max_zoom``.
             centres: World coordinates (x, y) of the views' centres.
             truncation_psi: Truncation of the latents; 1 for none.
@@ -71,15 +123,165 @@ class Renderer:
             torch.tensor(zooms, dtype=torch.float64), torch.tensor(centres, dtype=torch.float64)
         )
         images = []
-        for i in range(0, len(seeds), RENDER_BATCH):
-            z = torch.cat([latents(seed, self.generator.config.z_dim) for seed in seeds[i : i + RENDER_BATCH]])
-            images.append(self.generator(z.to(self.device), transforms[i : i + RENDER_BATCH], truncation_psi))
+        for i in range(0, len(worlds), RENDER_BATCH):
+            ws = torch.cat([self.styles(world, truncation_psi) for world in worlds[i : i + RENDER_BATCH]])
+            images.append(self.generator.synthesis(ws, transforms[i : i + RENDER_BATCH]))
         return to_uint8(torch.cat(images))
+
+    def image(
+        self,
+        world: World | int,
+        region: Region,
+        truncation_psi: float = 1.0,
+        *,
+        extrapolate: bool = False,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> torch.Tensor:
+        """Render one image of any size.
+
+        Args:
+            world: A world or a seed.
+            region: The pixels, inside the world.
+            truncation_psi: Truncation of the latents; 1 for none.
+            extrapolate: Allow pixels finer than those of the model's largest zoom, which it has never seen.
+            cancelled: Asked before each layer; True gives up.
+
+        Returns:
+            Float32 [C, H, W] on the CPU, nominally in [-1, 1].
+
+        Raises:
+            UserError: a region that is empty, leaves the world, or is finer than the model.
+            Cancelled: ``cancelled`` said so.
+        """
+        image = torch.empty(self.generator.config.img_channels, region.height, region.width)
+        for tile in self.tiles(world, region, truncation_psi, extrapolate=extrapolate, cancelled=cancelled):
+            height, width = tile.pixels.shape[1:]
+            image[:, tile.y : tile.y + height, tile.x : tile.x + width] = tile.pixels.cpu()
+        return image
+
+    @torch.no_grad()
+    def tiles(
+        self,
+        world: World | int,
+        region: Region,
+        truncation_psi: float = 1.0,
+        *,
+        extrapolate: bool = False,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Iterator[Tile]:
+        """As :meth:`image`, tile by tile from the top left, row by row: for images that memory does not hold at once."""
+        self.check(region, extrapolate=extrapolate)
+        ws = self.styles(world, truncation_psi)
+        give_up = None if cancelled is None else _raising(cancelled)
+        factor = self._oversampling(region)
+        if factor > 1:  # coarser than the model's coarsest view: render that and average; the result is small
+            fine = region.finer(factor)
+            pixels = self._evaluate(ws, fine, [(0, 0)], (fine.width, fine.height), give_up)
+            yield Tile(0, 0, torch.nn.functional.avg_pool2d(pixels, factor)[0])
+            return
+        width, height, together = self._tile_size(region)
+        places = [(x, y) for y in range(0, region.height, height) for x in range(0, region.width, width)]
+        for i in range(0, len(places), together):
+            batch = places[i : i + together]
+            images = self._evaluate(ws, region, batch, (width, height), give_up)
+            for (x, y), pixels in zip(batch, images, strict=True):
+                yield Tile(x, y, pixels[:, : region.height - y, : region.width - x])
+
+    def check(self, region: Region, *, extrapolate: bool = False) -> None:
+        """Raise a :class:`UserError` unless ``region`` can be rendered."""
+        if region.width < 1 or region.height < 1:
+            raise UserError(
+                f"An image of {region.width} x {region.height} pixels has none; both sides must be at least 1."
+            )
+        if not region.inside:
+            x, y = region.centre
+            reach = [max(0.5 - region.pitch * side / 2, 0.0) for side in (region.width, region.height)]
+            raise UserError(
+                f"Centre ({x:g}, {y:g}) puts this {region.zoom:g}x view outside the world; "
+                f"x must lie in [{-reach[0]:g}, {reach[0]:g}] and y in [{-reach[1]:g}, {reach[1]:g}]."
+            )
+        beyond = self.extrapolation(region)
+        if beyond > 1 and not extrapolate:
+            side = max(region.width, region.height)
+            allowed = self.world_px / region.zoom
+            raise UserError(
+                f"{side} pixels at {region.zoom:g}x are {beyond:g} times finer than this model has learned "
+                f"({self.resolution} pixels at {self.max_zoom:g}x): at {region.zoom:g}x give at most {allowed:.0f} pixels, "
+                f"for {side} pixels a scale of at most {self.world_px / side:g}, or allow extrapolation."
+            )
+
+    def extrapolation(self, region: Region) -> float:
+        """How many times finer the pixels of ``region`` are than the finest that the model has learned; 1: not at all."""
+        beyond = region.depth(self.resolution) - self.generator.config.octaves
+        return 2.0**beyond if beyond > _TOLERANCE else 1.0
+
+    @torch.no_grad()
+    def styles(self, world: World | int, truncation_psi: float = 1.0) -> torch.Tensor:
+        """The w of each layer for a world, [1, num_ws, w_dim]; the last few are kept."""
+        world = world if isinstance(world, World) else World.parse(world)
+        key = (str(world), truncation_psi)
+        with self._lock:
+            if key in self._styles:
+                self._styles.move_to_end(key)
+                return self._styles[key]
+        ws = world.ws(self.generator, truncation_psi)
+        with self._lock:
+            self._styles[key] = ws
+            while len(self._styles) > STYLES_KEPT:
+                self._styles.popitem(last=False)
+        return ws
+
+    def _evaluate(
+        self,
+        ws: torch.Tensor,
+        region: Region,
+        places: Sequence[tuple[int, int]],
+        size: tuple[int, int],
+        before_layer: Callable[[], None] | None,
+    ) -> torch.Tensor:
+        """Pixels of ``region`` from each place on: [len(places), C, height, width]; ``size`` may be any."""
+        step, halo = self.generator.plan.step, self.halo
+        wide, high = (math.ceil(side / step) * step + 2 * halo for side in size)
+        parts = [region.part(x - halo, y - halo, wide, high) for x, y in places]
+        transform = torch.cat([part.transform(self.resolution) for part in parts])
+        ws = ws.expand(len(places), -1, -1)
+        if self._replay is not None:
+            images = self._replay(ws, transform, (wide, high))
+        else:
+            images = self.generator.synthesis(ws, transform, size=(wide, high), before_layer=before_layer)
+        return images[..., halo : halo + size[1], halo : halo + size[0]]
+
+    def _oversampling(self, region: Region) -> int:
+        """Least power of two that brings the pixels of ``region`` to those of the 1x view or finer."""
+        return 2 ** max(math.ceil(-region.depth(self.resolution) - _TOLERANCE), 0)
+
+    def _tile_size(self, region: Region) -> tuple[int, int, int]:
+        """Width and height of equal tiles (multiples of the grid's step) that cover ``region``, and how many at a time."""
+        step = self.generator.plan.step
+        bytes_a_pixel = max(
+            2 * (layer.in_channels + 2 * layer.conv_channels) * (layer.temporary_rate / self.resolution) ** 2
+            for layer in self.generator.plan.layers
+        )
+        kind = self.device.type if self.device.type in TILE_BYTES else "cuda"
+        side = min(math.isqrt(int(TILE_BYTES[kind] / bytes_a_pixel)), TILE_PX[kind]) - 2 * self.halo
+        most = max(side, self.resolution)
+        width, height = (
+            math.ceil(pixels / math.ceil(pixels / most) / step) * step for pixels in (region.width, region.height)
+        )
+        pixels = (width + 2 * self.halo) * (height + 2 * self.halo)
+        together = 1 if kind == "cpu" else max(int(TILE_BYTES[kind] / bytes_a_pixel / pixels), 1)
+        return width, height, together
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """Images [M, C, N, N] in [-1, 1] -> uint8 [M, N, N, C] on the CPU; values beyond the range are clipped."""
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    """Images [..., C, H, W] in [-1, 1] -> uint8 [..., H, W, C] on the CPU; values beyond the range are clipped."""
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).movedim(-3, -1).cpu().numpy()
+
+
+def to_uint16(images: torch.Tensor) -> np.ndarray:
+    """Images [..., C, H, W] in [-1, 1] -> uint16 [..., H, W, C] on the CPU; values beyond the range are clipped."""
+    values = (images.double() * 32767.5 + 32768).clamp(0, 65535).to(torch.int32)
+    return values.movedim(-3, -1).cpu().numpy().astype(np.uint16)
 
 
 def octave_zooms(octaves: int) -> list[float]:
@@ -106,3 +308,11 @@ def save_png(path: str | Path, pixels: np.ndarray, metadata: dict[str, Any]) -> 
 def provenance(snapshot: Snapshot) -> dict[str, Any]:
     """What every image says about the network that made it."""
     return {"network": snapshot.path.name, "sha256": snapshot.digest, "kimg": snapshot.info.get("kimg")}
+
+
+def _raising(cancelled: Callable[[], bool]) -> Callable[[], None]:
+    def check() -> None:
+        if cancelled():
+            raise Cancelled
+
+    return check
