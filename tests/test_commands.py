@@ -200,6 +200,26 @@ def test_a_run_begins_with_the_state_of_another(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_run_begins_with_the_generator_of_another(tmp_path):
+    data, folder, other = small_patches(tmp_path / "p.zip"), tmp_path / "run", tmp_path / "other"
+    quick_training(data, folder)
+    learned = snapshots_of(folder)[-1]
+    printed = quick_output(
+        data, other, "--resume", learned, "--set", "training.g_lr=1e-12", "--set", "discriminator.channel_base=512"
+    )
+    assert f"Beginning with the generator of {learned}." in printed
+    old, new = (load_snapshot(snapshots_of(run)[-1]).generator.state_dict() for run in (folder, other))
+    for name, tensor in old.items():
+        if not name.endswith(("magnitude_ema", "w_avg")):  # these move without a learning rate
+            torch.testing.assert_close(new[name], tensor)
+    options = ("--data", data, "--outdir", tmp_path / "x", "--resume", learned)
+    assert "has another model" in refused(train, *options, "--set", "generator.channel_max=48")
+    fewer = small_patches(tmp_path / "fewer.zip", octaves=2)
+    refusal = refused(train, "--data", fewer, "--outdir", tmp_path / "x", "--resume", learned)
+    assert "generator.octaves=3 but the patches of" in refusal
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_run_does_not_go_on_with_other_data(tmp_path):
     data, folder = small_patches(tmp_path / "p.zip"), tmp_path / "run"
     quick_training(data, folder)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from dnnlib.errors import UserError
-from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, parse_assignment
+from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, parse_assignment, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
+from multiscale.training.checkpoint import is_snapshot, load_snapshot
 from multiscale.training.estimate import describe_run, describe_settings, device_capacity, fit_batch_gpu
 from multiscale.training.folder import (
     check_resumed,
@@ -64,7 +65,7 @@ class Job:
     batch_gpu: int
     """Images that a process computes at a time, as many as its memory holds if nobody chose."""
     resumed: Path | None
-    """State of another run to begin with."""
+    """State of another run to begin with, or a snapshot whose generator to begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,15 +165,21 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
     dataset.check_headers()
     patches_by_octave(dataset.patch_octaves, dataset.octaves)
     named, given = _given_settings(request)
-    _refuse_other_data(given, dataset)
+    _refuse_other_data(given, dataset, "The settings say")
     preset = named or choose_preset(dataset)
-    values = merge(data_layer(dataset), load_preset(preset), {} if named else _metric_layer(dataset, given), given)
+    resumed = None if request.resume is None else Path(request.resume)
+    learned: dict[str, Any] = {}
+    if resumed is not None and is_snapshot(resumed):
+        learned = {"generator": to_dict(load_snapshot(resumed).generator.config)}
+        _refuse_other_data(learned, dataset, f"The generator of {resumed} has")
+    values = merge(
+        data_layer(dataset), load_preset(preset), {} if named else _metric_layer(dataset, given), learned, given
+    )
     config = build(RunConfig, values, source="the run's configuration")
     _check_perceptual(config)
     stem = re.sub(r"[*?\[\]]+", "", Path(request.data).stem).strip("-") or "patches"
     is_new = request.fresh or request.resume is not None
     folder, changes = choose_folder(request.outdir, f"{stem}-{preset}", config, dataset, is_new=is_new)
-    resumed = None if request.resume is None else Path(request.resume)
     if resumed is not None:
         changes = check_resumed(resumed, config, dataset)
     return Run(
@@ -296,14 +303,14 @@ def _check_perceptual(config: RunConfig) -> None:
         load_lpips(None if training.lpips_folder is None else Path(training.lpips_folder))
 
 
-def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset) -> None:
+def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset, whose: str) -> None:
     """A config that asks for other images than the data hold is a mistake, not a preference."""
     asked = given.get("generator")
     for key, actual in data_layer(dataset)["generator"].items():
         if key != "n_bins" and isinstance(asked, Mapping) and key in asked and asked[key] != actual:
             raise UserError(
-                f"generator.{key}={asked[key]} was given but the patches of {dataset.path} have {actual}; "
-                "leave the key out or give other data."
+                f"{whose} generator.{key}={asked[key]} but the patches of {dataset.path} have {actual}; "
+                "give what fits together."
             )
 
 
@@ -314,7 +321,10 @@ def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None
     trainer = Trainer(job.config, dataset, job.folder, process, job.batch_gpu)
     state = load_newest_state(job.folder)
     if state is None and job.resumed is not None:
-        state = load_state(job.resumed)
+        if is_snapshot(job.resumed):
+            trainer.begin_with(load_snapshot(job.resumed).generator)
+        else:
+            state = load_state(job.resumed)
     if state is not None:
         trainer.load_state_dict(state)
     shared = "--data and the run's folder must be the same files on all machines, on a disk that they share"

@@ -433,6 +433,11 @@ class Trainer:
             )
         )
 
+    def begin_with(self, generator: Generator) -> None:
+        """Start from a trained generator of the same configuration; the discriminator and the optimisers are new."""
+        for mine in (self.G, self.G_ema):
+            mine.load_state_dict(generator.state_dict())
+
     def _calibrate(self) -> None:
         """Start the running means from what the untrained network shows over all zooms, not from 0 and 1."""
         rng = stream(self.config.training.seed, "calibration")
