@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo test browser clean
 
 # Data, training and a strip of zooms; about 5 minutes on two CPU cores. The patches are kept for the next time.
 demo: $(VENV)/.run demo/patches.zip
@@ -15,7 +15,7 @@ demo: $(VENV)/.run demo/patches.zip
 demo/patches.zip: | $(VENV)/.run
 	$(RUN) dataset_tool.py demo --dest $@ --resolution 32 --octaves 6 --counts 300,500,800,1000,1200,1200
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev browser
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -33,6 +33,12 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.run
+
+# The page's tests need Chromium; where it is missing and cannot be installed they are skipped, and say so.
+browser:
+	@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  (apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver) >/dev/null 2>&1; } || \
+	  echo "No chromedriver was found or could be installed; the tests of the page will be skipped."
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -21,8 +21,9 @@ from PIL import Image
 import dataset_tool
 import generate
 import train
+from multiscale.bundled import MODEL
 from multiscale.training import launch
-from multiscale.training.checkpoint import load_snapshot, save_snapshot, snapshots_of
+from multiscale.training.checkpoint import find_network, load_snapshot, save_snapshot, snapshots_of
 from multiscale.training.folder import held
 from multiscale.training.launch import Request, data_layer, resolve
 from multiscale.training.state import states_of
@@ -401,9 +402,9 @@ def test_a_strip_outlines_each_view_in_the_one_before(trained, tmp_path):
     assert white[18:, 8:120].sum() > 100  # the outline inside the first picture
 
 
-def test_the_newest_run_is_taken(trained, tmp_path, monkeypatch):
+def test_the_newest_run_is_taken_and_the_bundled_model_before_there_is_one(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "No trained network was found" in refused(generate)
+    assert find_network(None) == MODEL
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "00000-a").symlink_to(trained)
     assert run(generate).output.strip() == "out/seed0000-1x.png"

@@ -14,6 +14,7 @@ import safetensors.torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, sha256
+from multiscale.bundled import MODEL
 from multiscale.config import GeneratorConfig, build, to_dict
 from multiscale.networks.generator import Generator
 
@@ -114,17 +115,14 @@ def is_snapshot(path: Path) -> bool:
 def find_network(network: str | Path | None, runs: str | Path = "runs") -> Path:
     """The snapshot file meant by ``--network``: a file, the newest of a run's folder, or (None) of the newest run.
 
+    Where there is no run yet it is the bundled model.
+
     Raises:
-        UserError: there is none; the message says how to make one.
+        UserError: what was named does not exist or holds no snapshot.
     """
     if network is None:
         found = [path for folder in _subfolders(Path(runs)) for path in snapshots_of(folder)]
-        if not found:
-            raise UserError(
-                f"No trained network was found under {Path(runs)}/; train one (python train.py --data patches.zip) "
-                "or give one with --network RUN or FILE."
-            )
-        return max(found, key=lambda path: (path.stat().st_mtime, path.name))
+        return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=MODEL)
     path = Path(network)
     if path.is_dir():
         found = snapshots_of(path)

@@ -1,0 +1,62 @@
+"""The bundled model: small, whole, says how it was trained, and shows something at every zoom; packing another."""
+
+import json
+
+import pytest
+import safetensors
+import torch
+from conftest import calibrated_generator, small_config
+
+from multiscale.bundled import MODEL
+from multiscale.bundled.__main__ import pack
+from multiscale.rendering.renderer import Renderer
+from multiscale.training.checkpoint import load_snapshot, save_snapshot
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load_snapshot(MODEL)
+
+
+def test_it_is_small_and_in_half_precision():
+    assert MODEL.stat().st_size < 6e6
+    with safetensors.safe_open(MODEL, framework="pt") as file:
+        kinds = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - not a dict
+    assert {kind for name, kind in kinds.items() if name.endswith(("weight", "bias"))} == {torch.float16}
+    assert kinds["synthesis.input.omega"] == torch.float32
+
+
+def test_it_says_how_it_was_trained(bundled):
+    assert bundled.generator.config.octaves >= 5
+    assert bundled.info["kimg"] > 0
+    assert len(bundled.info["swd by octave"]) == bundled.generator.config.octaves
+    assert {"schedule", "training", "discriminator"} <= set(bundled.info["trained with"])
+
+
+def test_it_shows_something_at_every_zoom(bundled):
+    renderer = Renderer(bundled.generator, torch.device("cpu"))
+    for octave in range(bundled.generator.config.octaves + 1):
+        pixels = renderer.render([0, 1], [2.0**octave] * 2, [(0.1, -0.07) if octave > 2 else (0, 0)] * 2)
+        assert pixels.std() > 15
+        assert (pixels == 255).mean() < 0.05
+
+
+def test_packing_keeps_the_pictures(tmp_path):
+    torch.manual_seed(0)
+    generator = calibrated_generator(small_config(octaves=3))
+    save_snapshot(tmp_path / "run" / "generator-000001000.safetensors", generator, {"kimg": 1.0})
+    (tmp_path / "run" / "config.yaml").write_text("training: {kimg: 1}\ngenerator: {octaves: 3}\n")
+    (tmp_path / "run" / "stats.jsonl").write_text(json.dumps({"kimg": 1.0, "swd": [0.5], "swd mean": 0.5}) + "\n")
+    pack(tmp_path / "run", tmp_path / "packed.safetensors")
+    packed = load_snapshot(tmp_path / "packed.safetensors")
+    assert packed.info == {
+        "kimg": 1.0,
+        "swd by octave": [0.5],
+        "swd mean": 0.5,
+        "trained with": {"training": {"kimg": 1}},
+    }
+    z, region = torch.randn(1, 16), torch.eye(3, dtype=torch.float64)[None]
+    torch.testing.assert_close(packed.generator(z, region), generator(z, region).detach(), atol=0.02, rtol=0)
+    assert (tmp_path / "packed.safetensors").stat().st_size < 0.7 * (
+        tmp_path / "run" / "generator-000001000.safetensors"
+    ).stat().st_size
