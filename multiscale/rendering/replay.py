@@ -8,7 +8,8 @@ import torch
 
 from multiscale.networks.generator import SynthesisNetwork
 
-SHAPES_KEPT = 4
+SHAPES_KEPT = 8
+SHAPES_COUNTED = 256
 WARM_UP = 2
 """Calls before a shape is recorded, so that libraries have chosen their algorithms."""
 
@@ -28,6 +29,8 @@ class Replay:
         """ws [B, num_ws, D] on the GPU, transform [B, 3, 3] anywhere -> float32 [B, C, height, width] on the GPU."""
         key = (len(ws), *size)
         if key not in self._graphs:
+            if len(self._calls) > SHAPES_COUNTED:
+                self._calls.clear()
             self._calls[key] = self._calls.get(key, 0) + 1
             if self._calls[key] <= WARM_UP:
                 return self.synthesis(ws, transform, size=size)

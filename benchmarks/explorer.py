@@ -1,0 +1,162 @@
+"""Frames a second and latency of the explorer, through its real server and WebSocket, for several clients at once.
+
+    python benchmarks/explorer.py [--network RUN|FILE --clients 1 4 16 --seconds 20 --side 256 --minutes 10 --out FILE.json]
+
+Each client flies: its input moves 60 times a second, and it asks for the newest view as soon as the last frame has come. The
+latency of a frame goes from the input that it shows to its last byte. Memory is the server's, every few seconds;
+``--minutes 10`` adds a long flight of four clients for it. The client runs on the same processors as the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import torch
+from machine import describe, publish
+
+ROOT = Path(__file__).resolve().parent.parent
+INPUT_SECONDS = 1 / 60
+SAMPLE_SECONDS = 5.0
+
+
+@dataclass
+class Flight:
+    """What one client saw."""
+
+    latencies: list[float] = field(default_factory=list)
+    render_ms: list[float] = field(default_factory=list)
+    bytes: int = 0
+
+
+def view(seconds: float, client: int, side: int, octaves: float) -> dict[str, Any]:
+    """The region that a client looks at: in and out of the world, wandering, the same for every run."""
+    depth = (octaves - math.log2(side / 64)) * (0.5 - 0.5 * math.cos(seconds / 5 + client))
+    zoom = 2.0 ** max(depth, 0)
+    reach = (1 - 1 / zoom) / 2
+    x, y = reach * math.sin(seconds / 7 + client), reach * math.cos(seconds / 9 + 2 * client)
+    pitch = 1 / (zoom * side)
+    return {"left": x - pitch * side / 2, "top": y - pitch * side / 2, "pitch": pitch, "width": side, "height": side}
+
+
+async def fly(url: str, client: int, side: int, octaves: float, until: float) -> Flight:
+    """One client's flight through a WebSocket of its own."""
+    flight = Flight()
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}/ws", max_msg_size=0) as socket:
+        number = 0
+        while (now := time.perf_counter()) < until:
+            moved = now - now % INPUT_SECONDS  # the newest input
+            request = {
+                "type": "frame",
+                "id": number,
+                "slot": "main",
+                "network": None,
+                "world": str(client),
+                "trunc": 1.0,
+            }
+            request |= {"quality": "draft", "extrapolate": False, "error": False}
+            await socket.send_str(json.dumps(request | view(moved, client, side, octaves)))
+            while True:
+                message = await socket.receive(timeout=120)
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    length = int.from_bytes(message.data[:4], "big")
+                    header = json.loads(message.data[4 : 4 + length])
+                    if header["id"] == number:
+                        break
+                elif message.type is not aiohttp.WSMsgType.TEXT or json.loads(message.data)["type"] == "error":
+                    raise RuntimeError(f"The server answered {message}.")
+            flight.latencies.append(time.perf_counter() - moved)
+            flight.render_ms.append(header["render_ms"])
+            flight.bytes += len(message.data)
+            number += 1
+    return flight
+
+
+async def resident(pid: int, samples: list[float]) -> None:
+    """Append the server's resident memory in MB every few seconds."""
+    while True:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        samples.append(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")))
+        await asyncio.sleep(SAMPLE_SECONDS)
+
+
+async def measure(url: str, pid: int, clients: int, seconds: float, side: int, octaves: float) -> dict[str, Any]:
+    """Fly ``clients`` at once and sum up."""
+    memory: list[float] = []
+    sampler = asyncio.create_task(resident(pid, memory))
+    start = time.perf_counter()
+    flights = await asyncio.gather(*(fly(url, i, side, octaves, start + seconds) for i in range(clients)))
+    took = time.perf_counter() - start
+    sampler.cancel()
+    latencies = 1000 * np.concatenate([flight.latencies for flight in flights])
+    counts = [len(flight.latencies) for flight in flights]
+    return {
+        "clients": clients,
+        "seconds": round(took, 1),
+        "frames_per_sec": sum(counts) / took,
+        "frames_per_sec_of_each": [min(counts) / took, max(counts) / took],
+        "latency_ms": {"p50": float(np.median(latencies)), "p95": float(np.quantile(latencies, 0.95))},
+        "render_ms": float(np.median(np.concatenate([flight.render_ms for flight in flights]))),
+        "bytes_a_frame": sum(flight.bytes for flight in flights) / sum(counts),
+        "server_mb": [memory[0], max(memory), memory[-1]],
+    }
+
+
+def served(network: str | None) -> tuple[subprocess.Popen[str], str]:
+    """Start zoom.py; returns the process and the address that it prints."""
+    command = [sys.executable, str(ROOT / "zoom.py"), "--no-browser", *(["--network", network] if network else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"https?://[^\s]+", line):
+            return process, found[0].rstrip("/.")
+    raise SystemExit("zoom.py did not start.")
+
+
+async def flights(options: argparse.Namespace, url: str, pid: int) -> dict[str, Any]:
+    """All flights of a report."""
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/api/info") as answer:
+        info = await answer.json()
+    network = next(entry for entry in info["networks"] if entry["name"] == info["default"])
+    octaves = math.log2(network["world_px"] / 64)
+    await measure(url, pid, 1, 3, options.side, octaves)  # warm-up
+    rows = [await measure(url, pid, n, options.seconds, options.side, octaves) for n in options.clients]
+    report = {"device": info["device"], "network": network["name"], "side": options.side, "flights": rows}
+    if options.minutes:
+        report["long"] = await measure(url, pid, 4, options.minutes * 60, options.side, octaves)
+    return report
+
+
+def main() -> None:
+    """Measure, print, and write the JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", help="run or snapshot (default: as zoom.py chooses)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="clients at once (default 1 4 16)")
+    parser.add_argument("--seconds", type=float, default=20, help="of each flight (default 20)")
+    parser.add_argument("--minutes", type=float, default=0, help="of a long flight of four clients (default none)")
+    parser.add_argument("--side", type=int, default=256, help="side of a frame in pixels (default 256)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    server, url = served(options.network)
+    try:
+        report = asyncio.run(flights(options, url, server.pid))
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    publish({"machine": describe(torch.get_num_threads(), device), **report}, options.out)
+
+
+if __name__ == "__main__":
+    main()
