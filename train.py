@@ -17,10 +17,9 @@ from multiscale.training.status import report_status
 @optgroup.option(
     "--outdir", metavar="FOLDER", help="The run's own folder; a run there goes on.  [default: a numbered one in runs/]"
 )
+@optgroup.option("--resume", metavar="FILE", help="Begin a run with the training state (state-*.pt) of another.")
 @optgroup.option(
-    "--resume",
-    metavar="FILE",
-    help="Begin with the state-*.pt of another run, or a generator-*.safetensors.",
+    "--transfer", metavar="FILE", help="Begin with its networks alone: a state-*.pt, or a generator-*.safetensors."
 )
 @optgroup.option("--fresh", is_flag=True, help="Begin another run; without it the same command goes on with its run.")
 @optgroup.group("Machine")

@@ -26,7 +26,7 @@ from multiscale.training import launch
 from multiscale.training.checkpoint import find_network, load_snapshot, save_snapshot, snapshots_of
 from multiscale.training.folder import held
 from multiscale.training.launch import Request, data_layer, resolve
-from multiscale.training.state import states_of
+from multiscale.training.state import load_state, states_of
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["generator.channel_max=16", "generator.channel_base=32", "training.swd_patches=4", "training.sample_seeds=2"]
@@ -201,23 +201,39 @@ def test_a_run_begins_with_the_state_of_another(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_run_begins_with_the_generator_of_another(tmp_path):
-    data, folder, other = small_patches(tmp_path / "p.zip"), tmp_path / "run", tmp_path / "other"
+def test_a_run_begins_with_the_networks_of_another(tmp_path):
+    data, folder = small_patches(tmp_path / "p.zip"), tmp_path / "run"
     quick_training(data, folder)
-    learned = snapshots_of(folder)[-1]
-    printed = quick_output(
-        data, other, "--resume", learned, "--set", "training.g_lr=1e-12", "--set", "discriminator.channel_base=512"
-    )
-    assert f"Beginning with the generator of {learned}." in printed
-    old, new = (load_snapshot(snapshots_of(run)[-1]).generator.state_dict() for run in (folder, other))
+    other_data = small_patches(tmp_path / "other.zip", per_octave=6)
+    still = ("--set", "training.g_lr=1e-12", "--set", "training.d_lr=1e-12", "--batch", 2)
+    snapshot, state = snapshots_of(folder)[-1], states_of(folder)[-1]
+    for file, what in ((snapshot, "generator"), (state, "networks")):
+        other = tmp_path / what
+        assert f"Beginning with the {what} of {file}." in quick_output(other_data, other, "--transfer", file, *still)
+        learned = load_state(state)["G" if what == "networks" else "G_ema"]
+        for name, tensor in load_state(states_of(other)[-1])["G"].items():
+            if not name.endswith(("magnitude_ema", "w_avg")):  # these move without a learning rate
+                torch.testing.assert_close(tensor, learned[name])
+        again = quick_output(other_data, other, "--transfer", file, *still, "--kimg", "0.02")
+        assert "Going on from" in again
+        assert "Beginning" not in again
+    old, new = (load_state(states_of(run)[-1])["D"] for run in (folder, tmp_path / "networks"))
     for name, tensor in old.items():
-        if not name.endswith(("magnitude_ema", "w_avg")):  # these move without a learning rate
-            torch.testing.assert_close(new[name], tensor)
-    options = ("--data", data, "--outdir", tmp_path / "x", "--resume", learned)
-    assert "has another model" in refused(train, *options, "--set", "generator.channel_max=48")
+        torch.testing.assert_close(new[name], tensor)
+
+
+def test_networks_that_do_not_fit_are_not_transferred(tmp_path):
+    data, folder = small_patches(tmp_path / "p.zip"), tmp_path / "run"
+    quick_training(data, folder)
+    snapshot, state = snapshots_of(folder)[-1], states_of(folder)[-1]
+    options = ("--outdir", tmp_path / "x", "--transfer")
+    other = refused(train, "--data", data, *options, snapshot, "--set", "generator.channel_max=48")
+    assert "has another model" in other
+    assert "discriminator" in refused(train, "--data", data, *options, state, "--set", "discriminator.channel_base=64")
     fewer = small_patches(tmp_path / "fewer.zip", octaves=2)
-    refusal = refused(train, "--data", fewer, "--outdir", tmp_path / "x", "--resume", learned)
-    assert "generator.octaves=3 but the patches of" in refusal
+    assert "generator.octaves=3 but the patches of" in refused(train, "--data", fewer, *options, snapshot)
+    assert "Cannot read" in refused(train, "--data", data, *options, tmp_path / "none.pt")
+    assert "Both --resume and --transfer" in refused(train, "--data", data, *options, state, "--resume", state)
     assert not (tmp_path / "x").exists()
 
 

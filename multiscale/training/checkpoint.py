@@ -107,11 +107,6 @@ def load_snapshot(path: str | Path) -> Snapshot:
     return Snapshot(generator.eval().requires_grad_(False), path, sha256(path), info)
 
 
-def is_snapshot(path: Path) -> bool:
-    """Whether a file's name says that it is a snapshot, not a training state."""
-    return path.suffix == ".safetensors"
-
-
 def find_network(network: str | Path | None, runs: str | Path = "runs") -> Path:
     """The snapshot file meant by ``--network``: a file, the newest of a run's folder, or (None) of the newest run.
 

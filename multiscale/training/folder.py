@@ -20,7 +20,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.config import RunConfig, merge, to_dict
 from multiscale.data.patches import PatchDataset
-from multiscale.training.checkpoint import is_snapshot, load_snapshot, snapshots_of
+from multiscale.training.checkpoint import snapshots_of
 from multiscale.training.state import identity_of, images_of, load_newest_state, load_state, states_of
 from multiscale.training.status import command_to_go_on
 from torch_utils.distributed import under_torchrun
@@ -68,7 +68,7 @@ def choose_folder(
                 f"--outdir {folder} holds a run without a training state to go on from; give another folder."
             )
         _check_data(began[1], dataset, str(folder))
-        return folder, check_changes(began[0], config, f"The run in {folder}")
+        return folder, check_changes(began[0], to_dict(config), f"The run in {folder}")
     runs = Path("runs")
     for folder in [] if is_new else sorted(runs.glob("*-*"), reverse=True):
         began = _facts(folder)
@@ -86,21 +86,15 @@ def holds_run(folder: Path) -> bool:
 
 
 def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> list[str]:
-    """Settings that a run changes which begins with another's state or generator; UserError if model or data do not fit."""
-    if is_snapshot(path):
-        learned = to_dict(load_snapshot(path).generator.config)
-        return check_changes({"generator": learned}, config, f"The generator of {path}", only="generator")
+    """Settings that a run which begins from another's state changes; UserError if the model or the data do not fit."""
     state = load_state(path)
     _check_data(state["data"], dataset, str(path))
-    return check_changes(state["config"], config, f"The run of {path}")
+    return check_changes(state["config"], to_dict(config), f"The run of {path}")
 
 
-def check_changes(began: Mapping[str, Any], config: RunConfig, whose: str, *, only: str = "") -> list[str]:
-    """``section.key: old -> new`` of the settings that changed; UserError if they are of the model.
-
-    ``only``: compare this section alone.
-    """
-    changed = [text for text in differences(began, to_dict(config)) if text.startswith(only)]
+def check_changes(began: Mapping[str, Any], now: Mapping[str, Any], whose: str) -> list[str]:
+    """``section.key: old -> new`` of the settings that changed; UserError if they are of the model."""
+    changed = differences(began, now)
     fixed = [text for text in changed if MODEL.match(text)]
     if fixed:
         raise UserError(
@@ -153,9 +147,6 @@ def report_start(folder: Path, resumed: Path | None, config: RunConfig) -> int:
     states = states_of(folder)
     source = states[-1] if states else resumed
     if source is None:
-        return 0
-    if not states and is_snapshot(source):
-        print(f"Beginning with the generator of {source}.")
         return 0
     images = images_of(source) if states else load_state(source)["images"]
     kimg = config.training.kimg

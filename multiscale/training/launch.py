@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from dnnlib.errors import UserError
-from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, parse_assignment, to_dict
+from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
-from multiscale.training.checkpoint import is_snapshot, load_snapshot
 from multiscale.training.estimate import describe_run, describe_settings, device_capacity, fit_batch_gpu
 from multiscale.training.folder import (
     check_resumed,
@@ -31,6 +30,7 @@ from multiscale.training.folder import (
 from multiscale.training.perceptual import SMALLEST_SIDE_PX, load_lpips, missing_files
 from multiscale.training.state import identity_of, load_newest_state, load_state
 from multiscale.training.trainer import Trainer
+from multiscale.training.transfer import load_learned
 from torch_utils import distributed
 from torch_utils.devices import allow_tf32, default_device
 
@@ -53,6 +53,7 @@ class Request:
     seed: int | None = None
     procs: int = 1
     resume: str | None = None
+    transfer: str | None = None
     fresh: bool = False
 
 
@@ -65,7 +66,9 @@ class Job:
     batch_gpu: int
     """Images that a process computes at a time, as many as its memory holds if nobody chose."""
     resumed: Path | None
-    """State of another run to begin with, or a snapshot whose generator to begin with."""
+    """State of another run to begin with."""
+    transfer: Path | None
+    """State or snapshot whose networks to begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,23 +170,34 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
     named, given = _given_settings(request)
     _refuse_other_data(given, dataset, "The settings say")
     preset = named or choose_preset(dataset)
-    resumed = None if request.resume is None else Path(request.resume)
-    learned: dict[str, Any] = {}
-    if resumed is not None and is_snapshot(resumed):
-        learned = {"generator": to_dict(load_snapshot(resumed).generator.config)}
-        _refuse_other_data(learned, dataset, f"The generator of {resumed} has")
+    if request.resume is not None and request.transfer is not None:
+        raise UserError(
+            "Both --resume and --transfer were given; --resume goes on with a run, --transfer takes its networks."
+        )
+    learned = None if request.transfer is None else load_learned(Path(request.transfer))
+    if learned is not None:
+        _refuse_other_data(learned.config, dataset, f"The networks of {learned.path} have")
     values = merge(
-        data_layer(dataset), load_preset(preset), {} if named else _metric_layer(dataset, given), learned, given
+        data_layer(dataset),
+        load_preset(preset),
+        {} if named else _metric_layer(dataset, given),
+        {} if learned is None else learned.config,
+        given,
     )
     config = build(RunConfig, values, source="the run's configuration")
     _check_perceptual(config)
     stem = re.sub(r"[*?\[\]]+", "", Path(request.data).stem).strip("-") or "patches"
+    if learned is not None:
+        learned.check(config)
     is_new = request.fresh or request.resume is not None
     folder, changes = choose_folder(request.outdir, f"{stem}-{preset}", config, dataset, is_new=is_new)
+    resumed = None if request.resume is None else Path(request.resume)
     if resumed is not None:
         changes = check_resumed(resumed, config, dataset)
+    batch_gpu = choose_batch_gpu(config, devices)
+    transfer = None if learned is None else learned.path
     return Run(
-        job=Job(config=config, folder=folder, batch_gpu=choose_batch_gpu(config, devices), resumed=resumed),
+        job=Job(config=config, folder=folder, batch_gpu=batch_gpu, resumed=resumed, transfer=transfer),
         preset=preset,
         dataset=dataset,
         devices=devices,
@@ -321,10 +335,12 @@ def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None
     trainer = Trainer(job.config, dataset, job.folder, process, job.batch_gpu)
     state = load_newest_state(job.folder)
     if state is None and job.resumed is not None:
-        if is_snapshot(job.resumed):
-            trainer.begin_with(load_snapshot(job.resumed).generator)
-        else:
-            state = load_state(job.resumed)
+        state = load_state(job.resumed)
+    if state is None and job.transfer is not None:
+        learned = load_learned(job.transfer)
+        trainer.begin_with(learned.weights)
+        if process.rank == 0:
+            print(learned, flush=True)
     if state is not None:
         trainer.load_state_dict(state)
     shared = "--data and the run's folder must be the same files on all machines, on a disk that they share"

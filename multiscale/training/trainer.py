@@ -433,10 +433,10 @@ class Trainer:
             )
         )
 
-    def begin_with(self, generator: Generator) -> None:
-        """Start from a trained generator of the same configuration; the discriminator and the optimisers are new."""
-        for mine in (self.G, self.G_ema):
-            mine.load_state_dict(generator.state_dict())
+    def begin_with(self, weights: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Take the weights of trained networks, by name (``G``, ``G_ema``, ``D``); all else begins anew."""
+        for name, tensors in weights.items():
+            getattr(self, name).load_state_dict(tensors)
 
     def _calibrate(self) -> None:
         """Start the running means from what the untrained network shows over all zooms, not from 0 and 1."""

@@ -1,0 +1,49 @@
+"""Transfer learning: a run that begins with the networks of another, for other data or other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multiscale.config import RunConfig, to_dict
+from multiscale.training.checkpoint import load_snapshot
+from multiscale.training.folder import check_changes
+from multiscale.training.state import load_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """Networks of another run."""
+
+    path: Path
+    config: Mapping[str, Any]
+    """Their sections of its configuration: ``generator``, and ``discriminator`` if there is one."""
+    weights: Mapping[str, Any]
+    """State dicts by name: ``G``, ``G_ema`` and, from a training state, ``D``."""
+
+    def check(self, config: RunConfig) -> None:
+        """Raise a :class:`UserError` unless the run's networks are of the same shape."""
+        mine = {section: values for section, values in to_dict(config).items() if section in self.config}
+        check_changes(self.config, mine, f"The run of {self.path}")
+
+    def __str__(self) -> str:
+        return f"Beginning with the {'networks' if 'D' in self.weights else 'generator'} of {self.path}."
+
+
+def load_learned(path: Path) -> Learned:
+    """Networks of a training state (``state-*.pt``), or the generator alone of a snapshot (``generator-*.safetensors``).
+
+    Raises:
+        UserError: the file is missing, damaged or of another kind.
+    """
+    if path.suffix == ".safetensors":
+        generator = load_snapshot(path).generator
+        weights = generator.state_dict()
+        return Learned(
+            path=path, config={"generator": to_dict(generator.config)}, weights={"G": weights, "G_ema": weights}
+        )
+    state = load_state(path)
+    config = {section: state["config"][section] for section in ("generator", "discriminator")}
+    return Learned(path=path, config=config, weights={name: state[name] for name in ("G", "D", "G_ema")})
