@@ -14,15 +14,11 @@ from dnnlib.errors import UserError
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside ``path`` and rename it to ``path`` when the block ends well.
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """The name of a temporary file beside ``path``, which is renamed to ``path`` when the block ends well.
 
-    The data are flushed and fsynced before the rename, and the folder's entry after it; if the block raises (Ctrl-C
-    included) the temporary file is removed and an older ``path`` stays as it was. Missing parent folders are made.
-
-    Args:
-        path: Where the file shall stand.
-        mode: ``"wb"`` (readable too: ``"w+b"``) or ``"w"`` for UTF-8 text.
+    The data are fsynced before the rename, and the folder's entry after it; if the block raises (Ctrl-C included) the
+    temporary file is removed and an older ``path`` stays as it was. Missing parent folders are made.
 
     Raises:
         UserError: the folder cannot be made or written, or the disk is full.
@@ -33,9 +29,9 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as stream:
-                yield stream
-                stream.flush()
+            os.close(descriptor)
+            yield Path(temporary)
+            with open(temporary, "rb+") as stream:
                 os.fsync(stream.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
@@ -47,6 +43,24 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         _fsync_folder(path.parent)
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """As :func:`atomic_path`, but with the temporary file open.
+
+    Args:
+        path: Where the file shall stand.
+        mode: ``"wb"`` (readable too: ``"w+b"``) or ``"w"`` for UTF-8 text.
+
+    Raises:
+        UserError: the folder cannot be made or written, or the disk is full.
+    """
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream,
+    ):
+        yield stream
 
 
 def cache_folder() -> Path:

@@ -392,7 +392,7 @@ def test_an_image_says_where_it_comes_from(trained, tmp_path):
     image = Image.open(out)
     assert image.size == (16, 16)
     facts = json.loads(image.text["multiscale"])
-    assert (facts["seed"], facts["scale"], facts["centre"]) == (3, 8, [0.1, -0.2])
+    assert (facts["world"], facts["scale"], facts["centre"]) == ("3", 8, [0.1, -0.2])
     assert facts["sha256"] == load_snapshot(snapshots_of(trained)[-1]).digest
 
 
@@ -426,6 +426,31 @@ def test_the_newest_run_is_taken_and_the_bundled_model_before_there_is_one(train
     assert run(generate).output.strip() == "out/seed0000-1x.png"
 
 
+def test_images_of_any_size_and_depth(trained, tmp_path):
+    run(generate, "--network", trained, "--size", "96x40", "--bits", "16", "--out", tmp_path / "a.png")
+    run(generate, "--network", trained, "--size", "96x40", "--out", tmp_path / "b.png")
+    pyvips = pytest.importorskip("pyvips")
+    deep, shallow = (pyvips.Image.new_from_file(str(tmp_path / name)) for name in ("a.png", "b.png"))
+    assert (deep.width, deep.height, deep.format) == (96, 40, "ushort")
+    np.testing.assert_allclose(deep.numpy() / 257, shallow.numpy(), atol=1)
+    assert json.loads(Image.open(tmp_path / "a.png").text["multiscale"])["world"] == "0"
+
+
+def test_a_sheet_of_worlds(trained, tmp_path):
+    run(generate, "--network", trained, "--seeds", "0-2,1~2:0.5,3_4@0-5", "--grid", "--out", tmp_path / "g.png")
+    assert Image.open(tmp_path / "g.png").size[0] > 3 * 128
+    assert json.loads(Image.open(tmp_path / "g.png").text["multiscale"])["world"][3:] == ["1~2:0.5", "3_4@0-5"]
+
+
+def test_films_and_large_files(trained, tmp_path):
+    film = ("--video", tmp_path / "f.mp4", "--to", "8,0.2,0.1", "--seconds", "0.5", "--fps", "8", "--size", "32x32")
+    assert "From 4x on the film enlarges" in run(generate, "--network", trained, *film).output
+    run(generate, "--network", trained, "--pyramid", tmp_path / "p.dzi")
+    run(generate, "--network", trained, "--tiff", tmp_path / "t.tif")
+    assert len(list((tmp_path / "p_files").glob("*/*.png"))) == 8  # 128 a side, on one tile
+    assert {path.name for path in tmp_path.iterdir()} == {"f.mp4", "p.dzi", "p_files", "t.tif"}
+
+
 def test_truncation_changes_the_image(trained, tmp_path):
     for psi in ("0", "1"):
         run(generate, "--network", trained, "--trunc", psi, "--out", tmp_path / f"{psi}.png")
@@ -441,13 +466,29 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--scale", "2", "--centre", "0.3,0"], r"must lie in \[-0.25, 0.25\]"),
         (["--centre", "0.3"], "Centre '0.3' cannot be read"),
         (["--centre", "nan,0"], "Centre 'nan,0' cannot be read"),
-        (["--seeds", "5-1"], "Seeds '5-1' cannot be read"),
+        (["--seeds", "5-1"], "Seeds '5-1' run backwards"),
+        (["--seeds", "1,x"], "World 'x' cannot be read"),
         (["--seeds", "0-999999999"], "more than 100,000"),
         (["--seed", "1", "--seeds", "2"], "give one of them"),
         (["--seeds", "0-3", "--out", "a.png"], "cannot be written to the one file"),
         (["--network", "nowhere"], "There is no network nowhere"),
         (["--trunc", "nan"], "--trunc nan is not allowed"),
-        (["--strip", "--scale", "3"], "give one of the two"),
+        (["--strip", "--scale", "3"], "shows every zoom; leave out --scale"),
+        (["--size", "64", "--scale", "4"], "2 times finer than this model has learned"),
+        (["--size", "64", "--scale", "1e300", "--extrapolate"], "at most 1,024"),
+        (["--size", "64", "--scale", "0"], "Scale 0 is out of range"),
+        (["--size", "64", "--scale", "nan"], "Scale nan is out of range"),
+        (["--size", "64x"], "Size '64x' cannot be read"),
+        (["--size", "99999x99999"], "give --tiff FILE or --pyramid FILE"),
+        (["--grid", "--strip"], "--strip and --grid make different things"),
+        (["--video", "a.mp4"], "give --to zoom,x,y"),
+        (["--video", "a.avi", "--to", "4,0,0"], "does not end in .mp4"),
+        (["--video", "a.mp4", "--to", "4,0"], "Place '4,0' cannot be read"),
+        (["--video", "a.mp4", "--to", "4,0,0", "--scale", "2"], "leave out --scale"),
+        (["--to", "4,0,0"], "give --video FILE.mp4"),
+        (["--pyramid", "a.dzi", "--size", "64"], "leave out --size"),
+        (["--pyramid", "a.dzi", "--seeds", "0-1"], "shows one world and 2 were given"),
+        (["--tiff", "a.png"], "does not end in .tif"),
         (["--strip", "--centre", "9,9"], "outside the world"),
         (["--out", "a.jpg"], "another format than PNG"),
         (["--network", "."], "holds no snapshot"),

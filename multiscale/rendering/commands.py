@@ -1,4 +1,4 @@
-"""What ``generate.py`` does: which images are made, where they are written, and what each file says of itself."""
+"""What ``generate.py`` does: which pictures, pyramids and films are made, where they go, and what each says of itself."""
 
 from __future__ import annotations
 
@@ -6,72 +6,191 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dnnlib.errors import UserError
-from multiscale.rendering.renderer import Renderer, provenance, save_png
-from multiscale.rendering.sheets import zoom_strip
+from dnnlib.progress import progress_bar
+from multiscale.rendering.files import save_png
+from multiscale.rendering.pyramid import Pyramid, tiff_tiles, write_deep_zoom, write_tiff
+from multiscale.rendering.renderer import Renderer, provenance, to_uint8, to_uint16
+from multiscale.rendering.sheets import grid, zoom_strip
+from multiscale.rendering.video import Keyframe, write_film
+from multiscale.rendering.worlds import World
 from multiscale.training.checkpoint import find_network, load_snapshot
+from multiscale.view import Region
 from torch_utils.devices import default_device, keep_freed_memory
 
 MAX_SEEDS = 100_000
-OTHER_IMAGES = {".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"}
+MAX_PNG_PX = 1 << 28
+OTHER_IMAGES = {".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".mp4", ".dzi"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageRequest:
-    """What the user asked for."""
+class Request:
+    """What the user asked for; None where nothing was said."""
 
-    seeds: Sequence[int]
-    scale: float
-    centre: tuple[float, float]
-    truncation_psi: float
-    strip: bool
-    network: str | None
-    out: str
+    worlds: Sequence[World]
+    truncation_psi: float = 1.0
+    scale: float | None = None
+    centre: tuple[float, float] = (0.0, 0.0)
+    size: tuple[int, int] | None = None
+    """Width and height in pixels; None: the generator's own."""
+    extrapolate: bool = False
+    bits: int = 8
+    strip: bool = False
+    grid: bool = False
+    video: str | None = None
+    flight: Sequence[Keyframe] = ()
+    seconds: float = 20.0
+    fps: int = 30
+    pyramid: str | None = None
+    tiff: str | None = None
+    network: str | None = None
+    out: str = "out"
 
 
-def generate_images(request: ImageRequest) -> list[Path]:
-    """Render one PNG for each seed and write them; returns their paths.
-
-    ``out`` is a file if it ends in ``.png``, else a folder. Each file's text chunk ``multiscale`` holds seed, view and the
-    network's SHA-256.
+def generate(request: Request) -> list[Path]:
+    """Make what is asked for; returns the paths of the files that hold it.
 
     Raises:
-        UserError: a scale or centre out of range, no network, or several seeds for one file.
+        UserError: options that contradict each other, something out of range, or a file that cannot be written.
     """
     _check(request)
-    paths = _paths(request)
     snapshot = load_snapshot(find_network(request.network))
     keep_freed_memory()
     renderer = Renderer(snapshot.generator, default_device())
-    for seed, path in zip(request.seeds, paths, strict=True):
-        pixels = _picture(renderer, request, seed)
-        view = {"strip_to_scale": renderer.max_zoom} if request.strip else {"scale": request.scale}
-        facts = {"seed": seed, **view, "centre": list(request.centre), "truncation_psi": request.truncation_psi}
-        save_png(path, pixels, {**facts, **provenance(snapshot)})
-    return paths
+    maker = _Maker(request, renderer, provenance(snapshot))
+    if request.video is not None:
+        return maker.film(_named(request.video, "--video", ".mp4"))
+    if request.pyramid is not None:
+        return maker.deep_zoom(_named(request.pyramid, "--pyramid", ".dzi"))
+    if request.tiff is not None:
+        return maker.tiff(_named(request.tiff, "--tiff", ".tif", ".tiff"))
+    return maker.grid() if request.grid else maker.pictures()
 
 
-def parse_seeds(text: str) -> list[int]:
-    """``"3"``, ``"0-15"``, ``"1,4,8-10"`` -> the seeds meant.
+class _Maker:
+    """The makers of each kind of result."""
+
+    def __init__(self, request: Request, renderer: Renderer, network: dict[str, Any]) -> None:
+        self.request, self.renderer, self.network = request, renderer, network
+        self.scale = 1.0 if request.scale is None else request.scale
+        if not 1 <= self.scale < float("inf"):
+            raise UserError(f"Scale {self.scale:g} is out of range: this model zooms from 1 to {renderer.max_zoom:g}.")
+
+    def pictures(self) -> list[Path]:
+        """A PNG for each world."""
+        paths = _paths(self.request, self.scale)
+        for world, path in zip(self.request.worlds, _bar(paths, "image"), strict=True):
+            save_png(path, self._picture(world), self._facts(world))
+        return paths
+
+    def grid(self) -> list[Path]:
+        """All worlds on one sheet, about as wide as high."""
+        path = Path(self.request.out)
+        path = path if path.suffix.lower() == ".png" else path / "grid.png"
+        worlds = self.request.worlds
+        cells = [self._picture(world) for world in _bar(worlds, "image")]
+        columns = int(np.ceil(np.sqrt(len(cells))))
+        rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+        facts = self._facts(worlds[0])
+        save_png(path, grid(rows, titles=[]), facts | {"world": [str(world) for world in worlds]})
+        return [path]
+
+    def film(self, path: Path) -> list[Path]:
+        """A flight as MP4."""
+        request = self.request
+        width, height = request.size or (max(self.renderer.resolution, 512),) * 2
+        facts = {"world": str(request.worlds[0]), "truncation_psi": request.truncation_psi}
+        facts |= {"flight": [[k.zoom, k.x, k.y] for k in request.flight], **self.network}
+        with progress_bar(
+            total=1.0, unit="film", desc=path.name, bar_format="{desc} {percentage:3.0f}% {remaining}"
+        ) as bar:
+            write_film(
+                path,
+                self.renderer,
+                request.worlds[0],
+                request.truncation_psi,
+                request.flight,
+                width=width,
+                height=height,
+                fps=request.fps,
+                seconds=request.seconds,
+                facts=facts,
+                progress=lambda share: bar.update(share - bar.n),
+            )
+        finest = self.renderer.world_px / max(width, height)
+        if max(place.zoom for place in request.flight) > finest:
+            print(
+                f"From {finest:.3g}x on the film enlarges the model's finest pixels; a smaller --size is sharp for longer."
+            )
+        return [path]
+
+    def deep_zoom(self, path: Path) -> list[Path]:
+        """The whole world as a pyramid of PNG tiles."""
+        pyramid = Pyramid(self.renderer, self.request.worlds[0], self.request.truncation_psi)
+        with progress_bar(total=len(pyramid.addresses()), unit="tile", desc=path.name) as bar:
+            write_deep_zoom(path, pyramid, self._world(self.request.worlds[0]), bar.update)
+        return [path]
+
+    def tiff(self, path: Path) -> list[Path]:
+        """A view, or the whole world, as a pyramidal TIFF."""
+        request, side = self.request, self.renderer.world_px
+        region = Region.of_view(self.scale, request.centre, *(request.size or (int(side / self.scale),) * 2))
+        world = request.worlds[0]
+        with progress_bar(total=tiff_tiles(region), unit="tile", desc=path.name) as bar:
+            write_tiff(
+                path,
+                self.renderer,
+                world,
+                region,
+                request.truncation_psi,
+                self._facts(world),
+                bits=request.bits,
+                extrapolate=request.extrapolate,
+                advance=bar.update,
+            )
+        return [path]
+
+    def _picture(self, world: World) -> np.ndarray:
+        request = self.request
+        if request.strip:
+            return zoom_strip(self.renderer, world, request.centre, request.truncation_psi)
+        if request.size is None and request.bits == 8 and not request.extrapolate:
+            return self.renderer.render([world], [self.scale], [request.centre], request.truncation_psi)[0]
+        region = Region.of_view(self.scale, request.centre, *(request.size or (self.renderer.resolution,) * 2))
+        image = self.renderer.image(world, region, request.truncation_psi, extrapolate=request.extrapolate)
+        return to_uint16(image) if request.bits == 16 else to_uint8(image)
+
+    def _world(self, world: World) -> dict[str, Any]:
+        return {"world": str(world), "truncation_psi": self.request.truncation_psi, **self.network}
+
+    def _facts(self, world: World) -> dict[str, Any]:
+        view = {"strip_to_scale": self.renderer.max_zoom} if self.request.strip else {"scale": self.scale}
+        return {**view, "centre": list(self.request.centre), **self._world(world)}
+
+
+def parse_worlds(text: str) -> list[World]:
+    """``"3"``, ``"0-15"``, ``"1,4~7:0.5,8-10"`` -> the worlds meant.
 
     Raises:
-        UserError: anything else, a range that runs backwards, or more than 100,000 seeds.
+        UserError: anything else, a range that runs backwards, or more than 100,000 worlds.
     """
-    seeds: list[int] = []
+    worlds: list[World] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,10})(?:-(\d{1,10}))?\s*", part)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(
-                f"Seeds {text!r} cannot be read; write a number, a range such as 0-15, or a list such as 1,4,8-10."
-            )
-        first, last = int(match[1]), int(match[2] or match[1])
-        if len(seeds) + last - first + 1 > MAX_SEEDS:
+        match = re.fullmatch(r"\s*(\d{1,10})-(\d{1,10})\s*", part, re.ASCII)
+        if match is None:
+            worlds.append(World.parse(part))
+            continue
+        first, last = int(match[1]), int(match[2])
+        if last < first:
+            raise UserError(f"Seeds {part.strip()!r} run backwards; write a range such as 0-15, the lower seed first.")
+        if len(worlds) + last - first + 1 > MAX_SEEDS:
             raise UserError(f"Seeds {text!r} are more than {MAX_SEEDS:,} images; ask for fewer at once.")
-        seeds.extend(range(first, last + 1))
-    return seeds
+        worlds.extend(World.parse(seed) for seed in range(first, last + 1))
+    return worlds
 
 
 def parse_centre(text: str) -> tuple[float, float]:
@@ -81,49 +200,135 @@ def parse_centre(text: str) -> tuple[float, float]:
         UserError: it is not two finite numbers.
     """
     try:
-        x, y = (float(part) for part in text.split(","))
+        x, y = _numbers(text, 2)
     except ValueError:
-        x = y = float("nan")
-    if not np.isfinite([x, y]).all():
         raise UserError(
             f"Centre {text!r} cannot be read; write two numbers x,y such as 0.1,-0.2 (the world is [-0.5, 0.5])."
-        )
+        ) from None
     return x, y
 
 
-def _check(request: ImageRequest) -> None:
+def parse_size(text: str) -> tuple[int, int]:
+    """``"2048x1024"`` or ``"2048"`` -> width and height in pixels.
+
+    Raises:
+        UserError: anything else.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,6})(?:x([1-9]\d{0,6}))?", text.strip(), re.ASCII)
+    if match is None:
+        raise UserError(
+            f"Size {text!r} cannot be read; write width x height in pixels such as 2048x1024, or one side such as 2048."
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_keyframe(text: str) -> Keyframe:
+    """``"64,0.1,-0.2"`` -> zoom factor and centre.
+
+    Raises:
+        UserError: it is not three finite numbers.
+    """
+    try:
+        return Keyframe(*_numbers(text, 3))
+    except ValueError:
+        raise UserError(f"Place {text!r} cannot be read; write zoom,x,y such as 64,0.1,-0.2.") from None
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    values = [float(part) for part in text.split(",")]
+    if len(values) != count or not np.isfinite(values).all():
+        raise ValueError
+    return values
+
+
+def _bar(things: Sequence[Any], unit: str) -> Any:
+    """The things with a progress bar, if they are several."""
+    return progress_bar(iterable=things, unit=unit, disable=len(things) < 2)
+
+
+def _check(request: Request) -> None:
+    """Refuse what cannot be meant, before a network is loaded."""
     if not np.isfinite(request.truncation_psi):
         raise UserError(
             f"--trunc {request.truncation_psi} is not allowed; give a number, 1 as trained, 0 the mean world."
         )
-    if request.strip and request.scale != 1:
-        raise UserError("--strip shows every zoom and --scale one of them; give one of the two.")
+    kinds = {"--strip": request.strip, "--grid": request.grid, "--video": request.video is not None}
+    kinds |= {"--pyramid": request.pyramid is not None, "--tiff": request.tiff is not None}
+    kind, *others = [name for name, given in kinds.items() if given] or [""]
+    if others:
+        raise UserError(f"{kind} and {others[0]} make different things; give one of them.")
+    options = {
+        "--scale": request.scale is not None,
+        "--size": request.size is not None,
+        "--centre": request.centre != (0, 0),
+    }
+    options |= {
+        "--bits 16": request.bits == 16,
+        "--extrapolate": request.extrapolate,
+        "--from or --to": bool(request.flight),
+    }
+    useless = {
+        "--strip": ("--scale", "--size", "--bits 16", "--extrapolate"),
+        "--grid": ("--bits 16",),
+        "--video": ("--scale", "--centre", "--bits 16", "--extrapolate"),
+        "--pyramid": ("--scale", "--size", "--centre", "--bits 16", "--extrapolate"),
+    }.get(kind, ())
+    if wrong := [name for name in useless if options[name]]:
+        reason = {
+            "--strip": "shows every zoom",
+            "--grid": "is a sheet of 8 bits",
+            "--video": "flies from --from to --to",
+        }
+        raise UserError(f"{kind} {reason.get(kind, 'holds the whole world at every zoom')}; leave out {wrong[0]}.")
+    if kind == "--video" and len(request.flight) < 2:
+        raise UserError("A film needs a place to fly to; give --to zoom,x,y such as --to 64,0.1,-0.2.")
+    if kind != "--video" and options["--from or --to"]:
+        raise UserError("--from and --to are the flight of a film; give --video FILE.mp4 with them.")
+    if kind in ("--video", "--pyramid", "--tiff") and len(request.worlds) > 1:
+        raise UserError(f"{kind} shows one world and {len(request.worlds)} were given; give one.")
     if request.strip and max(map(abs, request.centre)) > 0.5:
         x, y = request.centre
         raise UserError(f"Centre ({x:g}, {y:g}) is outside the world; both coordinates must lie in [-0.5, 0.5].")
+    if kind in ("", "--grid") and request.size is not None and request.size[0] * request.size[1] > MAX_PNG_PX:
+        raise UserError(
+            f"A PNG of {request.size[0]} x {request.size[1]} pixels is too large a PNG; give --tiff FILE or --pyramid FILE."
+        )
 
 
-def _picture(renderer: Renderer, request: ImageRequest, seed: int) -> np.ndarray:
-    if request.strip:
-        return zoom_strip(renderer, seed, request.centre, request.truncation_psi)
-    return renderer.render([seed], [request.scale], [request.centre], request.truncation_psi)[0]
+def _named(name: str, option: str, *suffixes: str) -> Path:
+    path = Path(name)
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{option} {path} does not end in {suffixes[0]}; give a name that does.")
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder; give the name of a file.")
+    return path
 
 
-def _paths(request: ImageRequest) -> list[Path]:
+def _paths(request: Request, scale: float) -> list[Path]:
     out = Path(request.out)
     if out.suffix.lower() == ".png":
-        if len(request.seeds) > 1:
+        if len(request.worlds) > 1:
             raise UserError(
-                f"{len(request.seeds)} seeds cannot be written to the one file {out}; give a folder as --out."
+                f"{len(request.worlds)} seeds cannot be written to the one file {out}; give a folder as --out."
             )
         return [out]
     if out.suffix.lower() in OTHER_IMAGES:
-        raise UserError(f"--out {out} asks for another format than PNG; give a .png file or a folder.")
+        raise UserError(
+            f"--out {out} asks for another format than PNG; give a .png file or a folder, or --tiff, --video, --pyramid."
+        )
     if out.is_file():
         raise UserError(f"--out {out} is a file that does not end in .png; give a .png file or a folder.")
-    name = "strip" if request.strip else f"{request.scale!r}x".replace(".0x", "x")
+    name = "strip" if request.strip else f"{scale!r}x".replace(".0x", "x")
     if request.centre != (0, 0) and not request.strip:
         name += f"-at{request.centre[0]!r},{request.centre[1]!r}"
+    if request.size is not None:
+        name += f"-{request.size[0]}x{request.size[1]}"
     if request.truncation_psi != 1:
         name += f"-trunc{request.truncation_psi!r}"
-    return [out / f"seed{seed:04d}-{name}.png" for seed in request.seeds]
+    return [out / f"seed{_file_name(world)}-{name}.png" for world in request.worlds]
+
+
+def _file_name(world: World) -> str:
+    """Seeds with four digits or more, so that files are listed in order; no colons, which some file systems refuse."""
+    text = str(world)
+    return f"{int(text):04d}" if text.isdigit() else text.replace(":", "=")

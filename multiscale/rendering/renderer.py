@@ -9,22 +9,17 @@ Shapes: M images, C channels, N side of the generator's own image, W and H width
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write
 from multiscale.networks.generator import Generator
 from multiscale.rendering.replay import Replay
 from multiscale.rendering.worlds import World
@@ -32,13 +27,14 @@ from multiscale.training.checkpoint import Snapshot
 from multiscale.view import Region, centre_limit, view_transform
 
 RENDER_BATCH = 16
-REACH = 7
-"""Samples of the input's grid beyond a view's border whose absence is seen inside it (88 dB and more); margins provide some."""
+REACH = 8
+"""Samples of the input's grid beyond a view's border whose absence is seen inside it (100 dB and more); margins provide some."""
 TILE_BYTES = {"cpu": 3 << 28, "cuda": 4 << 30}
 """Feature maps that a batch of tiles may take, roughly."""
 TILE_PX = {"cpu": 512, "cuda": 2048}
 """Largest side of a tile."""
 STYLES_KEPT = 64
+MAX_EXTRAPOLATION = 1024
 _TOLERANCE = 1e-6  # octaves
 
 
@@ -201,6 +197,10 @@ class Renderer:
                 f"x must lie in [{-reach[0]:g}, {reach[0]:g}] and y in [{-reach[1]:g}, {reach[1]:g}]."
             )
         beyond = self.extrapolation(region)
+        if beyond > MAX_EXTRAPOLATION:
+            raise UserError(
+                f"This view is {beyond:g} times finer than the model; at most {MAX_EXTRAPOLATION:,} are allowed."
+            )
         if beyond > 1 and not extrapolate:
             side = max(region.width, region.height)
             allowed = self.world_px / region.zoom
@@ -294,15 +294,6 @@ def nearest_centre(centre: tuple[float, float], zoom: float) -> tuple[float, flo
     limit = float(centre_limit(torch.tensor(zoom, dtype=torch.float64)))
     x, y = (min(max(value, -limit), limit) for value in centre)
     return x, y
-
-
-def save_png(path: str | Path, pixels: np.ndarray, metadata: dict[str, Any]) -> None:
-    """Write uint8 [H, W, C] or [H, W] atomically, with ``metadata`` as JSON in the PNG's text chunk ``multiscale``."""
-    info = PngInfo()
-    info.add_itxt("multiscale", json.dumps(metadata))
-    image = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
-    with atomic_write(path) as stream:
-        image.save(stream, format="png", pnginfo=info)
 
 
 def provenance(snapshot: Snapshot) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from multiscale.rendering.renderer import Renderer, nearest_centre, octave_zooms
+from multiscale.rendering.worlds import World
 
 DISPLAY_PX = 128
 """Images below this side are enlarged by a whole factor to at least it."""
@@ -33,11 +34,13 @@ def sample_sheet(renderer: Renderer, seeds: Sequence[int], centre: tuple[float, 
     return grid(rows, titles=[f"{zoom:g}x" for zoom in zooms])
 
 
-def zoom_strip(renderer: Renderer, seed: int, centre: tuple[float, float], truncation_psi: float = 1.0) -> np.ndarray:
+def zoom_strip(
+    renderer: Renderer, world: World | int, centre: tuple[float, float], truncation_psi: float = 1.0
+) -> np.ndarray:
     """One world at 1x, 2x, ... to the model's zoom, each view outlined in the one before it: uint8 [H, W, 3]."""
     zooms = octave_zooms(renderer.generator.config.octaves)
     centres = [nearest_centre(centre, zoom) for zoom in zooms]
-    images = renderer.render([seed] * len(zooms), zooms, centres, truncation_psi)
+    images = renderer.render([world] * len(zooms), zooms, centres, truncation_psi)
     shown = []
     for i, pixels in enumerate(images):
         picture = Image.fromarray(enlarge(as_rgb(pixels)))

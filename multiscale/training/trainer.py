@@ -33,7 +33,8 @@ from multiscale.data.patches import Mirrored, PatchDataset, octave_of
 from multiscale.data.sampling import SamplerState, ScaleSampler
 from multiscale.networks.discriminator import Discriminator
 from multiscale.networks.generator import Generator
-from multiscale.rendering.renderer import Renderer, save_png
+from multiscale.rendering.files import save_png
+from multiscale.rendering.renderer import Renderer
 from multiscale.rendering.sheets import sample_sheet
 from multiscale.training import adversarial
 from multiscale.training.augment import AdaController, AugmentPipe

@@ -59,7 +59,7 @@ def test_permissions_follow_the_umask(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full (Linux)")
 def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
-
+    (tmp_path / "t").symlink_to("/dev/full")
     monkeypatch.setattr(tempfile, "mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "t")))
     with pytest.raises(UserError, match="No space left on device"), atomic_write(tmp_path / "file") as stream:
         stream.write(b"x" * 100_000)

@@ -1,0 +1,260 @@
+"""A world as a pyramid of tiles, for viewers of gigapixel images: XYZ tiles, Deep Zoom, IIIF Image API 3, TIFF.
+
+Level l shows the whole world on 2^l x 2^l pixels; the finest level is that of the model's finest pixels, N 2^S a side. Every
+tile of every level is rendered by the model (it is not an average of finer ones), and the tiles of a level fit without a seam.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_write
+from multiscale.rendering.files import encode_png
+from multiscale.rendering.renderer import Renderer, to_uint8, to_uint16
+from multiscale.rendering.worlds import World
+from multiscale.view import Region
+
+TILE_PX = 256
+
+Advance = Callable[[int], object]
+"""Told how many more tiles are done."""
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """The levels and tiles of one world.
+
+    Args:
+        renderer: Of the model.
+        world: Which of its worlds.
+        truncation_psi: Truncation of the latents; 1 for none.
+    """
+
+    renderer: Renderer
+    world: World
+    truncation_psi: float = 1.0
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the finest level, a power of two."""
+        return self.renderer.world_px
+
+    @property
+    def tile_px(self) -> int:
+        """Side of a tile; 256, or less for a model whose whole world is smaller."""
+        return min(TILE_PX, self.side)
+
+    @property
+    def finest(self) -> int:
+        """The finest level: ``side`` = 2^finest."""
+        return self.side.bit_length() - 1
+
+    @property
+    def max_level(self) -> int:
+        """Largest z of XYZ tiles; at z = 0 one tile shows the whole world."""
+        return self.finest - (self.tile_px.bit_length() - 1)
+
+    def tile(self, z: int, x: int, y: int, *, cancelled: Callable[[], bool] | None = None) -> np.ndarray:
+        """XYZ tile in column x and row y of 2^z: uint8 [tile_px, tile_px, C].
+
+        Raises:
+            UserError: there is no such tile.
+        """
+        return self.dzi_level(z + self.finest - self.max_level if z >= 0 else -1, x, y, cancelled=cancelled)
+
+    def dzi_level(
+        self, level: int, column: int, row: int, *, cancelled: Callable[[], bool] | None = None
+    ) -> np.ndarray:
+        """Tile of Deep Zoom's ``level`` (2^level pixels a side): uint8 [H, W, C]; levels below a tile are one small tile.
+
+        Raises:
+            UserError: there is no such tile.
+        """
+        region = self.region(level, column, row)
+        return to_uint8(self.renderer.image(self.world, region, self.truncation_psi, cancelled=cancelled))
+
+    def region(self, level: int, column: int, row: int) -> Region:
+        """What a tile of Deep Zoom shows; :class:`UserError` if there is no such tile."""
+        side = 2**level if 0 <= level <= self.finest else 0
+        x, y = column * self.tile_px, row * self.tile_px
+        if not (0 <= x < side and 0 <= y < side):
+            raise UserError(
+                f"There is no tile {column}, {row} on level {level}; levels go from 0 to {self.finest}, level l is 2^l pixels "
+                f"a side, tiles are {self.tile_px}."
+            )
+        world = Region(left=-0.5, top=-0.5, pitch=1 / side, width=side, height=side)
+        return world.part(x, y, min(self.tile_px, side), min(self.tile_px, side))
+
+    def addresses(self) -> list[tuple[int, int, int]]:
+        """Level, column and row of every tile, coarse to fine."""
+        across = [max(2**level // self.tile_px, 1) for level in range(self.finest + 1)]
+        return [(level, x, y) for level, n in enumerate(across) for y in range(n) for x in range(n)]
+
+    def dzi(self) -> str:
+        """Deep Zoom's description, XML."""
+        return (
+            '<?xml version="1.0" encoding="UTF-8"?>\n'
+            '<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" '
+            f'Format="png" Overlap="0" TileSize="{self.tile_px}">\n'
+            f'  <Size Width="{self.side}" Height="{self.side}"/>\n</Image>\n'
+        )
+
+    def iiif_info(self, url: str) -> dict[str, Any]:
+        """``info.json`` of a IIIF Image API 3 service of level 0 at ``url`` (without ``/info.json``)."""
+        small = [2**level for level in range(self.tile_px.bit_length())]
+        return {
+            "@context": "http://iiif.io/api/image/3/context.json",
+            "id": url,
+            "type": "ImageService3",
+            "protocol": "http://iiif.io/api/image",
+            "profile": "level0",
+            "width": self.side,
+            "height": self.side,
+            "sizes": [{"width": side, "height": side} for side in small],
+            "tiles": [{"width": self.tile_px, "scaleFactors": [2**i for i in range(self.max_level + 1)]}],
+            "preferredFormats": ["png"],
+            "extraFormats": ["png"],
+        }
+
+    def iiif_region(self, region: str, size: str) -> Region:
+        """What the region and size of a IIIF request mean: a tile, or the whole world on one tile or less.
+
+        Raises:
+            UserError: it is neither; level 0 has no others.
+        """
+        box = [0, 0, self.side, self.side] if region == "full" else _integers(region, 4)
+        wanted = _integers(size, 2)
+        if box and wanted and wanted[0] and box[2] == box[3] and wanted[0] == wanted[1]:
+            x, y, width, _ = box
+            factor, rest = divmod(width, wanted[0])
+            level = self.finest - (factor.bit_length() - 1)
+            across = self.tile_px * factor
+            exact = not rest and factor.bit_count() == 1 and x % across == 0 and y % across == 0
+            if exact and wanted[0] == min(self.tile_px, 2**level):
+                return self.region(level, x // across, y // across)
+        raise UserError(
+            f"There is no image {region[:60]}/{size[:60]} here; info.json lists the tiles and sizes that there are."
+        )
+
+
+def write_deep_zoom(path: Path, pyramid: Pyramid, facts: dict[str, Any], advance: Advance) -> None:
+    """Write ``NAME.dzi`` and ``NAME_files/LEVEL/COLUMN_ROW.png``; what an interrupted command has left is kept.
+
+    Args:
+        path: Of the ``.dzi`` file, which is written last.
+        pyramid: What is written.
+        facts: World, truncation and network: all that the tiles follow from.
+        advance: Told of each tile.
+
+    Raises:
+        UserError: the folder holds tiles of something else, or cannot be written.
+    """
+    folder = path.with_name(f"{path.stem}_files")
+    made_of = folder / "made-of.json"
+    text = json.dumps({**facts, "side": pyramid.side, "tile": pyramid.tile_px}, indent=1)
+    if folder.exists():
+        try:
+            found = made_of.read_text()
+        except OSError:
+            found = ""
+        if found != text:
+            raise UserError(
+                f"{folder} holds other tiles than these (another world or network); give another name, or remove it and {path}."
+            )
+    else:
+        with atomic_write(made_of, "w") as stream:
+            stream.write(text)
+    for level, column, row in pyramid.addresses():
+        file = folder / str(level) / f"{column}_{row}.png"
+        if not file.exists():
+            tile = encode_png(pyramid.dzi_level(level, column, row))
+            with atomic_write(file) as stream:
+                stream.write(tile)
+        advance(1)
+    with atomic_write(path, "w") as stream:
+        stream.write(pyramid.dzi())
+
+
+def tiff_levels(region: Region) -> list[Region]:
+    """The region, then on half as many pixels, and so on until it fits a tile."""
+    levels = [region]
+    while max(levels[-1].width, levels[-1].height) > TILE_PX:
+        last = levels[-1]
+        width, height = max(last.width // 2, 1), max(last.height // 2, 1)
+        levels.append(Region(left=region.left, top=region.top, pitch=2 * last.pitch, width=width, height=height))
+    return levels
+
+
+def tiff_tiles(region: Region) -> int:
+    """Tiles of all levels."""
+    return sum(-(-level.width // TILE_PX) * -(-level.height // TILE_PX) for level in tiff_levels(region))
+
+
+def write_tiff(
+    path: Path,
+    renderer: Renderer,
+    world: World,
+    region: Region,
+    truncation_psi: float,
+    facts: dict[str, Any],
+    *,
+    bits: int,
+    extrapolate: bool,
+    advance: Advance,
+) -> None:
+    """Write a tiled, pyramidal BigTIFF: pages of half the size each, as libvips, GDAL, QGIS and OpenSlide read them.
+
+    Args:
+        path: The file.
+        renderer, world, region, truncation_psi, extrapolate: As for :meth:`Renderer.image`.
+        facts: What the image shows; kept as JSON in the first page's description.
+        bits: 8 or 16 a channel.
+        advance: Told of each tile.
+    """
+    for level in tiff_levels(region):
+        renderer.check(level, extrapolate=extrapolate)
+    channels = renderer.generator.config.img_channels
+    convert = to_uint16 if bits == 16 else to_uint8
+
+    def tiles(level: Region) -> Iterator[np.ndarray]:
+        for y in range(0, level.height, TILE_PX):
+            for x in range(0, level.width, TILE_PX):
+                part = level.part(x, y, min(TILE_PX, level.width - x), min(TILE_PX, level.height - y))
+                pixels = convert(renderer.image(world, part, truncation_psi, extrapolate=extrapolate))
+                below, right = TILE_PX - part.height, TILE_PX - part.width
+                advance(1)
+                yield np.pad(pixels, ((0, below), (0, right), (0, 0)))
+
+    with atomic_write(path, "w+b") as stream, tifffile.TiffWriter(stream, bigtiff=True) as writer:
+        for i, level in enumerate(tiff_levels(region)):
+            writer.write(
+                tiles(level),
+                shape=(level.height, level.width, channels),
+                dtype=np.uint16 if bits == 16 else np.uint8,
+                photometric="rgb" if channels == 3 else "minisblack",
+                planarconfig="contig",
+                tile=(TILE_PX, TILE_PX),
+                compression="zlib",
+                subfiletype=1 if i else 0,
+                description=None if i else json.dumps(facts),
+                software=False,
+                metadata=None,
+            )
+
+
+def _integers(text: str, count: int) -> list[int]:
+    """``"1,2"`` -> [1, 2]; an empty list if it is not ``count`` numbers of at most 10 digits."""
+    parts = text.split(",")
+    return [int(part) for part in parts] if len(parts) == count and all(map(_NUMBER.fullmatch, parts)) else []
+
+
+_NUMBER = re.compile(r"[0-9]{1,10}")

@@ -1,0 +1,178 @@
+"""Films: a flight through a world at constant zoom speed, as H.264.
+
+The same command gives the same bytes: frames are rendered one at a time, and the encoder's threads and headers are fixed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import Colorspace
+from PIL import Image
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_path
+from multiscale.rendering.renderer import Cancelled, Renderer, to_uint8
+from multiscale.rendering.worlds import World
+from multiscale.view import Region
+
+ENCODER = {"crf": "16", "preset": "medium", "threads": "4", "flags": "+bitexact", "x264-params": "mbtree=0"}
+"""Without x264's macroblock tree, whose AVX-512 code reads memory that it has not written: other bytes at each run."""
+MAX_FRAMES = 100_000
+MAX_SIDE_PX = 8192
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """Where a flight passes: zoom factor and world coordinates of the centre."""
+
+    zoom: float
+    x: float
+    y: float
+
+
+def zoom_path(keyframes: Sequence[Keyframe], frames: int) -> list[tuple[float, tuple[float, float]]]:
+    """Zoom and centre of each frame of a flight, the first and last keyframe included.
+
+    Between two keyframes the zoom grows by the same factor from frame to frame, and the centre moves linearly in 1/zoom: a
+    straight flight towards one fixed point, which never leaves the world. Keyframes of one zoom are joined by a pan. Every
+    leg takes time by its length: octaves of zoom, or widths of the view where that is more, so that the speed is constant.
+
+    Args:
+        keyframes: Two or more.
+        frames: One or more.
+    """
+    lengths = [_length(a, b) for a, b in zip(keyframes[:-1], keyframes[1:], strict=True)]
+    ends = np.cumsum([0.0, *lengths])
+    path = []
+    for position in np.linspace(0, ends[-1], frames):
+        leg = min(int(np.searchsorted(ends, position, side="right")) - 1, len(lengths) - 1)
+        share = (position - ends[leg]) / lengths[leg] if lengths[leg] else 0.0
+        path.append(_between(keyframes[leg], keyframes[leg + 1], min(float(share), 1.0)))
+    return path
+
+
+def write_film(
+    path: Path,
+    renderer: Renderer,
+    world: World,
+    truncation_psi: float,
+    keyframes: Sequence[Keyframe],
+    *,
+    width: int,
+    height: int,
+    fps: int,
+    seconds: float,
+    facts: Mapping[str, Any] | None = None,
+    progress: Callable[[float], object] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> None:
+    """Render a flight and write it as MP4 (H.264, 4:2:0), whole or not at all.
+
+    Where pixels would be finer than the model's finest, those are rendered and enlarged.
+
+    Args:
+        path: The file.
+        renderer, world, truncation_psi: What is shown.
+        keyframes: Two or more; see :func:`zoom_path`.
+        width, height: In pixels, even.
+        fps: Frames a second.
+        seconds: Length.
+        facts: Kept as JSON in the file's comment.
+        progress: Told the share that is done, from 0 to 1, after each frame.
+        cancelled: Asked before each layer of each frame; True gives up.
+
+    Raises:
+        UserError: a size, length or keyframe that is not allowed, or the file cannot be written.
+        Cancelled: ``cancelled`` said so.
+    """
+    frames = round(seconds * fps)
+    _check(renderer, keyframes, width, height, fps, frames)
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4", options=_MUXER) as film:
+        stream = film.add_stream("libx264", rate=fps, options=ENCODER)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.color_range, stream.codec_context.colorspace = _VIDEO_RANGE, _BT709
+        stream.codec_context.color_primaries = stream.codec_context.color_trc = _BT709
+        film.metadata["comment"] = json.dumps(facts or {})
+        for i, (zoom, centre) in enumerate(zoom_path(keyframes, frames)):
+            region = Region.of_view(zoom, centre, width, height)
+            if cancelled is not None and cancelled():
+                raise Cancelled
+            pixels = enlarged_image(renderer, world, region, truncation_psi, cancelled)
+            frame = av.VideoFrame.from_ndarray(np.broadcast_to(pixels, (height, width, 3)).copy(), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            frame.pts = i
+            film.mux(stream.encode(frame))
+            if progress is not None:
+                progress((i + 1) / frames)
+        film.mux(stream.encode())
+
+
+def enlarged_image(
+    renderer: Renderer,
+    world: World,
+    region: Region,
+    truncation_psi: float,
+    cancelled: Callable[[], bool] | None = None,
+) -> np.ndarray:
+    """A region as uint8 [H, W, C]; where it is finer than the model, the model's finest pixels are enlarged (Lanczos).
+
+    These come from one grid over the whole world, so that enlarged frames of a film do not shimmer.
+    """
+    if renderer.extrapolation(region) == 1:
+        return to_uint8(renderer.image(world, region, truncation_psi, cancelled=cancelled))
+    side, step = renderer.world_px, renderer.generator.plan.step
+    low = [max((edge + 0.5) * side, 0.0) for edge in (region.left, region.top)]
+    high = [min(a + n * region.pitch * side, side) for a, n in zip(low, (region.width, region.height), strict=True)]
+    first = [math.floor(a) // step * step for a in low]
+    size = [math.ceil(b) - a for a, b in zip(first, high, strict=True)]
+    grid = Region(left=-0.5, top=-0.5, pitch=1 / side, width=side, height=side).part(*first, *size)
+    pixels = to_uint8(renderer.image(world, grid, truncation_psi, cancelled=cancelled))
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    box = (low[0] - first[0], low[1] - first[1], high[0] - first[0], high[1] - first[1])
+    large = np.asarray(image.resize((region.width, region.height), Image.Resampling.LANCZOS, box=box))
+    return large[..., None] if large.ndim == 2 else large
+
+
+_MUXER = {"movflags": "+faststart", "fflags": "+bitexact"}
+_VIDEO_RANGE = 1  # AVCOL_RANGE_MPEG
+_BT709 = 1
+
+
+def _check(renderer: Renderer, keyframes: Sequence[Keyframe], width: int, height: int, fps: int, frames: int) -> None:
+    if width % 2 or height % 2 or not (16 <= width <= MAX_SIDE_PX and 16 <= height <= MAX_SIDE_PX):
+        raise UserError(
+            f"A film of {width} x {height} pixels is not possible; give even sides from 16 to {MAX_SIDE_PX}."
+        )
+    if not (1 <= fps <= 240 and 1 <= frames <= MAX_FRAMES):
+        raise UserError(
+            f"A film of {frames} frames at {fps} a second is not possible; give up to {MAX_FRAMES:,} at 1 to 240 a second."
+        )
+    if len(keyframes) < 2:
+        raise UserError("A film needs two places or more to fly between.")
+    for keyframe in keyframes:
+        zoom, most = keyframe.zoom, renderer.max_zoom
+        if not 1 <= zoom <= most:
+            raise UserError(f"Scale {zoom:g} is out of range: this model zooms from 1 to {most:g}.")
+        region = Region.of_view(zoom, (keyframe.x, keyframe.y), width, height)
+        renderer.check(region, extrapolate=True)
+
+
+def _length(a: Keyframe, b: Keyframe) -> float:
+    """Octaves of zoom between two keyframes, or widths of the (narrower) view that the centre moves, if that is more."""
+    octaves = abs(math.log2(b.zoom / a.zoom))
+    widths = math.hypot(b.x - a.x, b.y - a.y) * min(a.zoom, b.zoom)
+    return max(octaves, widths)
+
+
+def _between(a: Keyframe, b: Keyframe, share: float) -> tuple[float, tuple[float, float]]:
+    zoom = a.zoom * (b.zoom / a.zoom) ** share
+    moved = share if math.isclose(a.zoom, b.zoom) else (1 / a.zoom - 1 / zoom) / (1 / a.zoom - 1 / b.zoom)
+    return zoom, (a.x + (b.x - a.x) * moved, a.y + (b.y - a.y) * moved)

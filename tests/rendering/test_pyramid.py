@@ -1,0 +1,180 @@
+"""Pyramids: tiles fit each other and the levels each other; independent readers see the right pixels; interruption."""
+
+import json
+import math
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+import torch
+from conftest import calibrated_generator, small_config
+
+from dnnlib.errors import UserError
+from multiscale.rendering import pyramid as module
+from multiscale.rendering.pyramid import Pyramid, tiff_levels, tiff_tiles, write_deep_zoom, write_tiff
+from multiscale.rendering.renderer import Renderer, to_uint8
+from multiscale.rendering.worlds import World
+from multiscale.view import Region
+
+WORLD = World.parse(3)
+FACTS = {"world": "3", "truncation_psi": 1.0, "sha256": "ab"}
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    torch.manual_seed(0)
+    return Renderer(calibrated_generator(small_config(octaves=4, num_layers=8)), torch.device("cpu"))
+
+
+@pytest.fixture
+def pyramid(renderer, monkeypatch):
+    monkeypatch.setattr(module, "TILE_PX", 128)  # 512 a side: levels 0 to 9
+    return Pyramid(renderer, WORLD)
+
+
+def whole(renderer, level):
+    side = 2**level
+    return renderer.image(WORLD, Region(left=-0.5, top=-0.5, pitch=1 / side, width=side, height=side))
+
+
+def psnr(a, b):
+    return 10 * math.log10(4 / (a - b).square().mean().item())
+
+
+def test_levels_and_tiles(pyramid):
+    assert (pyramid.side, pyramid.tile_px, pyramid.finest, pyramid.max_level) == (512, 128, 9, 2)
+    assert len(pyramid.addresses()) == 8 + 4 + 16
+    assert pyramid.tile(0, 0, 0).shape == (128, 128, 3)
+    assert pyramid.dzi_level(0, 0, 0).shape == (1, 1, 3)
+    assert pyramid.dzi_level(6, 0, 0).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("address", [(3, 0, 0), (-1, 0, 0), (0, 1, 0), (2, 0, 4), (2, -1, 0)])
+def test_tiles_that_are_not_there(pyramid, address):
+    with pytest.raises(UserError, match="There is no tile"):
+        pyramid.tile(*address)
+
+
+def test_tiles_are_parts_of_one_image_without_seams(pyramid, renderer):
+    image = whole(renderer, 8)
+    for x in range(2):
+        for y in range(2):
+            part = renderer.image(WORLD, pyramid.region(8, x, y))
+            assert psnr(part, image[:, 128 * y : 128 * y + 128, 128 * x : 128 * x + 128]) > 80
+            expected = to_uint8(image)[128 * y : 128 * y + 128, 128 * x : 128 * x + 128]
+            assert np.abs(pyramid.tile(1, x, y).astype(int) - expected).max() <= 1
+
+
+def test_a_tile_is_close_to_the_four_below_it(pyramid, renderer, capsys):
+    """The measure of cross-scale consistency; an untrained network has only its features in common."""
+    coarse, fine = whole(renderer, 8), whole(renderer, 9)
+    reduced = torch.nn.functional.avg_pool2d(fine, 2)
+    with capsys.disabled():
+        print(f" [{psnr(coarse, reduced):.1f} dB]", end="")
+    unrelated = renderer.image(4, Region(left=-0.5, top=-0.5, pitch=1 / 256, width=256, height=256))
+    assert psnr(coarse, reduced) > psnr(coarse, unrelated) + 3
+
+
+def test_a_small_world_has_one_small_tile():
+    torch.manual_seed(0)
+    small = Pyramid(Renderer(calibrated_generator(small_config(octaves=2, num_layers=8)), torch.device("cpu")), WORLD)
+    assert (small.side, small.tile_px, small.max_level) == (128, 128, 0)
+
+
+def test_iiif_is_level_0_and_every_tile_it_lists_is_there(pyramid):
+    info = pyramid.iiif_info("http://host/iiif/3")
+    assert (info["type"], info["profile"], info["width"], info["height"]) == ("ImageService3", "level0", 512, 512)
+    side, factors = info["tiles"][0]["width"], info["tiles"][0]["scaleFactors"]
+    assert factors == [1, 2, 4]
+    listed = set()
+    for factor in factors:  # as the specification has it, section 5.5 of the Image API 3
+        across = side * factor
+        for x in range(0, 512, across):
+            for y in range(0, 512, across):
+                region = pyramid.iiif_region(f"{x},{y},{across},{across}", f"{side},{side}")
+                listed.add((region.left, region.top, region.pitch))
+    assert len(listed) == 16 + 4 + 1
+    for size in info["sizes"]:
+        assert pyramid.iiif_region("full", f"{size['width']},{size['height']}").width == size["width"]
+
+
+NOT_LISTED = [
+    *["full/max", "1,0,128,128/128,128", "0,0,128,128/64,64", "0,0,384,384/128,128", "full/256,256", "square/1,1"],
+    *["0,0,128,64/128,64", "0,0,0,0/0,0", "0,0,128,128/0,0", "512,0,128,128/128,128", "-1,0,1,1/1,1"],
+    f"{'9' * 99},0,1,1/1,1",
+]
+
+
+@pytest.mark.parametrize("request_", NOT_LISTED)
+def test_iiif_requests_that_level_0_does_not_have(pyramid, request_):
+    with pytest.raises(UserError, match="There is no"):
+        pyramid.iiif_region(*request_.split("/"))
+
+
+def test_deep_zoom_is_read_by_an_independent_program(pyramid, renderer, tmp_path):
+    pyvips = pytest.importorskip("pyvips")
+    done = []
+    write_deep_zoom(tmp_path / "w.dzi", pyramid, FACTS, done.append)
+    assert sum(done) == 28
+    size = ET.parse(tmp_path / "w.dzi").getroot()[0].attrib
+    assert (size["Width"], size["Height"]) == ("512", "512")
+    rows = []
+    for y in range(4):
+        files = [tmp_path / "w_files" / "9" / f"{x}_{y}.png" for x in range(4)]
+        rows.append(pyvips.Image.arrayjoin([pyvips.Image.new_from_file(str(file)) for file in files], across=4))
+    pixels = pyvips.Image.arrayjoin(rows, across=1).numpy()
+    assert np.abs(pixels.astype(int) - to_uint8(whole(renderer, 9))).max() <= 1
+
+
+def test_an_interrupted_pyramid_goes_on(pyramid, tmp_path):
+    path, folder = tmp_path / "w.dzi", tmp_path / "w_files"
+    count = 0
+
+    def interrupt(_):
+        nonlocal count
+        count += 1
+        if count == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_deep_zoom(path, pyramid, FACTS, interrupt)
+    assert not path.exists()
+    kept = {file: file.stat().st_mtime_ns for file in folder.rglob("*.png")}
+    assert len(kept) == 12
+    write_deep_zoom(path, pyramid, FACTS, lambda _: None)
+    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
+    assert len(list(folder.rglob("*.png"))) == 28
+    with pytest.raises(UserError, match="holds other tiles"):
+        write_deep_zoom(path, pyramid, FACTS | {"world": "4"}, lambda _: None)
+
+
+def test_a_folder_of_somebody_else_is_left_alone(pyramid, tmp_path):
+    (tmp_path / "w_files").mkdir()
+    with pytest.raises(UserError, match="holds other tiles"):
+        write_deep_zoom(tmp_path / "w.dzi", pyramid, FACTS, lambda _: None)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_tiff_is_read_as_a_pyramid(renderer, tmp_path, bits):
+    pyvips = pytest.importorskip("pyvips")
+    path, region = tmp_path / "w.tif", Region.of_view(1, (0, 0), 512, 300)
+    options = {"bits": bits, "extrapolate": False}
+    done = []
+    write_tiff(path, renderer, WORLD, region, 1.0, FACTS, **options, advance=done.append)
+    assert sum(done) == tiff_tiles(region) == 5
+    pages = [pyvips.Image.new_from_file(str(path), page=i) for i in range(2)]
+    assert [(page.width, page.height) for page in pages] == [(512, 300), (256, 150)]
+    assert json.loads(pages[0].get("image-description")) == FACTS
+    for page, level in zip(pages, tiff_levels(region), strict=True):
+        pixels = page.numpy() / (2**bits - 1) * 2 - 1
+        image = renderer.image(WORLD, level).clamp(-1, 1).permute(1, 2, 0).numpy()
+        assert np.abs(pixels - image).max() < 3 / 255
+
+
+def test_a_tiff_finer_than_the_model_leaves_nothing(renderer, tmp_path):
+    region = Region.of_view(2, (0, 0), 512, 512)
+    with pytest.raises(UserError, match="2 times finer"):
+        write_tiff(
+            tmp_path / "w.tif", renderer, WORLD, region, 1.0, FACTS, bits=8, extrapolate=False, advance=lambda _: None
+        )
+    assert list(tmp_path.iterdir()) == []
