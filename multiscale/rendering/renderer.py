@@ -28,7 +28,7 @@ from multiscale.view import Region, centre_limit, view_transform
 
 RENDER_BATCH = 16
 REACH = 8
-"""Samples of the input's grid beyond a view's border whose absence is seen inside it (100 dB and more); margins provide some."""
+"""Samples of the input's grid beyond a view's border whose absence is seen inside it (100 dB); margins provide some."""
 TILE_BYTES = {"cpu": 3 << 28, "cuda": 4 << 30}
 """Feature maps that a batch of tiles may take, roughly."""
 TILE_PX = {"cpu": 512, "cuda": 2048}

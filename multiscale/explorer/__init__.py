@@ -1,0 +1,1 @@
+"""A world in the browser: the web server behind ``zoom.py``, and its page."""

@@ -1,0 +1,59 @@
+"""Images to take home: ``/api/image.png``."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import numpy as np
+from aiohttp import web
+
+from multiscale.explorer import frames
+from multiscale.explorer.messages import ImageQuery, parse_query
+from multiscale.explorer.scheduler import Owner, Rank
+from multiscale.explorer.services import Services
+from multiscale.rendering.files import encode_png
+from multiscale.rendering.renderer import to_uint8, to_uint16
+from multiscale.rendering.worlds import World
+
+AT_ONCE = 2
+"""Images in memory; others wait."""
+
+
+class Images:
+    """The handler of images of any size."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._places = asyncio.Semaphore(AT_ONCE)
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Render an image and send it as a file, which says in its metadata what it shows."""
+        query = parse_query(ImageQuery, request.query)
+        network = await self._services.library.get(query.network)
+        world, region = World.parse(query.world), query.region
+        network.renderer.check(region, extrapolate=query.extrapolate)
+        convert, dtype = (to_uint16, np.uint16) if query.depth == "16" else (to_uint8, np.uint8)
+        work = partial(
+            frames.image,
+            network.renderer,
+            world,
+            region,
+            query.trunc,
+            extrapolate=query.extrapolate,
+            convert=convert,
+            dtype=dtype,
+        )
+        facts = {
+            "world": str(world),
+            "scale": region.zoom,
+            "centre": region.centre,
+            "truncation_psi": query.trunc,
+            **network.provenance,
+        }
+        async with self._places:
+            pixels = await self._services.rendered(Owner(), Rank.LONG, work)
+            png = await self._services.encoded(partial(encode_png, pixels, facts))
+        name = f"world-{world}-{region.zoom:.6g}x-{region.width}x{region.height}.png".replace(":", "=")
+        headers = {"Content-Disposition": f'attachment; filename="{name[-200:]}"', "Cache-Control": "no-store"}
+        return web.Response(body=png, content_type="image/png", headers=headers)

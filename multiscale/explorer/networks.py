@@ -1,0 +1,188 @@
+"""The networks that can be shown: a file, or all snapshots of a run, of which the last few used are loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from dnnlib.errors import UserError
+from multiscale.bundled import MODEL
+from multiscale.config import GeneratorConfig, build
+from multiscale.explorer.scheduler import Owner, Rank, RenderQueue
+from multiscale.rendering.renderer import Renderer, provenance
+from multiscale.training.checkpoint import Snapshot, find_network, load_snapshot, snapshots_of
+
+LOADED = 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A snapshot on disk, as its header describes it."""
+
+    path: Path
+    stamp: tuple[int, int]
+    """Time of change in nanoseconds, and bytes."""
+    facts: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What clients call it."""
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class Network:
+    """A loaded snapshot."""
+
+    name: str
+    digest: str
+    provenance: dict[str, Any]
+    renderer: Renderer
+    """For any image, in pieces."""
+    replaying: Renderer
+    """For many images of few shapes, each at once; the same one where the device has nothing to replay."""
+
+
+@dataclass
+class Library:
+    """The networks of one server. Methods are for the event loop, but for :meth:`scan`."""
+
+    network: str | None
+    """A file, a run's folder, or None for the newest run."""
+    device: torch.device
+    queue: RenderQueue
+    run: Path | None = field(init=False, default=None)
+    """The folder that is watched."""
+    entries: dict[str, Entry] = field(init=False, default_factory=dict)
+    """By name, oldest first; never empty."""
+
+    def __post_init__(self) -> None:
+        """Find the networks.
+
+        Raises:
+            UserError: there is none.
+        """
+        path = find_network(self.network)
+        self._file = path
+        if (self.network is None and path != MODEL) or (self.network is not None and Path(self.network).is_dir()):
+            self.run = path.parent
+        self._owner = Owner()
+        self._loaded: OrderedDict[tuple[str, tuple[int, int]], Network] = OrderedDict()
+        self._arriving: dict[tuple[str, tuple[int, int]], asyncio.Task[Network]] = {}
+        self._loader = ThreadPoolExecutor(1, "load")
+        self.scan()
+        if not self.entries:
+            raise UserError(f"Cannot read the network {path}: it has just disappeared.")
+
+    def scan(self) -> bool:
+        """Look at the disk; whether the list has changed. Networks that have all disappeared stay listed."""
+        found = {}
+        for path in snapshots_of(self.run) if self.run is not None else [self._file]:
+            try:
+                stat = path.stat()
+            except OSError:
+                continue
+            stamp = stat.st_mtime_ns, stat.st_size
+            known = self.entries.get(path.stem)
+            found[path.stem] = known if known and known.stamp == stamp else Entry(path, stamp, header_facts(path))
+        if not found or found == self.entries:
+            return False
+        self.entries = found
+        return True
+
+    @property
+    def default(self) -> str:
+        """Name of the newest network whose header can be read."""
+        readable = [name for name, entry in self.entries.items() if entry.facts["octaves"] is not None]
+        return (readable or list(self.entries))[-1]
+
+    def listing(self) -> list[dict[str, Any]]:
+        """What clients are told."""
+        default = self.default
+        return [{"name": name, **entry.facts, "current": name == default} for name, entry in self.entries.items()]
+
+    async def get(self, name: str | None) -> Network:
+        """A network by name (None: the default), loaded if need be.
+
+        Raises:
+            UserError: there is none of this name, or its file has disappeared or is broken.
+        """
+        name = self.default if name is None else name
+        if (network := self._kept(name)) is not None:
+            return network
+        entry = self.entries.get(name)
+        if entry is None:
+            raise UserError(f"There is no network {name!r} here (any more); choose one of the list.")
+        key = name, entry.stamp
+        if key not in self._arriving:
+            self._arriving[key] = asyncio.create_task(self._load(entry))
+            self._arriving[key].add_done_callback(lambda task: self._arrived(key, task))
+        return await asyncio.shield(self._arriving[key])  # others may wait for it too
+
+    async def _load(self, entry: Entry) -> Network:
+        try:
+            snapshot = await asyncio.get_running_loop().run_in_executor(self._loader, load_snapshot, entry.path)
+        except UserError as error:  # for clients, who need not know where it is
+            raise UserError(str(error).replace(str(entry.path), entry.path.name)) from error
+        job = self.queue.call(self._owner, Rank.DRAFT, lambda _: self._placed(entry, snapshot))
+        try:
+            return await asyncio.wrap_future(job.future)
+        finally:
+            job.close()
+
+    def _arrived(self, key: tuple[str, tuple[int, int]], task: asyncio.Task[Network]) -> None:
+        del self._arriving[key]
+        if task.cancelled() or task.exception() is not None:
+            return
+        self._loaded[key] = task.result()
+        while len(self._loaded) > LOADED:
+            self._loaded.popitem(last=False)
+
+    def _kept(self, name: str) -> Network | None:
+        """The network if it is loaded; of a file that has gone, the last one loaded."""
+        entry = self.entries.get(name)
+        keys = [key for key in self._loaded if key[0] == name and (entry is None or key[1] == entry.stamp)]
+        if not keys:
+            return None
+        self._loaded.move_to_end(keys[-1])
+        return self._loaded[keys[-1]]
+
+    def _placed(self, entry: Entry, snapshot: Snapshot) -> Network:
+        renderer = Renderer(snapshot.generator, self.device)
+        replays = self.device.type == "cuda"
+        return Network(
+            name=entry.name,
+            digest=snapshot.digest,
+            provenance=provenance(snapshot),
+            renderer=renderer,
+            replaying=Renderer(snapshot.generator, self.device, replay=True) if replays else renderer,
+        )
+
+
+def header_facts(path: Path) -> dict[str, Any]:
+    """What a snapshot's header says, without reading weights; None for each thing that it does not."""
+    facts: dict[str, Any] = dict.fromkeys(("kimg", "resolution", "octaves", "world_px", "layers", "channels"))
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        config = build(GeneratorConfig, json.loads(metadata["config"]), source=str(path))
+        kimg = dict(json.loads(metadata["info"])).get("kimg")
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
+        return facts
+    facts |= {
+        "resolution": config.img_resolution,
+        "octaves": config.octaves,
+        "world_px": config.img_resolution << config.octaves,
+        "layers": config.num_layers + 1,
+        "channels": config.img_channels,
+    }
+    return facts | {"kimg": kimg if isinstance(kimg, int | float) and math.isfinite(kimg) else None}

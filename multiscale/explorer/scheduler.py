@@ -1,0 +1,199 @@
+"""One thread does everything that a device computes, in pieces: between two pieces, whatever is more urgent goes first.
+
+A job is a generator; each step of it is one piece, such as a tile of an image or a frame of a film. Drafts come before sharp
+images and these before long jobs; among equals, whoever has waited longest since being served last.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from enum import IntEnum
+from typing import Any, Generic, TypeVar
+
+from multiscale.rendering.renderer import Cancelled
+
+T = TypeVar("T")
+Cancelling = Callable[[], bool]
+Work = Callable[[Cancelling], Generator[None, None, T]]
+
+UNSENT = 3
+"""Results that an owner may leave unfetched before its jobs are passed over."""
+PATIENCE_SECONDS = 3.0
+"""A rank that has waited this long gets a piece, however urgent the others are."""
+
+
+class Rank(IntEnum):
+    """How urgent a job is."""
+
+    DRAFT = 0
+    SHARP = 1
+    LONG = 2
+
+
+class Owner:
+    """Whoever asks for jobs: a connection, a film, all viewers of tiles. The queue keeps its accounts here."""
+
+    def __init__(self) -> None:
+        self.served = 0
+        self.unsent = 0
+
+
+class Job(Generic[T]):
+    """A job that has been asked for; call :meth:`close` in any case, as soon as its result is used or no longer wanted."""
+
+    def __init__(self, queue: RenderQueue, owner: Owner, rank: Rank, work: Work[T]) -> None:
+        self.future: Future[T] = Future()
+        self.future.set_running_or_notify_cancel()
+        self.owner = owner
+        self.rank = rank
+        self.asked = time.perf_counter()
+        self.began: float | None = None
+        """When its first piece began, in seconds of ``time.perf_counter``."""
+        self.render_seconds = 0.0
+        """What its pieces took."""
+        self.closed = False
+        self.counted = False
+        self._queue = queue
+        self._pieces = work(lambda: self.closed or queue.stopped)
+
+    def close(self) -> None:
+        """Give up the job if it is unfinished; make room for the owner's next one."""
+        self._queue.close(self)
+
+    def drop(self) -> None:
+        """End the job before its first piece (of the queue alone)."""
+        self._pieces.close()
+        self.future.set_exception(Cancelled())
+
+    def advance(self) -> bool:
+        """Do the next piece; whether that was the last (of the queue alone, on its thread)."""
+        start = time.perf_counter()
+        if self.began is None:
+            self.began = start
+        try:
+            if self.closed or self._queue.stopped:
+                self._pieces.close()
+                raise Cancelled
+            next(self._pieces)
+        except StopIteration as end:
+            self.render_seconds += time.perf_counter() - start
+            self.future.set_result(end.value)
+            return True
+        except Cancelled:
+            self.future.set_exception(Cancelled())  # without a traceback, which would keep what was being rendered
+            return True
+        except BaseException as error:  # belongs to whoever waits
+            self.future.set_exception(error)
+            return True
+        self.render_seconds += time.perf_counter() - start
+        return False
+
+
+class RenderQueue:
+    """The jobs of one device and the thread that does them."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._jobs: list[Job[Any]] = []
+        self._changed = threading.Condition()
+        self._count = 0
+        self._served_at = dict.fromkeys(Rank, time.monotonic())
+        self._thread = threading.Thread(target=self._run, name="render", daemon=True)
+        self._thread.start()
+
+    def submit(self, owner: Owner, rank: Rank, work: Work[T]) -> Job[T]:
+        """Queue ``work(cancelled)``, a generator whose return value becomes the result of the job's ``future``.
+
+        ``work`` may ask ``cancelled()`` within a piece and raise ``Cancelled``.
+        """
+        job = Job(self, owner, rank, work)
+        with self._changed:
+            if self.stopped:
+                job.drop()
+                return job
+            if not any(other.rank == rank for other in self._jobs):
+                self._served_at[rank] = time.monotonic()  # nobody has waited
+            self._jobs.append(job)
+            self._changed.notify()
+        return job
+
+    def call(self, owner: Owner, rank: Rank, function: Callable[[Cancelling], T]) -> Job[T]:
+        """As :meth:`submit` for a job of one piece."""
+        return self.submit(owner, rank, one_piece(function))
+
+    def close(self, job: Job[Any]) -> None:
+        """See :meth:`Job.close`."""
+        with self._changed:
+            job.closed = True
+            if job.counted:
+                job.counted = False
+                job.owner.unsent -= 1
+            never_began = job.began is None and job in self._jobs
+            if never_began:
+                self._jobs.remove(job)
+            self._changed.notify()
+        if never_began:
+            job.drop()
+
+    def stop(self, timeout: float) -> bool:
+        """Give up all jobs; whether the thread has ended within ``timeout`` seconds."""
+        with self._changed:
+            self.stopped = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while self._step():
+                pass
+        except BaseException:
+            logging.getLogger(__name__).exception("The render thread has died.")
+            raise
+
+    def _step(self) -> bool:
+        """Wait for a piece and do it; False at the end. Nothing of the job is held while waiting."""
+        with self._changed:
+            while (job := self._choice()) is None:
+                if self.stopped:
+                    return False
+                self._changed.wait()
+            self._count += 1
+            job.owner.served = self._count
+            if job.began is None:
+                job.began = time.perf_counter()
+        ended = job.advance()
+        with self._changed:
+            self._served_at[job.rank] = time.monotonic()
+            if ended:
+                self._jobs.remove(job)
+                if not job.closed:
+                    job.counted = True
+                    job.owner.unsent += 1
+        return True
+
+    def _choice(self) -> Job[Any] | None:
+        if self.stopped:
+            return self._jobs[0] if self._jobs else None
+        ready = [job for job in self._jobs if job.closed or job.owner.unsent < UNSENT]
+        if not ready:
+            return None
+        late = time.monotonic() - PATIENCE_SECONDS
+        return min(
+            ready,
+            key=lambda job: (not job.closed, self._served_at[job.rank] > late, job.rank, job.owner.served),
+        )
+
+
+def one_piece(function: Callable[[Cancelling], T]) -> Work[T]:
+    """Work that is done in one step."""
+
+    def work(cancelled: Cancelling) -> Generator[None, None, T]:
+        return function(cancelled)
+        yield
+
+    return work

@@ -1,0 +1,141 @@
+"""The life of the explorer's server: from the first look at the networks to the last connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from dnnlib.cache import DiskCache
+from dnnlib.errors import UserError
+from dnnlib.files import cache_folder
+from multiscale.explorer.access import Access
+from multiscale.explorer.app import Explorer
+from multiscale.explorer.films import Films
+from multiscale.explorer.networks import Library, Network
+from multiscale.explorer.scheduler import Owner, Rank, RenderQueue
+from multiscale.explorer.services import Services
+from torch_utils.devices import default_device, keep_freed_memory
+
+FIRST_PORT, PORTS = 8000, 100
+CONNECTIONS = 512
+"""Open at once, of any kind."""
+END_SECONDS = 0.4
+"""What connections get to end by themselves, then requests, then the render thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the user asked for."""
+
+    network: str | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    """None: the first free one."""
+    token: str | None = None
+    """What every request must have; None only where the host is loopback."""
+    cache_mb: int = 512
+
+
+def serve(options: Options, ready: Callable[[str], None]) -> None:
+    """Run a server until SIGINT or SIGTERM. Threads that are within a layer or an encoder then may go on for a while.
+
+    Args:
+        options: What to show, and where.
+        ready: Called with the address of the page, with its token, when it can be opened.
+
+    Raises:
+        UserError: no network, or no place to listen at.
+    """
+    logging.getLogger("aiohttp.server").addFilter(is_news)
+    keep_freed_memory()
+    asyncio.run(_serve(options, ready))
+
+
+async def _serve(options: Options, ready: Callable[[str], None]) -> None:
+    queue = RenderQueue()
+    library = Library(options.network, default_device(), queue)
+    network = await library.get(None)  # what is wrong with it is said now
+    services = Services(library, queue, Films(queue), DiskCache(cache_folder() / "tiles", options.cache_mb << 20))
+    explorer = Explorer(services, Access(options.token))
+    runner = web.AppRunner(explorer.app, access_log=None, handler_cancellation=True, shutdown_timeout=END_SECONDS)
+    await runner.setup()
+    try:
+        listener, port = await _listen(runner, options.host, options.port)
+        stop = _stop_event()
+        watching = asyncio.create_task(explorer.watch())
+        _warm_up(queue, network)
+        ready(address(options.host, port, options.token))
+        await stop.wait()
+        watching.cancel()
+        listener.close()
+        queue.stop(0)
+        await asyncio.wait([asyncio.create_task(explorer.close())], timeout=END_SECONDS)
+    finally:
+        await runner.cleanup()
+        services.close(END_SECONDS)
+
+
+def _warm_up(queue: RenderQueue, network: Network) -> None:
+    """Render something nobody has asked for yet, so that kernels are built and loaded."""
+    job = queue.call(Owner(), Rank.DRAFT, lambda _: network.renderer.render([0], [1.0], [(0.0, 0.0)]))
+    job.future.add_done_callback(lambda _: job.close())
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int | None) -> tuple[asyncio.Server, int]:
+    """Listen at a port, or at the first free one; what listens, and the port."""
+    served = runner.server
+    assert served is not None
+
+    def connected() -> asyncio.BaseProtocol:
+        return served() if len(served.connections) < CONNECTIONS else _Refusal()
+
+    for candidate in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
+        try:
+            return await asyncio.get_running_loop().create_server(connected, host, candidate), candidate
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            if taken and port is None:
+                continue
+            reason = "it is taken" if taken else error.strerror or error
+            advice = "give another --port, or none for the first free one" if taken else "give another --host or --port"
+            raise UserError(f"Cannot listen at {host} port {candidate}: {reason}; {advice}.") from error
+    raise UserError(f"No port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free; give one with --port.")
+
+
+class _Refusal(asyncio.Protocol):
+    """Ends a connection as soon as it is made."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+def _stop_event() -> asyncio.Event:
+    """Set by SIGINT (Ctrl-C) or SIGTERM."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows interrupts the loop instead
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of aiohttp's log is more than a request that is no HTTP."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+def address(host: str, port: int, token: str | None) -> str:
+    """What to open in a browser."""
+    if host in ("0.0.0.0", "::", ""):
+        host = socket.gethostname()
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"?token={quote(token)}" if token else "")
