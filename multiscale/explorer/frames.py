@@ -65,7 +65,7 @@ def render(
         return (yield from _error(network, world, request, cancelled))
     region = request.region
     whole = request.quality == "draft" and region.width * region.height <= WHOLE_PX
-    renderer = network.replaying if whole else network.renderer
+    renderer = network.drafts if whole else network.renderer
     pieces = image(renderer, world, region, request.trunc, cancelled, extrapolate=request.extrapolate)
     pixels = _at_once(pieces) if whole else (yield from pieces)
     return Frame(pixels, region, renderer.extrapolation(region))

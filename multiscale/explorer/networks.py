@@ -48,8 +48,8 @@ class Network:
     provenance: dict[str, Any]
     renderer: Renderer
     """For any image, in pieces."""
-    replaying: Renderer
-    """For many images of few shapes, each at once; the same one where the device has nothing to replay."""
+    drafts: Renderer
+    """For many images of few shapes, each at once and fast: their outermost pixels are right to 66 dB only."""
 
 
 @dataclass
@@ -157,14 +157,12 @@ class Library:
         return self._loaded[keys[-1]]
 
     def _placed(self, entry: Entry, snapshot: Snapshot) -> Network:
-        renderer = Renderer(snapshot.generator, self.device)
-        replays = self.device.type == "cuda"
         return Network(
             name=entry.name,
             digest=snapshot.digest,
             provenance=provenance(snapshot),
-            renderer=renderer,
-            replaying=Renderer(snapshot.generator, self.device, replay=True) if replays else renderer,
+            renderer=Renderer(snapshot.generator, self.device),
+            drafts=Renderer(snapshot.generator, self.device, reach=0, replay=True),
         )
 
 

@@ -58,15 +58,19 @@ class Renderer:
     Args:
         generator: The network; it is used where it is.
         device: Where to render; the generator is moved there.
+        reach: Samples of the input's grid that are computed beyond each border. With fewer, the outermost pixels of a
+            tile depend on the tile: 66 dB and 0.8 of the time for none beyond the network's own margin.
         replay: Record what a GPU is told to do for a shape of image and have it replayed (CUDA graphs): for many
-            images of few shapes.
+            images of few shapes. Other devices have nothing to replay.
     """
 
-    def __init__(self, generator: Generator, device: torch.device, *, replay: bool = False) -> None:
+    def __init__(
+        self, generator: Generator, device: torch.device, *, reach: int = REACH, replay: bool = False
+    ) -> None:
         self.generator = generator.to(device)
         self.device = device
         config, step = generator.config, generator.plan.step
-        self.halo = max(REACH - config.margin, 0) * step
+        self.halo = max(reach - config.margin, 0) * step
         """Pixels by which a tile is rendered wider on each side."""
         self._replay = Replay(generator.synthesis) if replay and device.type == "cuda" else None
         self._styles: OrderedDict[tuple[str, float], torch.Tensor] = OrderedDict()

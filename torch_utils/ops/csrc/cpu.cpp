@@ -47,6 +47,12 @@ template <typename T> struct Simd {
     typedef T Vector __attribute__((vector_size(VECTOR_BYTES)));
     typedef Integer Integers __attribute__((vector_size(VECTOR_BYTES)));
     typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+
+    static Vector first_lanes(Vector v, Integer n) {  // zeros from lane n on
+        Integers lane;
+        for (int i = 0; i < LANES; i++) lane[i] = i;
+        return lane < n ? v : Vector{};
+    }
 };
 
 template <typename V, typename P> inline V load(const P* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
@@ -155,11 +161,16 @@ template <typename T, Slopes MODE> struct Activation {
             const Vector largest = Vector{} + clamp, smallest = -largest;
             typename S::Integers packed{};
             for (int i = 0; i < V; i++) {
-                const auto positive = v[i] > Vector{};
-                v[i] = positive ? v[i] : v[i] * slope;
+                const Vector sloped = v[i] * slope;
                 if (MODE == REMEMBER) {
+                    const auto positive = v[i] > Vector{};
+                    v[i] = positive ? v[i] : sloped;
                     const auto clamped = (v[i] >= largest) | (v[i] <= smallest);
                     packed |= (~positive & (1 << 2 * i)) | (clamped & (2 << 2 * i));
+                } else if (slope <= 1) {
+                    v[i] = v[i] > sloped ? v[i] : sloped;
+                } else {
+                    v[i] = v[i] < sloped ? v[i] : sloped;
                 }
                 v[i] = smallest > v[i] ? smallest : v[i];  // one instruction each, which lets NaN through
                 v[i] = largest < v[i] ? largest : v[i];
@@ -220,8 +231,9 @@ private:
 template <typename T, int R, typename Finish = Plain> struct Stage : Rows<T> {
     using Vector = typename Simd<T>::Vector;
     static constexpr int LANES = Simd<T>::LANES;
-    static constexpr int CHUNK = 4;       // vectors that are summed at a time, of each of the rows
-    static constexpr int MOST_ROWS = 64;  // that meet filters of up to 32 taps
+    static constexpr bool PLAIN = std::is_same_v<Finish, Plain>;
+    static constexpr int CHUNK = R == 1 && PLAIN ? 8 : 4;  // vectors that are summed at a time, of each of the rows
+    static constexpr int MOST_ROWS = 64;                   // that meet filters of up to 32 taps
 
     Stage(Rows<T>& source, const Kernel<T>& g, const Axis& y, const Axis& x, Finish finish = {})
         : Rows<T>(Ring<T>(source.ring.phases * x.up / x.down, x.n_out)), finish(finish), source(source), y(y),
@@ -249,7 +261,7 @@ template <typename T, int R, typename Finish = Plain> struct Stage : Rows<T> {
     }
 
 private:
-    static constexpr bool CAN_FOLD = R > 1 && std::is_same_v<Finish, Plain>;
+    static constexpr bool CAN_FOLD = R > 1 && PLAIN;
 
     struct Row {     // of the source, that sums [from, to) of the R need
         int64_t j;
@@ -345,10 +357,17 @@ private:
                 case 1: chunk<1, FOLD>(m, phase, q, sum); break;
                 case 2: chunk<2, FOLD>(m, phase, q, sum); break;
                 case 3: chunk<3, FOLD>(m, phase, q, sum); break;
-                default: chunk<4, FOLD>(m, phase, q, sum);
+                case 4: chunk<4, FOLD>(m, phase, q, sum); break;
+                case 5: chunk<std::min(5, CHUNK), FOLD>(m, phase, q, sum); break;
+                case 6: chunk<std::min(6, CHUNK), FOLD>(m, phase, q, sum); break;
+                case 7: chunk<std::min(7, CHUNK), FOLD>(m, phase, q, sum); break;
+                case 8: chunk<CHUNK, FOLD>(m, phase, q, sum);
             }
-        for (int r = 0; r < R; r++)
-            for (T* y = this->ring.samples(m + r, phase), *p = y + n; p < y + round_up(n, LANES); p++) *p = 0;
+        if (const int64_t rest = n % LANES)
+            for (int r = 0; r < R; r++) {
+                T* last = this->ring.samples(m + r, phase) + n - rest;
+                store(last, Simd<T>::first_lanes(load<Vector>(last), rest));
+            }
     }
 
     template <int V, bool FOLD> void chunk(int64_t m, int64_t phase, int64_t q, const Sum& sum) {
@@ -369,10 +388,12 @@ private:
                 case 19: add<3, 4, V, FOLD>(sums, x, columns, sum.taps); break;
             }
         }
+#pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             if (m + r >= y.n_out) break;
             finish.template operator()<V>(sums[r], m + r, phase, q);
             T* result = this->ring.samples(m + r, phase) + q;
+#pragma GCC unroll 8
             for (int v = 0; v < V; v++) store(result + v * LANES, sums[r][v]);
         }
     }
@@ -383,7 +404,7 @@ private:
         Vector (&sums)[R][V], const T* x, const Column* columns, int64_t taps) {
         if constexpr (TO <= R)
             for (const Column* c = columns; c < columns + taps; c++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int v = 0; v < V; v++) {
                     Vector samples = load<Vector>(x + c->offset + v * LANES);
                     if (FOLD) samples += load<Vector>(x + c->mirror + v * LANES);
@@ -397,12 +418,13 @@ private:
 template <int PHASES, typename T> void write(Rows<T>& rows, T* map, int64_t first, int64_t last) {
     for (int64_t m = first; m < last; m++) {
         rows.require(m);
-        T* y = map + m * rows.ring.length;
-        for (int phase = 0; phase < PHASES; phase++) {
-            const T* x = rows.ring.samples(m, phase);
-            const int64_t n = rows.ring.phase_length(phase);
-            for (int64_t q = 0; q < n; q++) y[q * PHASES + phase] = x[q];
-        }
+        const T* x[PHASES];
+        for (int phase = 0; phase < PHASES; phase++) x[phase] = rows.ring.samples(m, phase);
+        const int64_t length = rows.ring.length, whole = length / PHASES;
+        T* y = map + m * length;
+        for (int64_t q = 0; q < whole; q++)
+            for (int phase = 0; phase < PHASES; phase++) y[q * PHASES + phase] = x[phase][q];
+        for (int64_t i = whole * PHASES; i < length; i++) y[i] = x[i - whole * PHASES][whole];
     }
 }
 
