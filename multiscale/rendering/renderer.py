@@ -64,9 +64,7 @@ class Renderer:
             images of few shapes. Other devices have nothing to replay.
     """
 
-    def __init__(
-        self, generator: Generator, device: torch.device, *, reach: int = REACH, replay: bool = False
-    ) -> None:
+    def __init__(self, generator: Generator, device: torch.device, *, reach: int = REACH, replay: bool = False) -> None:
         self.generator = generator.to(device)
         self.device = device
         config, step = generator.config, generator.plan.step
