@@ -291,7 +291,8 @@ def _check(request: Request) -> None:
         raise UserError(f"Centre ({x:g}, {y:g}) is outside the world; both coordinates must lie in [-0.5, 0.5].")
     if kind in ("", "--grid") and request.size is not None and request.size[0] * request.size[1] > MAX_PNG_PX:
         raise UserError(
-            f"A PNG of {request.size[0]} x {request.size[1]} pixels is too large a PNG; give --tiff FILE or --pyramid FILE."
+            f"An image of {request.size[0]} x {request.size[1]} pixels is too large for a PNG; "
+            "give --tiff FILE or --pyramid FILE."
         )
 
 
