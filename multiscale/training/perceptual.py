@@ -10,7 +10,6 @@ Shapes: B batch, C channels (3, or 1 for grey), N image side in pixels; feature 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from dnnlib.errors import UserError
-from dnnlib.files import cache_folder, sha256
+from dnnlib.files import cache_folder
 from torch_utils.devices import full_precision
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightFile:
-    """A file of weights that the user provides: its name, its origin and the start of its SHA-256."""
-
-    name: str
-    url: str
-    sha256: str
-
+from torch_utils.weights import WeightFile
 
 ALEXNET_FILE = WeightFile(
     name="alexnet-owt-7be5be79.pth",
@@ -162,29 +152,12 @@ def load_lpips(folder: Path | None = None) -> LPIPS:
     if missing := missing_files(folder):
         wanted = " and ".join(f"{file.name} (from {file.url})" for file in missing)
         raise UserError(f"LPIPS needs {wanted}: put {'them' if missing[1:] else 'it'} into {folder}; {WITHOUT}.")
-    return LPIPS(_read_state(folder, ALEXNET_FILE), _read_state(folder, LINEAR_FILE)).eval()
+    return LPIPS(*(file.read(folder / file.name, "LPIPS") for file in (ALEXNET_FILE, LINEAR_FILE))).eval()
 
 
 def _weighted_difference(x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Equation 1 at one layer: squared difference of unit-length features, channels weighted and summed."""
     return F.conv2d((unit_normalise(x) - unit_normalise(y)).square(), weights)
-
-
-def _read_state(folder: Path, file: WeightFile) -> Mapping[str, torch.Tensor]:
-    path = folder / file.name
-    try:
-        digest = sha256(path)
-        if not digest.startswith(file.sha256):
-            raise UserError(
-                f"{path} is not the published file: its SHA-256 starts with {digest[:8]} instead of "
-                f"{file.sha256[:8]}; fetch it again from {file.url}."
-            )
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"Cannot read LPIPS weights from {path}; fetch it again from {file.url}.") from error
-    if not isinstance(state, Mapping):
-        raise UserError(f"{path} holds no table of weights; fetch it again from {file.url}.")
-    return state
 
 
 def _checked(state: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:

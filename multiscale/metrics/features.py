@@ -1,0 +1,140 @@
+"""Feature networks: what turns an image into the numbers that distributions are compared by.
+
+``random`` is a convolutional network with fixed random weights. It needs no file and orders models that differ visibly, but
+its values mean nothing beside those of other networks: do not report them as FID. ``inception`` is the network that the
+Frechet inception distance is defined with, ``dinov2`` one that was trained without labels; their weights are files that the
+user provides. Nothing is downloaded.
+
+Shapes: B batch, C channels (3, or 1 for grey), N image side in pixels, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dnnlib.errors import UserError, nearest_name
+from dnnlib.files import cache_folder, sha256
+from multiscale.metrics.dinov2 import Dinov2
+from multiscale.metrics.inception import Inception
+from torch_utils.devices import full_precision
+from torch_utils.random import stream
+from torch_utils.weights import WeightFile
+
+INCEPTION_FILE = WeightFile(
+    name="pt_inception-2015-12-05-6726825d.pth",
+    url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+)
+DINOV2_FILES = tuple(
+    WeightFile(
+        name=f"dinov2_{size}14_pretrain.pth",
+        url=f"https://dl.fbaipublicfiles.com/dinov2/dinov2_{size}14/dinov2_{size}14_pretrain.pth",
+        sha256=digest,
+    )
+    for size, digest in (
+        ("vitl", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
+        ("vitb", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"),
+        ("vits", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
+    )
+)
+"""The first is what published values use."""
+NAMES = ("random", "inception", "dinov2")
+
+RANDOM_WIDTHS = (24, 48, 72, 96, 128)
+RANDOM_SMALLEST_SIDE_PX = 4
+"""The last convolution of the random network sees maps of this side at least."""
+RANDOM_SEED = 6
+RANDOM_VERSION = 1
+
+
+class Features:
+    """A feature network by name, on a device.
+
+    Attributes:
+        name: Of ``NAMES``.
+        identity: Name and version of the weights: equal identities give equal features.
+        dimension: D.
+    """
+
+    def __init__(self, name: str, identity: str, network: torch.nn.Module, device: torch.device) -> None:
+        self.name, self.identity, self.device = name, identity, device
+        self.dimension: int = network.dimension  # type: ignore[assignment]
+        self._network = network.to(device)
+
+    def __call__(self, images: torch.Tensor) -> np.ndarray:
+        """Features float32 [B, D] of images uint8 [B, C, N, N] on any device."""
+        return self._network(images.to(self.device)).cpu().numpy()
+
+
+class RandomNetwork(torch.nn.Module):
+    """Convolutions, each followed by a leaky ReLU and halving; features are each map's mean and deviation over the image.
+
+    Args:
+        resolution: N, at least 8; 5 convolutions from 64 pixels on, fewer below.
+    """
+
+    def __init__(self, resolution: int) -> None:
+        super().__init__()
+        self.depth = min(int(math.log2(resolution / RANDOM_SMALLEST_SIDE_PX)) + 1, len(RANDOM_WIDTHS))
+        self.dimension = 2 * sum(RANDOM_WIDTHS[: self.depth])
+        width = 3
+        for stage, wider in enumerate(RANDOM_WIDTHS[: self.depth]):
+            rng = stream(RANDOM_SEED, "random features", stage)
+            weight = rng.standard_normal((wider, width, 3, 3)) * math.sqrt(2 / (9 * width))
+            weight -= weight.mean(axis=(1, 2, 3), keepdims=True) / 2  # less of plain brightness, more of structure
+            self.register_buffer(f"weight{stage}", torch.from_numpy(weight).float())
+            self.register_buffer(f"bias{stage}", torch.from_numpy(rng.uniform(-0.2, 0.2, wider)).float())
+            width = wider
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Features float32 [B, D] of images uint8 [B, C, N, N]."""
+        x = images.float().expand(-1, 3, -1, -1) / 127.5 - 1
+        found = []
+        with full_precision(images.device):
+            for stage in range(self.depth):
+                x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+                x = F.conv2d(x, self.get_buffer(f"weight{stage}"), self.get_buffer(f"bias{stage}"))
+                x = F.leaky_relu(x, 0.2)
+                variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+                found += [mean, (variance + 1e-8).sqrt()]
+                x = F.avg_pool2d(x, 2)
+        return torch.cat(found, dim=1)
+
+
+def load_features(name: str, resolution: int, device: torch.device, weights: Path | None = None) -> Features:
+    """A feature network, ready for use.
+
+    Args:
+        name: Of ``NAMES``.
+        resolution: N of the images.
+        device: Where to compute.
+        weights: The weight file of ``inception`` or ``dinov2``, or a folder that holds it; None: the cache folder.
+
+    Raises:
+        UserError: an unknown name; a weight file that is missing, not a published one, or not readable.
+    """
+    if name not in NAMES:
+        raise UserError(f"There are no features {name!r}{nearest_name(name, NAMES)}.")
+    if name == "random":
+        if weights is not None:
+            raise UserError("The features 'random' have no weight file; leave out --weights, or name other features.")
+        return Features(name, f"random{RANDOM_VERSION}-{resolution}", RandomNetwork(resolution), device)
+    files = (INCEPTION_FILE,) if name == "inception" else DINOV2_FILES
+    path = cache_folder() if weights is None else Path(weights)
+    if path.is_dir() or weights is None:
+        path = path / files[0].name
+    if not path.is_file():
+        raise UserError(
+            f"The features {name!r} need {files[0].name} (from {files[0].url}, SHA-256 {files[0].sha256}): put it into "
+            f"{path.parent} or name it with --weights; --features random does without."
+        )
+    file = next((f for f in files if f.name == path.name), files[0])
+    state = file.read(path, name)
+    network = Inception(state) if name == "inception" else Dinov2(state)
+    return Features(name, f"{name}-{sha256(path)[:16]}", network, device)

@@ -1,0 +1,75 @@
+"""Which patches the measures look at: pools over the mixture of scales and over each octave, shared by all that can.
+
+Every measure takes the first so many patches of its pools, so that a pool is as large as its greediest measure.
+
+Shapes: n patches, C channels, N side in pixels, S octaves, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from multiscale.metrics.frechet import Moments
+from multiscale.metrics.names import Metric
+
+
+@dataclass
+class Pool:
+    """Patches of one distribution, and what is kept of them."""
+
+    octave: int | None
+    """None: the data's mixture."""
+    count: int = 0
+    """Patches that are generated."""
+    moments: set[int] = field(default_factory=set)
+    """The numbers of patches, from the first on, whose moments are wanted."""
+    bank: int = 0
+    """Patches, from the first on, whose features are kept."""
+    images: int = 0
+    """Patches that are kept themselves."""
+
+    @property
+    def name(self) -> str:
+        """Of its draws."""
+        return "mixture" if self.octave is None else f"octave {self.octave}"
+
+
+@dataclass
+class Patches:
+    """What was kept of a pool; complete in every process."""
+
+    moments: dict[int, Moments]
+    bank: np.ndarray
+    """float32 [n, D]."""
+    images: np.ndarray
+    """uint8 [n, C, N, N]."""
+
+
+def views_needed(metric: Metric, octaves: int) -> int:
+    """Views that a measure has rendered for one model of S octaves; measures of the same patches share them."""
+    octave_views = metric.count * octaves
+    factors = {"equivariance": 2, "seam": 8}  # a view and the same moved; four tiles and the area of four
+    if metric.kind_name in ("consistency", "compression"):
+        return metric.count * (octaves + 1)
+    return metric.count if metric.kind.per == "mixture" else octave_views * factors.get(metric.kind_name, 1)
+
+
+def pools_for(metrics: Sequence[Metric], octaves: int, pictures: int = 0) -> list[Pool]:
+    """The pools that serve all measures; ``pictures``: patches of each octave that a report shows."""
+    mixture, each = Pool(None), [Pool(octave) for octave in range(octaves)]
+    for metric in metrics:
+        for pool in {"mixture": [mixture], "octave": each}.get(metric.kind.per, []):
+            if metric.kind.needs:
+                pool.count = max(pool.count, metric.count)
+            if "moments" in metric.kind.needs:
+                pool.moments.add(metric.count)
+            if "bank" in metric.kind.needs:
+                pool.bank = max(pool.bank, metric.count)
+            if "images" in metric.kind.needs:
+                pool.images = max(pool.images, metric.count)
+    for pool in each if pictures else []:
+        pool.count, pool.bank, pool.images = (max(n, pictures) for n in (pool.count, pool.bank, pool.images))
+    return [pool for pool in (mixture, *each) if pool.count]
