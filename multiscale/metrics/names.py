@@ -25,6 +25,11 @@ class Kind:
     higher_is_better: bool = False
     least: int = 1
 
+    @property
+    def unit(self) -> str:
+        """What ``count`` counts."""
+        return {"mixture": "patches", "octave": "of each octave", "world": "worlds"}[self.per]
+
 
 _MOMENTS, _BANK, _IMAGES = (frozenset({need}) for need in ("moments", "bank", "images"))
 

@@ -70,6 +70,7 @@ class Evaluation:
         pictures: int = 0,
     ) -> None:
         self.metrics, self.dataset, self.process, self.seed = tuple(metrics), dataset, process, seed
+        self.digest = digest
         self.batch = batch or BATCH.get(process.device.type, BATCH["cuda"])
         self.pictures = pictures if features is not None else 0
         self.pools = pools_for(metrics, dataset.octaves, self.pictures)
@@ -98,6 +99,21 @@ class Evaluation:
         others = [m for m in self.metrics if not m.kind.needs]
         return sum(pool.count for pool in self.pools) + sum(views_needed(m, self.dataset.octaves) for m in others)
 
+    def check(self, generator: Generator) -> Shape:
+        """What the measures must know of a network; UserError if it makes other patches than the data's."""
+        config, data = generator.config, self.dataset
+        for name, its, ours in (
+            ("patches of {} pixels", config.img_resolution, data.resolution),
+            ("{} channels", config.img_channels, data.num_channels),
+            ("{} octaves", config.octaves, data.octaves),
+        ):
+            if its != ours:
+                raise UserError(
+                    f"The network makes {name.format(its)} and {data.path} has {name.format(ours)}; "
+                    "give the data that it was trained on."
+                )
+        return Shape(config.img_resolution, config.img_channels, config.octaves, config.z_dim)
+
     @torch.no_grad()
     def measure(
         self, generator: Generator, progress: Progress | None = None
@@ -111,7 +127,7 @@ class Evaluation:
         Raises:
             UserError: the generator makes other patches than the data's.
         """
-        shape = self._shape(generator)
+        shape = self.check(generator)
         tell = progress or (lambda _: None)
         patches = {pool.octave: self._generate(generator, pool, shape, tell) for pool in self.pools}
         results = {metric.name: self._result(metric, generator, shape, patches, tell) for metric in self.metrics}
@@ -158,20 +174,6 @@ class Evaluation:
     def _real_needs(self) -> dict[str, Any]:
         indices = [index for pool in self.pools for index in self.real_indices(pool)]
         return {"moments": any(pool.moments for pool in self.pools), "indices": indices}
-
-    def _shape(self, generator: Generator) -> Shape:
-        config, data = generator.config, self.dataset
-        for name, its, ours in (
-            ("patches of {} pixels", config.img_resolution, data.resolution),
-            ("{} channels", config.img_channels, data.num_channels),
-            ("{} octaves", config.octaves, data.octaves),
-        ):
-            if its != ours:
-                raise UserError(
-                    f"The network makes {name.format(its)} and {data.path} has {name.format(ours)}; "
-                    "give the data that it was trained on."
-                )
-        return Shape(config.img_resolution, config.img_channels, config.octaves, config.z_dim)
 
     def _labels(self, octave: int | None) -> np.ndarray:
         labels = self.dataset.labels

@@ -1,7 +1,8 @@
 """What a run tells those who watch it: lines of JSON for programs and people, and the same for TensorBoard.
 
-Both stand in the run's folder: ``stats.jsonl``, and event files that ``tensorboard --logdir runs`` shows by the run's name.
-TensorBoard's steps are images seen. Everything is written by the call that says it: no thread, so no error is lost in one.
+All stand in the run's folder: ``stats.jsonl``, ``metrics.jsonl`` (how good its snapshots are), and event files that
+``tensorboard --logdir runs`` shows by the run's name. TensorBoard's steps are images seen. Everything is written by the call
+that says it: no thread, so no error is lost in one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from PIL import Image
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 
-STATS = "stats.jsonl"
+STATS, METRICS = "stats.jsonl", "metrics.jsonl"
 EVENTS = "events.out.tfevents.*"
 SHEET_WIDTH_PX = 1024
 """Sample sheets are at most this wide in TensorBoard; the run's folder holds them whole."""
@@ -47,7 +48,9 @@ class Journal:
 
         self._stats = folder / STATS
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        drop_lines_after(self._stats, images)
+        self._metrics = folder / METRICS
+        for path in (self._stats, self._metrics):
+            drop_lines_after(path, images)
         older = list(folder.glob(EVENTS))
         for path in older:
             _cut_events_after(path, images)
@@ -66,9 +69,25 @@ class Journal:
             images: Images seen.
             values: Numbers by name; a list has one for each octave, or None, and is ``name/octave i`` in TensorBoard.
         """
-        line = json.dumps({"kimg": images / 1000, **values}) + "\n"
-        with _writing(self._stats), open(self._stats, "a", encoding="utf-8") as stream:
-            stream.write(line)
+        _append(self._stats, json.dumps({"kimg": images / 1000, **values}) + "\n")
+        self._plot(images, values)
+
+    def measure(self, images: int, results: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
+        """Append measures of a snapshot to ``metrics.jsonl``; TensorBoard gets their values, and those by octave.
+
+        Args:
+            images: Images seen.
+            results: JSON values by the measures' names: ``value``, and ``octaves`` where there are any.
+            facts: What others must share to be comparable.
+        """
+        _append(self._metrics, metrics_line(images / 1000, results, facts))
+        values = {f"metrics/{name}": result["value"] for name, result in results.items()}
+        octaves = {f"metrics/{name}": r["octaves"] for name, r in results.items() if "octaves" in r}
+        self._plot(images, values)
+        self._plot(images, octaves)
+
+    def _plot(self, images: int, values: Mapping[str, float | Sequence[float | None]]) -> None:
+        """Numbers for TensorBoard, as :meth:`write` says."""
         scalars = [
             self._summary.Value(tag=tag, simple_value=number)
             for name, value in values.items()
@@ -120,8 +139,22 @@ def read_stats(folder: Path) -> list[dict[str, Any]]:
     return [values for _, values in _whole_lines(folder / STATS)]
 
 
+def metrics_line(kimg: float | None, results: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
+    """A line of ``metrics.jsonl``."""
+    return json.dumps({"kimg": kimg, **facts, "results": results}) + "\n"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``, oldest first; none if there is no file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return [values for _, values in _whole_lines(folder / METRICS) if isinstance(values.get("results"), dict)]
+
+
 def drop_lines_after(path: Path, images: int) -> None:
-    """Drop the lines of a ``stats.jsonl`` that were written after ``images`` images: their steps will be taken once more.
+    """Drop the lines of a file of lines that were written after ``images`` images: their steps will be taken once more.
 
     A line that was cut off goes too. The file is replaced as a whole, or left alone where nothing is to be dropped.
 
@@ -170,6 +203,11 @@ def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             values = json.loads(line)
             if isinstance(values, dict) and isinstance(values.get("kimg"), int | float):
                 yield line, values
+
+
+def _append(path: Path, line: str) -> None:
+    with _writing(path), open(path, "a", encoding="utf-8") as stream:
+        stream.write(line)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from multiscale.metrics.spectra import radial_power, spectrum_difference, spectr
 
 def numpy_power(image: np.ndarray) -> np.ndarray:
     """Radial mean of one image's power, frequency by frequency."""
-    channels, size, _ = image.shape
+    size = image.shape[-1]
     window = np.outer(*(np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2,) * 2)
     sums, counts = np.zeros(size // 2 + 1), np.zeros(size // 2 + 1)
     spectrum = [np.fft.fft2((plane / 127.5 - 1 - np.mean(plane / 127.5 - 1)) * window) for plane in image]
