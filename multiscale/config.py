@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from dnnlib.errors import UserError, nearest_name
+from multiscale.metrics.names import parse_metrics
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -25,6 +26,15 @@ Resolution = Literal[16, 32, 64, 128, 256, 512, 1024]
 Channels = Literal[1, 3]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+
+
+def _known_measures(text: str) -> str:
+    parse_metrics(text)
+    return text
+
+
+MetricNames = Annotated[str, AfterValidator(_known_measures)]
+"""As ``calc_metrics.py --metrics`` takes them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -192,6 +202,14 @@ class TrainingConfig:
     """Rows of the sample sheet."""
     swd_patches: Annotated[int, Field(ge=0)] = 0
     """Patches per octave for the sliced Wasserstein distance at each snapshot; 0: not measured."""
+    metrics: MetricNames | None = None
+    """Measures of snapshots, as calc_metrics.py names them, such as msfid1k,swd; the first one tells the best; none: none."""
+    metrics_every: Annotated[int, Field(ge=1)] = 1
+    """Snapshots from one that is measured to the next."""
+    metrics_features: Literal["random", "inception", "dinov2"] = "random"
+    """Features that msfid, mskid and precision_recall compare; random ones need no file."""
+    metrics_weights: str | None = None
+    """Weight file of these features, or its folder; none: the cache folder."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -102,7 +102,7 @@ def write_report(folder: Path, measured: Sequence[Measured], evaluation: Evaluat
     Raises:
         UserError: the folder cannot be written.
     """
-    facts, dataset = facts_of(evaluation), evaluation.dataset
+    facts, dataset = evaluation.facts, evaluation.dataset
     lines = [
         metrics_line(m.kimg, m.results, {**facts, "network": m.path.name, "sha256": m.digest, "seconds": m.seconds})
         for m in measured
@@ -124,12 +124,6 @@ def write_report(folder: Path, measured: Sequence[Measured], evaluation: Evaluat
     with atomic_write(path, "w") as page:
         page.write(_page(measured, evaluation.metrics, described, sections))
     return path
-
-
-def facts_of(evaluation: Evaluation) -> dict[str, Any]:
-    """What numbers must share to be compared."""
-    identity = None if evaluation.reals is None else evaluation.reals.features.identity
-    return {"data_sha256": evaluation.digest, "features": identity, "seed": evaluation.seed}
 
 
 def neighbours_of(patches: Patches, octave: int, evaluation: Evaluation) -> Neighbours:
@@ -164,7 +158,7 @@ def _sections(measured: Sequence[Measured], evaluation: Evaluation) -> Iterator[
                 "(column) of the same world. The mean is over all pairs."
             )
             yield metric.name, "Scale consistency", text, plots.consistency_matrices(networks, metric.name)
-    if (png := plots.training_curves(histories(measured, facts_of(evaluation)))) is not None:
+    if (png := plots.training_curves(histories(measured, evaluation.facts))) is not None:
         yield "training", "Over training", "Each measure over thousands of images seen.", png
     for number, m in enumerate(measured[-PICTURED:] if evaluation.pictures else []):
         octaves = range(evaluation.dataset.octaves)

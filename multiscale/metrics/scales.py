@@ -80,6 +80,12 @@ class Evaluation:
         self._check_counts()
         self.scene = worlds.scene_seed(dataset) if self._asks_for("truth") else None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What numbers must share to be compared."""
+        features = None if self.reals is None else self.reals.features.identity
+        return {"data_sha256": self.digest, "features": features, "seed": self.seed}
+
     def real_indices(self, pool: Pool) -> np.ndarray:
         """Which real patches stand against the features that are kept of a pool."""
         shown = NEIGHBOURS_AMONG if self.pictures and pool.octave is not None else 0

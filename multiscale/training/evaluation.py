@@ -1,15 +1,24 @@
-"""Looks at a run from outside the objective: distance of generated from real patches, and a sheet of real ones."""
+"""Looks at a run from outside the objective: measures of its snapshots, and a sheet of real patches."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from multiscale.config import TrainingConfig
 from multiscale.data.patches import PatchDataset
+from multiscale.metrics.features import load_features
+from multiscale.metrics.names import parse_metrics
+from multiscale.metrics.scales import Evaluation
 from multiscale.metrics.sliced_wasserstein import swd_per_octave
 from multiscale.networks.generator import Generator
 from multiscale.rendering.sheets import grid
 from multiscale.view import unchecked_transform, uniform_centres
+from torch_utils.distributed import Process
 from torch_utils.random import normal, stream
 
 EVALUATION_BATCH = 32
@@ -48,6 +57,38 @@ def patch_distance(
     octaves = dataset.patch_octaves[chosen]
     per_octave_distance, mean = swd_per_octave(real, octaves, fake.clamp(-1, 1), octaves)
     return [float(d) for d in per_octave_distance], float(mean)
+
+
+def snapshot_evaluation(
+    training: TrainingConfig, dataset: PatchDataset, process: Process, digest: str | None
+) -> Evaluation | None:
+    """What measures the snapshots of a run; None if no measures are asked for.
+
+    Args:
+        training: Names the measures, their features and the seed.
+        dataset: The real patches.
+        process: This process; all of them make the same calls.
+        digest: Of the data's content, for the cache; None: no cache.
+
+    Raises:
+        UserError: a weight file is missing or another one, or the data do not have what a measure needs.
+    """
+    if training.metrics is None:
+        return None
+    weights = None if training.metrics_weights is None else Path(training.metrics_weights)
+    features = load_features(training.metrics_features, dataset.resolution, process.device, weights)
+    return Evaluation(parse_metrics(training.metrics), dataset, features, process, seed=training.seed, digest=digest)
+
+
+def is_best(evaluation: Evaluation, lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last line of a run's ``metrics.jsonl`` is the best of all that it can be compared with."""
+    metric = evaluation.metrics[0]
+    values = [
+        line["results"][metric.name]["value"]
+        for line in lines
+        if metric.name in line["results"] and all(line.get(key) == value for key, value in evaluation.facts.items())
+    ]
+    return values[-1] == (max if metric.kind.higher_is_better else min)(values)
 
 
 def real_sheet(dataset: PatchDataset, rows: int) -> np.ndarray:

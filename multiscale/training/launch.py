@@ -18,6 +18,7 @@ from multiscale.config import RunConfig, build, check_keys, load_preset, load_ya
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
 from multiscale.training.estimate import describe_run, describe_settings, device_capacity, fit_batch_gpu
+from multiscale.training.evaluation import snapshot_evaluation
 from multiscale.training.folder import (
     check_resumed,
     choose_folder,
@@ -186,6 +187,7 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
     )
     config = build(RunConfig, values, source="the run's configuration")
     _check_perceptual(config)
+    snapshot_evaluation(config.training, dataset, distributed.Process(torch.device("cpu")), digest=None)
     stem = re.sub(r"[*?\[\]]+", "", Path(request.data).stem).strip("-") or "patches"
     if learned is not None:
         learned.check(config)

@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
-from multiscale.training.journal import STATS, read_stats
+from multiscale.metrics.names import parse_metric
+from multiscale.training.journal import STATS, read_metrics, read_stats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,6 +138,7 @@ def _facts(folder: Path, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str,
             file = files[max(files)]
             yield title, f"{file.name}, {_duration(time.time() - _written(file))} old"
     yield from _distances(lines)
+    yield from _measures(read_metrics(folder))
     if trains is False and images < total and environment.get("command"):
         yield "to go on", command_to_go_on(environment["command"], folder, environment.get("launcher", "python"))
 
@@ -151,6 +153,16 @@ def _distances(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
             known = values[np.isfinite(values)]
             if len(known):
                 yield "", f"{title.format(i):<10}{known[0]:.3f} -> {known.min():.3f} -> {known[-1]:.3f}"
+
+
+def _measures(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What ``metrics.jsonl`` says of the measures that its last line holds."""
+    for number, name in enumerate(lines[-1]["results"] if lines else ()):
+        found = [(line["results"][name]["value"], line["kimg"]) for line in lines if name in line["results"]]
+        pick = max if parse_metric(name).kind.higher_is_better else min
+        best, kimg = pick(found, key=lambda pair: pair[0])
+        text = f"{name:<18}{found[0][0]:.4g} -> {best:.4g} (at {kimg:g} kimg) -> {found[-1][0]:.4g}"
+        yield "" if number else "measures", text
 
 
 def _not_finite(lines: Sequence[dict[str, Any]], batch: int | None) -> str:

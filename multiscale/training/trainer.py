@@ -31,6 +31,7 @@ from dnnlib.signals import StopRequest
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import Mirrored, PatchDataset, octave_of
 from multiscale.data.sampling import SamplerState, ScaleSampler
+from multiscale.metrics.reals import content_digest
 from multiscale.networks.discriminator import Discriminator
 from multiscale.networks.generator import Generator
 from multiscale.rendering.files import save_png
@@ -40,13 +41,13 @@ from multiscale.training import adversarial
 from multiscale.training.augment import AdaController, AugmentPipe
 from multiscale.training.checkpoint import save_snapshot
 from multiscale.training.consistency import consistency_loss, sample_zoom_out
-from multiscale.training.evaluation import patch_distance, real_sheet
-from multiscale.training.journal import Journal, read_stats
+from multiscale.training.evaluation import is_best, patch_distance, real_sheet, snapshot_evaluation
+from multiscale.training.journal import Journal, read_metrics, read_stats
 from multiscale.training.perceptual import load_lpips
 from multiscale.training.state import identity_of, save_state, states_of
 from multiscale.view import unchecked_transform, uniform_centres, zoom_out
 from torch_utils.devices import Arriving, to_device
-from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first
+from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first, from_first
 from torch_utils.ema import half_life_decay, update_ema
 from torch_utils.gradients import Gradients
 from torch_utils.random import Share, normal, stream
@@ -69,6 +70,9 @@ STEPS_TO_AGREE = 8
 
 BAD_STEPS = 100
 """Steps in a row with gradients that are not finite, after which a run stops."""
+
+BEST = "best.safetensors"
+"""The best snapshot of a run so far, by the first of ``training.metrics``."""
 
 
 Generated: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -139,6 +143,10 @@ class Trainer:
         if training.consistency_weight and training.consistency_metric == "l1+lpips":
             folder_of_weights = None if training.lpips_folder is None else Path(training.lpips_folder)
             self.perceptual = load_lpips(folder_of_weights).to(self.device)
+        digest = None
+        if training.metrics is not None:
+            digest = from_first(process, lambda: content_digest(dataset.path))
+        self.evaluation = snapshot_evaluation(training, dataset, process, digest)
         self.augment = None if training.augment == "none" else AugmentPipe(p=training.augment_p)
         self.ada = AdaController(target=training.ada_target) if training.augment == "ada" else None
         self.shown = Mirrored(dataset) if training.mirror else dataset
@@ -217,6 +225,8 @@ class Trainer:
                 if self.step % per_snapshot == 0 or ends:
                     path = self._snapshot()
                     self._measure()
+                    if ends or self.step % (per_snapshot * training.metrics_every) == 0:
+                        self._take_metrics()
                     self._save_state()
                     watch.lap("snapshot")
         if self.process.is_first:
@@ -230,6 +240,7 @@ class Trainer:
             self.journal.show(0, "reals", sheet)
         self._snapshot()
         self._measure()
+        self._take_metrics()
         self._save_state()
 
     def _is_asked_to_stop(self, stop: StopRequest) -> bool:
@@ -516,13 +527,31 @@ class Trainer:
         path = self.folder / f"generator-{name}.safetensors"
         if self.journal is None or self.bad_steps:
             return path
-        info = {"kimg": self.images_seen / 1000, "data": self.dataset.path.name, "patches": len(self.dataset)}
+        info = self._info()
         save_snapshot(path, self.G_ema, info)
         seeds = range(self.config.training.sample_seeds)
         sheet = sample_sheet(Renderer(self.G_ema, self.device), seeds)
         save_png(self.folder / f"samples-{name}.png", sheet, {"network": path.name, **info})
         self.journal.show(self.images_seen, "samples", sheet)
         return path
+
+    def _info(self) -> dict[str, Any]:
+        """What a snapshot says beside its weights."""
+        return {"kimg": self.images_seen / 1000, "data": self.dataset.path.name, "patches": len(self.dataset)}
+
+    def _take_metrics(self) -> None:
+        """Measure the mean generator as ``training.metrics`` asks; all processes share the work. The best one is kept."""
+        if self.evaluation is None or any_of(bool(self.bad_steps), self.process):
+            return
+        self.evaluation.prepare()
+        results, _ = self.evaluation.measure(self.G_ema)
+        if self.journal is None:
+            return
+        self.journal.measure(self.images_seen, results, self.evaluation.facts)
+        if is_best(self.evaluation, read_metrics(self.folder)):
+            name = self.evaluation.metrics[0].name
+            best = {"best": {name: results[name]["value"]}}
+            save_snapshot(self.folder / BEST, self.G_ema, self._info() | best)
 
     def _measure(self) -> None:
         """Distance of generated from real patches, logged and printed beside the earlier ones (if ``swd_patches`` asks)."""
