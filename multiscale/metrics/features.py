@@ -48,6 +48,7 @@ NAMES = ("random", "inception", "dinov2")
 RANDOM_WIDTHS = (24, 48, 72, 96, 128)
 RANDOM_SMALLEST_SIDE_PX = 4
 """The last convolution of the random network sees maps of this side at least."""
+RANDOM_CALIBRATION_IMAGES = 64
 RANDOM_SEED = 6
 RANDOM_VERSION = 1
 
@@ -74,6 +75,9 @@ class Features:
 class RandomNetwork(torch.nn.Module):
     """Convolutions, each followed by a leaky ReLU and halving; features are each map's mean and deviation over the image.
 
+    Each feature is shifted and scaled to mean 0 and deviation 1 over a fixed set of coloured 1/f noise, so that all count
+    alike: fine texture as much as brightness.
+
     Args:
         resolution: N, at least 8; 5 convolutions from 64 pixels on, fewer below.
     """
@@ -90,10 +94,19 @@ class RandomNetwork(torch.nn.Module):
             self.register_buffer(f"weight{stage}", torch.from_numpy(weight).float())
             self.register_buffer(f"bias{stage}", torch.from_numpy(rng.uniform(-0.2, 0.2, wider)).float())
             width = wider
+        noise = _pink_noise(RANDOM_CALIBRATION_IMAGES, resolution)
+        raw = torch.cat([self._raw(part) for part in noise.split(8)])
+        deviation, mean = torch.std_mean(raw, dim=0)
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Features float32 [B, D] of images uint8 [B, C, N, N]."""
+        return (self._raw(images) - self.get_buffer("mean")) / self.get_buffer("deviation")
+
+    @torch.no_grad()
+    def _raw(self, images: torch.Tensor) -> torch.Tensor:
         x = images.float().expand(-1, 3, -1, -1) / 127.5 - 1
         found = []
         with full_precision(images.device):
@@ -105,6 +118,18 @@ class RandomNetwork(torch.nn.Module):
                 found += [mean, (variance + 1e-8).sqrt()]
                 x = F.avg_pool2d(x, 2)
         return torch.cat(found, dim=1)
+
+
+def _pink_noise(count: int, size: int) -> torch.Tensor:
+    """Images whose amplitude falls as 1/f, of various contrast and tint: uint8 [count, 3, N, N], always the same."""
+    rng = stream(RANDOM_SEED, "random features, noise")
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    white = rng.standard_normal((count, 3, size, size))
+    white = white + rng.standard_normal((count, 1, size, size))  # channels go together in part
+    pink = np.fft.irfft2(np.fft.rfft2(white) / np.maximum(frequency, 1 / size), s=(size, size))
+    pink *= np.exp(rng.normal(math.log(0.3), 0.5, (count, 1, 1, 1))) / pink.std(axis=(1, 2, 3), keepdims=True)
+    pixels = pink + rng.normal(0, 0.2, (count, 3, 1, 1))
+    return torch.from_numpy((pixels * 127.5 + 128).clip(0, 255).astype(np.uint8))
 
 
 def load_features(name: str, resolution: int, device: torch.device, weights: Path | None = None) -> Features:

@@ -17,7 +17,7 @@ from PIL import Image
 import calc_metrics
 from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
-from multiscale.metrics import plots
+from multiscale.metrics import plots, reals
 from multiscale.metrics.commands import find_networks, labels_of
 from multiscale.metrics.compare import real_images
 from multiscale.metrics.features import load_features
@@ -35,7 +35,8 @@ MEASURES = "msfid20,swd8,precision_recall8,spectrum8,consistency2"
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    """For what is known of real patches; compiled kernels stay where they are."""
+    monkeypatch.setattr(reals, "_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,7 @@ def test_the_cost_of_each_measure_is_printed_and_nothing_is_written(place, tmp_p
 )
 def test_mistakes_are_one_sentence_before_any_work(place, tmp_path, words, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "empty"))
     names = {"DATA": place / "p.zip", "OTHER": small_patches(tmp_path / "other.zip", side=32)}
     base = {"--network": place / "run", "--data": place / "p.zip"}
     given = [names.get(word, word) for word in words]

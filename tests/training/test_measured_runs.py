@@ -16,13 +16,17 @@ from test_trainer import stats, tiny_run
 
 import train
 from dnnlib.errors import UserError
+from multiscale.config import RunConfig, build, load_preset, merge
 from multiscale.data.patches import PatchDataset
+from multiscale.data.prepare import make_demo
+from multiscale.metrics import reals
 from multiscale.metrics.features import load_features
 from multiscale.metrics.names import parse_metrics
 from multiscale.metrics.scales import Evaluation
 from multiscale.training.checkpoint import find_network, load_snapshot, snapshots_of
 from multiscale.training.evaluation import is_best
 from multiscale.training.journal import Journal, metrics_line, read_metrics
+from multiscale.training.launch import data_layer
 from multiscale.training.status import report_status
 from multiscale.training.trainer import Trainer
 from torch_utils import distributed
@@ -34,7 +38,8 @@ MEASURES = "mskid_octave8,swd8,consistency2"
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "cache"))
+    """For what is known of real patches; compiled kernels stay where they are."""
+    monkeypatch.setattr(reals, "_folder", lambda: tmp_path / "cache")
 
 
 def test_snapshots_are_measured_and_the_best_is_kept(tmp_path, capsys):
@@ -86,6 +91,7 @@ def test_measuring_changes_nothing_of_the_run(tmp_path):
 
 
 def _run(process: Process, path: Path, folder: Path) -> None:
+    reals._folder = lambda: folder / "cache"
     dataset = PatchDataset(path)
     Trainer(tiny_run(dataset, kimg=0.008, metrics=MEASURES), dataset, folder, process).run()
 
@@ -137,7 +143,8 @@ def test_measures_of_steps_that_are_taken_again_are_dropped(tmp_path):
         (["training.metrics=precision_recall"], "have|has 4 patches and precision_recall need at least 8"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_is_written(tmp_path, settings, message):
+def test_what_cannot_be_measured_is_refused_before_anything_is_written(tmp_path, monkeypatch, settings, message):
+    monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "empty"))
     path = small_patches(tmp_path / "p.zip", per_octave=4)
     words = ["--data", str(path), "--gpus", "0", "--outdir", str(tmp_path / "run")]
     result = CliRunner().invoke(train.main, [*words, *(word for s in settings for word in ("--set", s))])
@@ -145,3 +152,20 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(tmp_path,
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=message):
         raise UserError(result.stderr)
+
+
+def test_measures_with_random_features_put_snapshots_in_the_order_of_their_training(tmp_path):
+    """The demo preset on the demo's planet at 16 pixels, as in ``test_trainer.py``."""
+    make_demo(tmp_path / "p.zip", resolution=16, octaves=3, counts=(80, 80, 80), workers=1)
+    dataset = PatchDataset(tmp_path / "p.zip")
+    measures = "msfid200,mskid200,msfid_octave60,mskid_octave60"
+    training = {"kimg": 0.072, "snapshot_kimg": 0.024, "swd_patches": 0, "metrics": measures}
+    values = merge(data_layer(dataset), load_preset("demo"), {"training": training})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    Trainer(build(RunConfig, values), dataset, folder, CPU).run()
+    lines = read_metrics(folder)
+    assert [line["kimg"] for line in lines] == pytest.approx([0, 0.024, 0.048, 0.072])
+    for name in measures.split(","):
+        found = [line["results"][name]["value"] for line in lines]
+        assert found == sorted(found, reverse=True), (name, found)
