@@ -18,7 +18,7 @@ from multiscale.data.patches import PatchDataset
 from multiscale.metrics.draws import patch_views, quantised
 from multiscale.metrics.features import Features, load_features
 from multiscale.metrics.names import DEFAULT, Metric, parse_metrics
-from multiscale.metrics.pools import views_needed
+from multiscale.metrics.pools import Patches, views_needed
 from multiscale.metrics.reals import content_digest
 from multiscale.metrics.report import Measured, table_lines, write_report
 from multiscale.metrics.scales import Evaluation
@@ -152,7 +152,12 @@ def _work(process: Process, job: Job) -> None:
         if process.is_first:
             seconds = time.perf_counter() - start
             kimg = snapshot.info.get("kimg")
-            measured.append(Measured(label, path, snapshot.digest, kimg, results, patches, seconds))
+            shown = {
+                octave: Patches({}, kept.bank[:PICTURES].copy(), kept.images[:PICTURES].copy())
+                for octave, kept in patches.items()
+                if octave is not None
+            }
+            measured.append(Measured(label, path, snapshot.digest, kimg, results, shown, seconds))
             print("\n".join(table_lines(measured[-1], job.metrics)), flush=True)
     if process.is_first:
         print(write_report(Path(request.out), measured, evaluation))

@@ -6,6 +6,7 @@ Shapes: n patches, C channels, N side in pixels, S octaves, D features.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dnnlib.files import atomic_write
 from multiscale.metrics import plots
@@ -56,7 +58,8 @@ class Measured:
     digest: str
     kimg: float | None
     results: dict[str, Result]
-    patches: dict[int | None, Patches]
+    patches: dict[int, Patches]
+    """Those of each octave that pictures are chosen from."""
     seconds: float
 
 
@@ -245,7 +248,7 @@ def _page(
         f"<h2>Networks</h2><table>{''.join(_network_row(m) for m in measured)}</table>",
     ]
     for name, title, text, png in sections:
-        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        source = f"data:image/webp;base64,{base64.b64encode(_smaller(png)).decode()}"
         parts.append(
             f"<h2>{escape(title)}</h2><p>{escape(text)}</p><img src='{source}' alt='{escape(title, quote=True)}'>"
             f"<br><small>{escape(name)}.png</small>"
@@ -253,6 +256,13 @@ def _page(
     numbers = json.dumps({m.label: m.results for m in measured}).replace("</", "<\\/")
     parts.append(f"<script type='application/json' id=numbers>{numbers}</script></body></html>\n")
     return "\n".join(parts)
+
+
+def _smaller(png: bytes) -> bytes:
+    """The same pixels as lossless WebP: a third to a half less."""
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(stream, "webp", lossless=True)
+    return stream.getvalue()
 
 
 def _table(measured: Sequence[Measured], metrics: Sequence[Metric]) -> str:

@@ -89,7 +89,7 @@ def test_two_snapshots_are_measured_and_reported(place, tmp_path):
     assert set(pictures) == titles
     for name, png in pictures.items():
         assert np.asarray(Image.open(io.BytesIO(png))).std() > 5, name
-    assert page.count("data:image/png;base64,") == len(titles)
+    assert page.count("data:image/webp;base64,") == len(titles)
     numbers = json.loads(re.search(r"id=numbers>(.*?)</script>", page, re.DOTALL)[1])
     assert numbers["2 kimg"] == lines[1]["results"]
 
