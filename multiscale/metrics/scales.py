@@ -279,7 +279,7 @@ class Evaluation:
             def work(indices: list[int], octave: int = octave) -> list[tuple[np.ndarray, np.ndarray]]:
                 z, transform = patch_views(self.seed, f"truth {octave}", indices, self._labels(octave), shape.z_dim)
                 fake = quantised(generator(z.to(self.process.device), transform)).cpu().numpy()
-                true = worlds.scene_patches(transform, shape.resolution, shape.channels, scene)
+                true = worlds.scene_patches(transform, shape.resolution, scene)
                 return list(zip(true, fake, strict=True))
 
             pairs = self._shared(count, work, tell, 1)

@@ -63,7 +63,7 @@ def scene_seed(dataset: PatchDataset) -> int:
         UserError: the patches are of something else.
     """
     label = dataset.labels[0]
-    for seed in range(SCENE_SEEDS):
+    for seed in range(SCENE_SEEDS if dataset.num_channels == 3 else 0):
         if abs(stream(seed, "demo", 0, 0).random() - label) < 1e-6:
             return seed
     raise UserError(
@@ -72,12 +72,10 @@ def scene_seed(dataset: PatchDataset) -> int:
     )
 
 
-def scene_patches(transform: torch.Tensor, size: int, channels: int, seed: int) -> np.ndarray:
-    """The planet itself in these views [B, 3, 3]: uint8 [B, C, N, N]."""
+def scene_patches(transform: torch.Tensor, size: int, seed: int) -> np.ndarray:
+    """The planet itself in these views [B, 3, 3]: uint8 [B, 3, N, N]."""
     centres, zooms = transform[:, :2, 2].numpy(), 1 / transform[:, 0, 0].numpy()
     images = render_batch(centres, zooms, size, seed)
-    if channels == 1:
-        images = images.mean(axis=-1, keepdims=True).round().astype(np.uint8)
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
