@@ -3,7 +3,8 @@
     python benchmarks/metrics.py [--network RUN|FILE --data patches.zip --procs 4 --count 10000] [--out FILE.json]
 
 Without --data, the procedural planet is drawn first (64 pixels, 6 octaves, 200 patches each); without --network, the bundled
-model or the newest run must fit it. Several processes share the CPU's cores. Inception and DINOv2 have random weights here.
+model or the newest run must fit it. Several processes share the CPU's cores; what they use of them together
+(``sum_of_cpu_sec``) does not depend on what else the machine does, and a waiting process counts too. Inception and DINOv2 have random weights here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from machine import describe, publish, seconds
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
 from multiscale.metrics import dinov2, inception
+from multiscale.metrics.draws import gathered
 from multiscale.metrics.features import load_features
 from multiscale.metrics.frechet import Moments, frechet_distance, kernel_distance, precision_recall
 from multiscale.metrics.names import parse_metrics
@@ -42,12 +44,14 @@ def in_full(process: Process, network: Path, data: str, metrics: str, out: Path)
     features = load_features("random", dataset.resolution, process.device)
     evaluation = Evaluation(parse_metrics(metrics), dataset, features, process)
     generator = load_snapshot(network).generator.to(process.device)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     evaluation.prepare()
     middle = time.perf_counter()
     evaluation.measure(generator)
+    end = time.perf_counter()
+    used = sum(gathered(process, time.process_time() - used))
     if process.is_first:
-        times = {"real_sec": middle - start, "generated_sec": time.perf_counter() - middle}
+        times = {"real_sec": middle - start, "generated_sec": end - middle, "sum_of_cpu_sec": used}
         out.write_text(json.dumps({"patches": len(dataset), "views": evaluation.total_views(), **times}))
 
 
