@@ -3,8 +3,8 @@
     python benchmarks/metrics.py [--network RUN|FILE --data patches.zip --procs 4 --count 10000] [--out FILE.json]
 
 Without --data, the procedural planet is drawn first (64 pixels, 6 octaves, 200 patches each); without --network, the bundled
-model or the newest run must fit it. Several processes share the CPU's cores; what they use of them together
-(``sum_of_cpu_sec``) does not depend on what else the machine does, and a waiting process counts too. Inception and DINOv2 have random weights here.
+model or the newest run must fit it. Several processes share the CPU's cores; what they use of them together,
+``sum_of_cpu_sec``, depends little on what else the machine does. Inception and DINOv2 have random weights here.
 """
 
 from __future__ import annotations

@@ -72,6 +72,11 @@ def shares(process: Process, count: int, batch: int) -> Iterator[list[int]]:
         yield list(mine[start : start + batch])
 
 
+def done_by_all(process: Process, indices: Sequence[int], count: int) -> int:
+    """How many of ``count`` samples all processes do together while the first one does these of its share."""
+    return min(indices[-1] + process.world_size, count) - (indices[0] - process.rank)
+
+
 def gathered(process: Process, value: Any) -> list[Any]:
     """The value of each process, in the order of their ranks, in all of them."""
     if process.world_size == 1:

@@ -21,7 +21,7 @@ import torch
 from dnnlib.files import atomic_write, cache_folder, sha256
 from multiscale.data.container import open_sources
 from multiscale.data.patches import PatchDataset
-from multiscale.metrics.draws import gathered, shares
+from multiscale.metrics.draws import done_by_all, gathered, shares
 from multiscale.metrics.features import Features
 from multiscale.metrics.frechet import Moments, merged
 from torch_utils.distributed import Process, from_first
@@ -126,7 +126,7 @@ class RealFeatures:
                         found[octave].add(np.stack(pending[octave]))
                         pending[octave].clear()
             if progress is not None:
-                progress(min(len(places) * process.world_size, len(missing)))
+                progress(done_by_all(process, places, len(missing)))
         for octave, rest in pending.items():
             if rest:
                 found[octave].add(np.stack(rest))

@@ -19,7 +19,7 @@ from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics import consistency, worlds
 from multiscale.metrics.compare import Result, compare
-from multiscale.metrics.draws import Shape, gathered, in_order, patch_views, quantised, shares
+from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, patch_views, quantised, shares
 from multiscale.metrics.features import Features
 from multiscale.metrics.frechet import Moments, merged
 from multiscale.metrics.names import Metric
@@ -207,7 +207,7 @@ class Evaluation:
                     if len(rows) >= MOMENTS_ROWS:
                         moments[count].add(np.stack(rows))
                         rows.clear()
-            tell(self._together(len(indices)))
+            tell(done_by_all(self.process, indices, pool.count))
         for count, rows in pending.items():
             if rows:
                 moments[count].add(np.stack(rows))
@@ -219,16 +219,12 @@ class Evaluation:
             joined, np.stack(rows) if rows else np.zeros((0, dimension)), np.stack(pictures) if pictures else empty
         )
 
-    def _together(self, count: int) -> int:
-        """Views that all processes have rendered while this one rendered ``count``, about."""
-        return count * self.process.world_size
-
     def _shared(self, count: int, work: Callable[[list[int]], Sequence[Any]], tell: Progress, views: int) -> list[Any]:
         """``work(indices)`` for all indices below ``count``, shared by the processes, in order; ``views`` a sample."""
         found: dict[int, Any] = {}
         for indices in shares(self.process, count, self.batch):
             found |= dict(zip(indices, work(indices), strict=True))
-            tell(self._together(len(indices) * views))
+            tell(views * done_by_all(self.process, indices, count))
         return in_order(gathered(self.process, found))
 
     def _consistency(self, generator: Generator, shape: Shape, count: int, tell: Progress) -> Result:

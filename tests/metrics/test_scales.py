@@ -15,6 +15,7 @@ from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
 from multiscale.metrics.compare import compare, real_images
+from multiscale.metrics.draws import done_by_all, shares
 from multiscale.metrics.features import load_features
 from multiscale.metrics.frechet import Moments
 from multiscale.metrics.names import KINDS, parse_metric, parse_metrics
@@ -97,6 +98,16 @@ def test_every_measure_gives_sound_numbers(evaluation, measured):
     assert results["compression1"]["raw_bytes"] == 3 * SIDE**2 * (1 + 4 + 16 + 64)
     assert patches[0].images.shape == (8, 3, SIDE, SIDE)
     assert patches[None].bank.shape == (24, evaluation.reals.features.dimension)
+
+
+@pytest.mark.parametrize(("world_size", "batch", "count"), [(1, 4, 10), (2, 3, 10), (3, 4, 7), (4, 16, 3)])
+def test_the_first_process_counts_for_all(world_size, batch, count):
+    first = Process(CPU.device, 0, world_size)
+    assert sum(done_by_all(first, indices, count) for indices in shares(first, count, batch)) == count
+    every = [
+        i for rank in range(world_size) for s in shares(Process(CPU.device, rank, world_size), count, batch) for i in s
+    ]
+    assert sorted(every) == list(range(count))
 
 
 def test_views_are_counted_as_they_are_rendered(evaluation):
