@@ -114,7 +114,7 @@ def main() -> None:
         "network": {"resolution": size, "octaves": config.octaves, "channel_max": config.channel_max},
         "in_full": whole,
         "features_ms_a_patch_one_thread": feature_networks(size),
-        "compare_sec_one_thread": comparisons(options.count, size),
+        "compare_sec": comparisons(options.count, size),
     }
     publish(report, options.out)
 
