@@ -14,10 +14,10 @@ class UserError(ValueError):
 
 
 def nearest_name(name: str, allowed: Iterable[str]) -> str:
-    """Return a hint such as ``", did you mean 'batch'?"`` for a misspelt name, or the list of allowed names."""
+    """The end of a sentence: ``", did you mean 'batch'?"`` for a misspelt name, or the list of allowed names."""
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed)}"
+    return f", did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed)}."
 
 
 def sentence_of(text: str) -> str:

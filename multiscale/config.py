@@ -315,7 +315,7 @@ def load_preset(name: str) -> dict[str, Any]:
     """
     names = preset_names()
     if name not in names:
-        raise UserError(f"There is no preset {name!r}{nearest_name(name, names)}.")
+        raise UserError(f"There is no preset {name!r}{nearest_name(name, names)}")
     return load_yaml(_preset_folder() / f"{name}.yaml")
 
 
@@ -334,7 +334,7 @@ def check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:
     fields = _field_types(schema)
     for key, value in values.items():
         if key not in fields:
-            raise UserError(f"Unknown key {prefix}{key} in {source}{nearest_name(str(key), fields)}.")
+            raise UserError(f"Unknown key {prefix}{key} in {source}{nearest_name(str(key), fields)}")
         if dataclasses.is_dataclass(fields[key]):
             check_keys(fields[key], value, source, f"{prefix}{key}.")
 

@@ -145,7 +145,7 @@ def load_features(name: str, resolution: int, device: torch.device, weights: Pat
         UserError: an unknown name; a weight file that is missing, not a published one, or not readable.
     """
     if name not in NAMES:
-        raise UserError(f"There are no features {name!r}{nearest_name(name, NAMES)}.")
+        raise UserError(f"There are no features {name!r}{nearest_name(name, NAMES)}")
     if name == "random":
         if weights is not None:
             raise UserError("The features 'random' have no weight file; leave out --weights, or name other features.")

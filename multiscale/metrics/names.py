@@ -107,7 +107,7 @@ def parse_metric(text: str) -> Metric:
     match = re.fullmatch(r"([a-z_]+?)(?:(\d{1,7})(k?))?", text.strip())
     if match is None or match[1] not in KINDS:
         stem = re.sub(r"\d.*", "", text.strip())
-        raise UserError(f"There is no measure {text.strip()!r}{nearest_name(stem, KINDS)}.")
+        raise UserError(f"There is no measure {text.strip()!r}{nearest_name(stem, KINDS)}")
     kind = KINDS[match[1]]
     count = kind.count if match[2] is None else int(match[2]) * (1000 if match[3] else 1)
     if not kind.least <= count <= MAX_COUNT:
