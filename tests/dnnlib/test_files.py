@@ -81,7 +81,7 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 def test_hints_name_the_nearest_or_all():
     assert nearest_name("bacth", ["batch", "seed"]) == ", did you mean 'batch'?"
-    assert nearest_name("xyz", ["batch", "seed"]) == "; allowed: batch, seed"
+    assert nearest_name("xyz", ["batch", "seed"]) == "; allowed: batch, seed."
 
 
 def test_sentences_come_out_of_tracebacks():
