@@ -8,9 +8,9 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -24,9 +24,6 @@ from multiscale.training.checkpoint import snapshots_of
 from multiscale.training.state import identity_of, images_of, load_newest_state, load_state, states_of
 from multiscale.training.status import command_to_go_on
 from torch_utils.distributed import under_torchrun
-
-if TYPE_CHECKING:
-    from multiscale.training.launch import Run
 
 MODEL = re.compile(r"(generator|discriminator)\.(?!num_half_res|half_dtype)|training\.batch:")
 """Settings that a run cannot change: what shapes the networks, and the unit in which its steps count."""
@@ -176,22 +173,24 @@ def launcher() -> str:
     return "torchrun ..." if under_torchrun() else "python"
 
 
-def write_beside(run: Run) -> None:
-    """Write the resolved config and the versions into the run's folder."""
+def write_beside(
+    folder: Path, config: RunConfig, dataset: PatchDataset, *, preset: str, devices: Sequence[torch.device]
+) -> None:
+    """Write the resolved config, and how and on what it began, into a run's folder."""
     packages = ("torch", "numpy", "scipy", "pillow", "safetensors", "pydantic")
     environment = {
         "command": sys.argv,
         "launcher": launcher(),
-        **_data_facts(run.dataset),
-        "preset": run.preset,
-        "devices": [torch.cuda.get_device_name(d) if d.type == "cuda" else d.type for d in run.devices],
+        **_data_facts(dataset),
+        "preset": preset,
+        "devices": [torch.cuda.get_device_name(d) if d.type == "cuda" else d.type for d in devices],
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
-    with atomic_write(run.folder / "environment.json", "w") as stream:
+    with atomic_write(folder / "environment.json", "w") as stream:
         json.dump(environment, stream, indent=1)
-    with atomic_write(run.folder / "config.yaml", "w") as stream:
-        yaml.safe_dump(to_dict(run.config), stream, sort_keys=False)
+    with atomic_write(folder / "config.yaml", "w") as stream:
+        yaml.safe_dump(to_dict(config), stream, sort_keys=False)
 
 
 def _data_facts(dataset: PatchDataset) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
             raise UserError(f"{run.folder} has just been taken by another run; start this one again.")
         if run.changes:
             print("Changed since the run began: " + "; ".join(run.changes))
-        write_beside(run)
+        write_beside(run.folder, run.config, run.dataset, preset=run.preset, devices=run.devices)
         start = report_start(run.folder, run.job.resumed, run.config)
         yield run, run.job if start < run.config.training.kimg * 1000 else None
 
