@@ -52,7 +52,16 @@ class GeneratorConfig:
     channel_base: Annotated[int, Field(ge=16, le=2**24)] = 131072
     """Width of a layer of cutoff f_c is (channel_base/2)/f_c, at most channel_max."""
     channel_max: Annotated[int, Field(ge=16, le=8192)] = 1024
-    """Largest width, and the number K of Fourier features."""
+    """Largest width, and the number K of Fourier features (unless ``fourier_features`` has another)."""
+    fourier_features: Annotated[int, Field(ge=16, le=65536)] | None = None
+    """Number K of Fourier features, mixed by learned 1x1 convolutions to the width of their layer; none: channel_max of them,
+    which are appended as they are (as published)."""
+    feature_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Part of a layer's width that mixed features take where they are injected (the input is all features)."""
+    feature_style: bool = False
+    """Amplitude and phase of each feature follow from w, so that worlds differ in layout and not only in style."""
+    world_frame: bool = False
+    """An angle and a shift of the world follow from w (StyleGAN3's input has the same)."""
     z_dim: Annotated[int, Field(ge=1, le=65536)] = 512
     """Size of the latent z."""
     w_dim: Annotated[int, Field(ge=1, le=65536)] = 512
@@ -110,6 +119,10 @@ class GeneratorConfig:
                 f"feature_split={list(self.feature_split)} must have num_layers + 2 = {self.num_layers + 2} numbers "
                 f"whose sum is channel_max={self.channel_max}"
             )
+        if self.feature_split is not None and self.fourier_features is not None:
+            raise ValueError(
+                "feature_split is for imported weights, whose features are not mixed: leave out fourier_features"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -124,6 +137,8 @@ class DiscriminatorConfig:
     """Activations are clamped to this magnitude times the layer's gain."""
     mbstd_group: Annotated[int, Field(ge=1)] = 4
     """Samples over which the minibatch standard deviation is taken."""
+    scale_embedding: Annotated[int, Field(ge=0, le=8192)] = 0
+    """Size of the embedding of the zoom on which the head's output is projected; 0: D does not know the zoom (as published)."""
     num_half_res: Annotated[int, Field(ge=0, le=8)] = 4
     """Highest resolutions that run in half precision on a GPU."""
     half_dtype: Literal["float16", "bfloat16"] = "float16"
@@ -164,8 +179,13 @@ class TrainingConfig:
     """Learning rate of the generator."""
     d_lr: Positive = 0.002
     """Learning rate of the discriminator (before the correction for lazy R1)."""
+    adversarial: Literal["logistic", "pairs"] = "logistic"
+    """`logistic`: non-saturating, each image on its own (as published); `pairs`: relativistic, a real and a generated patch of
+    the same zoom against each other (R3GAN)."""
     r1_gamma: NotNegative = 2.0
     """Weight of the gradient penalty on real patches."""
+    r2_gamma: NotNegative = 0.0
+    """Weight of the gradient penalty on generated patches; 0 for none."""
     r1_interval: Annotated[int, Field(ge=1)] = 16
     """Steps between two gradient penalties."""
     blur_sigma_px: NotNegative = 10.0
@@ -174,6 +194,8 @@ class TrainingConfig:
     """Thousands of images over which the blur fades; none: 200 at batch 32, in proportion to the batch."""
     consistency_weight: NotNegative = 4.0
     """Weight of the scale consistency loss; 0 for none."""
+    consistency_by_octave: tuple[NotNegative, ...] | None = None
+    """Factors of the weight by the octave of the finer view, coarse to fine; the last holds for all further ones; none: 1."""
     consistency_metric: Literal["l1+lpips", "l1"] = "l1+lpips"
     """Distance between scales; LPIPS needs two weight files, l1 does without."""
     lpips_folder: str | None = None
@@ -186,6 +208,10 @@ class TrainingConfig:
     """Probability of each augmentation: of `fixed`, and the start of `ada`."""
     ada_target: Annotated[float, Field(ge=-1, le=1)] = 0.6
     """The mean sign of D on real patches that `ada` steers to."""
+    ada_by_octave: bool = False
+    """A probability for each octave, from D's signs in it: the mean hides that few coarse patches are known by heart."""
+    ada_kimg: Positive = 500.0
+    """Thousands of real images over which the probability of `ada` can go from 0 to 1."""
     ema_kimg: Positive | None = None
     """Half-life of the running mean of the generator's weights; none: 10 at batch 32, in proportion to the batch."""
     ema_rampup: Annotated[float, Field(gt=0, le=1)] | None = 0.05

@@ -32,26 +32,64 @@ class DiscriminatorBlock(nn.Module):
         return self.skip(x) + self.conv1(self.conv0(x))
 
 
-class DiscriminatorHead(nn.Module):
-    """4x4 features and their minibatch standard deviation, to one logit."""
+class ScaleEmbedding(nn.Module):
+    """The zoom s as a vector of unit second moment: hat functions at the octaves and sines of s, through two layers.
 
-    def __init__(self, channels: int, mbstd_group: int, clamp: float) -> None:
+    Args:
+        octaves: S; there is a hat at each of 0 ... S.
+        size: C numbers.
+    """
+
+    HARMONICS = 4
+
+    def __init__(self, octaves: int, size: int) -> None:
+        super().__init__()
+        self.octaves = octaves
+        self.hidden = Linear(octaves + 1 + 2 * self.HARMONICS, size, act="lrelu")
+        self.out = Linear(size, size)
+
+    def forward(self, zoom_log2: torch.Tensor) -> torch.Tensor:
+        """s [B] -> [B, C]."""
+        s = zoom_log2.float()[:, None]
+        hats = (1 - (s - torch.arange(self.octaves + 1, device=s.device)).abs()).clamp(min=0)
+        # Periods of 2S, S, 2S/3 ... octaves: no two zooms of the range have the same sines.
+        turns = math.pi * s / self.octaves * torch.arange(1, self.HARMONICS + 1, device=s.device)
+        e = self.out(self.hidden(torch.cat([hats, turns.sin(), turns.cos()], dim=1)))
+        return e * (e.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+class DiscriminatorHead(nn.Module):
+    """4x4 features and their minibatch standard deviation, to ``outputs`` numbers."""
+
+    def __init__(self, channels: int, mbstd_group: int, clamp: float, outputs: int = 1) -> None:
         super().__init__()
         self.mbstd_group = mbstd_group
         self.conv = Conv2d(channels + 1, channels, 3, clamp=clamp)
         self.fc = Linear(channels * 16, channels, act="lrelu")
-        self.out = Linear(channels, 1)
+        self.out = Linear(channels, outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, I, 4, 4] -> [B, 1]."""
+        """[B, I, 4, 4] -> [B, outputs]."""
         x = self.conv(append_minibatch_stddev(x, self.mbstd_group))
         return self.out(self.fc(x.flatten(1)))
 
 
 class Discriminator(nn.Module):
-    """``D(image)`` -> logits, high for real patches."""
+    """``D(image, zoom_log2)`` -> logits, high for real patches.
 
-    def __init__(self, config: DiscriminatorConfig, *, img_resolution: int, img_channels: int = 3) -> None:
+    With ``scale_embedding`` = C > 0 the head gives C numbers h, and the logit is <h, e(s)>/sqrt(C) (projection, Miyato and
+    Koyama 2018); otherwise the zoom is not looked at.
+
+    Args:
+        config: Its section of the run's configuration.
+        img_resolution: N.
+        img_channels: C.
+        octaves: S, which the embedding needs.
+    """
+
+    def __init__(
+        self, config: DiscriminatorConfig, *, img_resolution: int, img_channels: int = 3, octaves: int = 6
+    ) -> None:
         super().__init__()
         self.config, self.img_resolution, self.img_channels = config, img_resolution, img_channels
         self.half_dtype = getattr(torch, config.half_dtype)
@@ -68,15 +106,22 @@ class Discriminator(nn.Module):
                 for r in resolutions
             }
         )
-        self.head = DiscriminatorHead(width(4), config.mbstd_group, config.conv_clamp)
+        size = config.scale_embedding
+        self.head = DiscriminatorHead(width(4), config.mbstd_group, config.conv_clamp, size or 1)
+        self.embedding = ScaleEmbedding(octaves, size) if size else None
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, N, N] in [-1, 1] -> logits [B, 1]."""
+    def forward(self, image: torch.Tensor, zoom_log2: torch.Tensor | None = None) -> torch.Tensor:
+        """Images [B, C, N, N] in [-1, 1] and their zooms s [B] (needed if there is an embedding) -> logits [B, 1]."""
         x = image
         for i, block in enumerate(self.blocks.values()):
             half = i < self.config.num_half_res and x.device.type in ("cuda", "meta")
             x = block(x.to(self.half_dtype if half else image.dtype))
-        return self.head(x.to(image.dtype))
+        h = self.head(x.to(image.dtype))
+        if self.embedding is None:
+            return h
+        if zoom_log2 is None:
+            raise ValueError("this discriminator knows the zoom: give zoom_log2")
+        return (h * self.embedding(zoom_log2)).sum(dim=1, keepdim=True) / math.sqrt(h.shape[1])
 
 
 def append_minibatch_stddev(x: torch.Tensor, group: int) -> torch.Tensor:

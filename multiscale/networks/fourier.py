@@ -6,12 +6,14 @@ Shapes: B views, K features, P points of a layer's grid along one axis.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from multiscale.networks.plan import BAND_LIMIT
 from multiscale.view import sample_positions
+from torch_utils.devices import full_precision
 
 
 def fourier_features(
@@ -86,6 +88,83 @@ def features_of_views(
 
     ``size`` may be (columns, rows); the maps are [B, K, rows, columns].
     """
+    waves = waves_of_views(
+        omega,
+        phase,
+        bins,
+        linear,
+        zoom_log2,
+        centre,
+        size=size,
+        rate=rate,
+        bin_offset=bin_offset,
+        blend_offset=blend_offset,
+        blend_width=blend_width,
+        band_limit=band_limit,
+        shift_gain=shift_gain,
+    )
+    return waves.maps()
+
+
+@dataclass(frozen=True)
+class Waves:
+    """K plane waves on a grid, as factors: feature k is sin(alpha_k(x) + beta_k(y)), a sum of two outer products.
+
+    Linear in x and y whatever the view's rotation, so this holds for every affine view.
+    """
+
+    sin_x: torch.Tensor
+    """sin alpha times the amplitude, [B, K, columns]; ``cos_x`` alike."""
+    cos_x: torch.Tensor
+    sin_y: torch.Tensor
+    """sin beta, [B, K, rows]; ``cos_y`` alike."""
+    cos_y: torch.Tensor
+
+    def styled(self, amplitude: torch.Tensor) -> Waves:
+        """Each wave as A sin + B cos in place of sin, with ``amplitude`` [B, K, 2] = (A, B): another amplitude and phase."""
+        a, b = amplitude[..., None].to(self.sin_y.dtype).unbind(2)  # [B, K, 1]
+        return Waves(self.sin_x, self.cos_x, a * self.sin_y + b * self.cos_y, a * self.cos_y - b * self.sin_y)
+
+    def maps(self) -> torch.Tensor:
+        """All waves as maps [B, K, rows, columns].
+
+        The products are elementwise: as a matrix product they would be rounded to TF32 on some GPUs.
+        """
+        maps = self.sin_x[..., None, :] * self.cos_y[..., :, None]
+        return torch.addcmul(maps, self.cos_x[..., None, :], self.sin_y[..., :, None])
+
+    def mixed(self, weight: torch.Tensor) -> torch.Tensor:
+        """Maps [B, C, rows, columns] of the waves' mixtures by ``weight`` [C, K], in whichever order takes less memory."""
+        channels = len(weight)
+        rows, columns = self.sin_y.shape[-1], self.sin_x.shape[-1]
+        if 2 * channels > columns:  # K maps are smaller than the C K factors along y
+            maps = self.maps()
+            with full_precision(maps.device):
+                return (weight @ maps.flatten(2)).unflatten(2, (rows, columns))
+        along_y = torch.cat([self.cos_y, self.sin_y], dim=1).mT[:, None]  # [B, 1, rows, 2K]
+        along_y = along_y * weight.repeat(1, 2)[:, None]  # [B, C, rows, 2K]
+        along_x = torch.cat([self.sin_x, self.cos_x], dim=1)  # [B, 2K, columns]
+        with full_precision(along_x.device):
+            return torch.bmm(along_y.flatten(1, 2), along_x).unflatten(1, (channels, rows))
+
+
+def waves_of_views(
+    omega: torch.Tensor,
+    phase: torch.Tensor,
+    bins: torch.Tensor,
+    linear: torch.Tensor,
+    zoom_log2: torch.Tensor,
+    centre: torch.Tensor,
+    *,
+    size: int | tuple[int, int],
+    rate: float,
+    bin_offset: float,
+    blend_offset: float,
+    blend_width: float,
+    band_limit: float | None,
+    shift_gain: float,
+) -> Waves:
+    """The factors of :func:`features_of_views`."""
     columns, rows = (size, size) if isinstance(size, int) else size
     device, dtype = omega.device, omega.dtype
     precise = _precise_device(device)
@@ -100,16 +179,13 @@ def features_of_views(
     if band_limit is not None:
         amplitude = amplitude * band_limit_gain(view.norm(dim=-1), rate, band_limit)
 
-    # sin(x + y) = sin x cos y + cos x sin y: two vectors a feature in place of a sine at every sample. The products are
-    # elementwise, not a matrix product, which would be rounded to TF32 on some GPUs.
     x, y = sample_positions(columns, rate, precise), sample_positions(rows, rate, precise)
     along_x = 2 * math.pi * (at_centre[..., None] + view[..., 0, None] * x).remainder(1.0)  # [B, K, P]
     along_y = 2 * math.pi * (view[..., 1, None] * y).remainder(1.0)
     amplitude = amplitude[..., None]
     sin_x, cos_x = (amplitude * along_x.sin()).to(device, dtype), (amplitude * along_x.cos()).to(device, dtype)
     sin_y, cos_y = along_y.sin().to(device, dtype), along_y.cos().to(device, dtype)
-    maps = sin_x[..., None, :] * cos_y[..., :, None]
-    return torch.addcmul(maps, cos_x[..., None, :], sin_y[..., :, None])
+    return Waves(sin_x, cos_x, sin_y, cos_y)
 
 
 def bin_blend(

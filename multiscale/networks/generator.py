@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from multiscale.config import GeneratorConfig
-from multiscale.networks.fourier import draw_features, features_of_views
-from multiscale.networks.layers import MappingNetwork, SynthesisLayer, mean_square
+from multiscale.networks.fourier import Waves, draw_features, waves_of_views
+from multiscale.networks.layers import Linear, MappingNetwork, SynthesisLayer, mean_square
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
 from multiscale.view import zoom_log2
 
@@ -33,7 +33,10 @@ Size: TypeAlias = tuple[int, int]
 
 
 class FeatureInjection(nn.Module):
-    """The Fourier features of one injection point, evaluated on that layer's grid."""
+    """The Fourier features of one injection point, evaluated on that layer's grid.
+
+    With ``feature_style`` each has an amplitude A and B of its sine and cosine for each world, which follow from w.
+    """
 
     omega: torch.Tensor
     phase: torch.Tensor
@@ -48,13 +51,38 @@ class FeatureInjection(nn.Module):
         self.register_buffer("omega", omega)
         self.register_buffer("phase", phase)
         self.register_buffer("bins", bins, persistent=False)
+        self.style = Linear(config.w_dim, 2 * len(radii), bias_init=1.0) if config.feature_style else None
 
-    def forward(self, transform: torch.Tensor, size: Size | None = None) -> torch.Tensor:
-        """World-from-view transforms [B, 3, 3] -> features [B, K, rows, columns]; ``size`` is the image's, None: N x N."""
+    def forward(
+        self,
+        transform: torch.Tensor,
+        size: Size | None = None,
+        w: torch.Tensor | None = None,
+        mixing: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Features of views.
+
+        Args:
+            transform: World-from-view transforms, [B, 3, 3].
+            size: Width and height of the image (not of this grid) in pixels; None: N x N.
+            w: [B, D], needed if features have a style.
+            mixing: Weights [C, K]; None: features as they are.
+
+        Returns:
+            [B, C or K, rows, columns].
+        """
+        waves = self.waves(transform, size)
+        if self.style is not None:
+            assert w is not None
+            waves = waves.styled(self.style(w).unflatten(1, (-1, 2)))
+        return waves.maps() if mixing is None else waves.mixed(mixing / math.sqrt(mixing.shape[1]))
+
+    def waves(self, transform: torch.Tensor, size: Size | None = None) -> Waves:
+        """The features in factors, without style: those of all worlds."""
         config = self.config
         side = config.img_resolution
         columns, rows = (self.size + (pixels - side) * self.rate // side for pixels in size or (side, side))
-        return features_of_views(
+        return waves_of_views(
             self.omega,
             self.phase,
             self.bins,
@@ -79,17 +107,25 @@ class SynthesisNetwork(nn.Module):
         self.config, self.plan = config, plan
         rng = np.random.default_rng(int(torch.randint(2**31, [])))  # follows torch.manual_seed, as the weights do
         radii = torch.tensor(feature_radii(config), dtype=torch.float64)
-        self.input = FeatureInjection(config, radii[: plan.input_features], plan.input_size, plan.input_rate, rng)
-        self.input_weight = nn.Parameter(torch.randn(plan.input_features, plan.input_features))
-        taken = plan.input_features
+        self.input = FeatureInjection(config, radii[: plan.input_waves], plan.input_size, plan.input_rate, rng)
+        self.input_weight = nn.Parameter(torch.randn(plan.input_features, plan.input_waves))
+        taken = plan.input_waves
         self.layers = nn.ModuleList()
         self.injections = nn.ModuleDict()
+        self.mixing = nn.ParameterDict()  # of the injections behind layers, where they are mixed
         for layer in plan.layers:
             self.layers.append(SynthesisLayer(config, layer))
             if layer.features:
-                mine = radii[taken : taken + layer.features]
-                self.injections[str(layer.index)] = FeatureInjection(config, mine, layer.out_size, layer.out_rate, rng)
-                taken += layer.features
+                index, mine = str(layer.index), radii[taken : taken + layer.waves]
+                self.injections[index] = FeatureInjection(config, mine, layer.out_size, layer.out_rate, rng)
+                if config.fourier_features is not None:
+                    self.mixing[index] = nn.Parameter(torch.randn(layer.features, layer.waves))
+                taken += layer.waves
+        self.frame = Linear(config.w_dim, 4) if config.world_frame else None
+        if self.frame is not None:  # all worlds begin in the frame of the views
+            nn.init.zeros_(self.frame.weight)
+            with torch.no_grad():
+                self.frame.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
 
     def forward(
         self,
@@ -117,19 +153,32 @@ class SynthesisNetwork(nn.Module):
             raise ValueError(
                 f"An image of {size[0]} x {size[1]} does not fall on the grid: sides are multiples of {step}."
             )
-        transform = _placed(transform, ws.device)
-        maps = self.first_maps(transform, size)
+        transform = self.framed(transform, ws)
+        maps = self.first_maps(transform, ws, size)
         for i in range(len(self.layers)):
             if before_layer is not None:
                 before_layer()
             maps = self.next_maps(i, maps, ws, transform, size, observe=observe)
         return maps[0].float() * self.config.output_scale
 
-    def first_maps(self, transform: torch.Tensor, size: Size | None = None) -> Maps:
-        """What the first layer sees of views: features of the input grid, mixed; transforms on the networks' device."""
-        x = self.input(transform, size)
-        x = torch.einsum("oi,bihw->bohw", self.input_weight / math.sqrt(len(self.input_weight)), x)
-        return x, None
+    def framed(self, transform: torch.Tensor, ws: torch.Tensor) -> torch.Tensor:
+        """Transforms [B, 3, 3] to the points at which features are evaluated: in each world's own frame, if it has one.
+
+        A frame turns the world by the angle of (r_c, r_s) and shifts it by (t_x, t_y) (StyleGAN3 section 3, appendix F).
+        """
+        transform = _placed(transform, ws.device)
+        if self.frame is None:
+            return transform
+        frame = self.frame(ws[:, 0]).to(transform)
+        frame = frame / frame[:, :2].norm(dim=1, keepdim=True)
+        cos, sin, x, y = frame.unbind(1)
+        zero, one = torch.zeros_like(x), torch.ones_like(x)
+        rows = [torch.stack(row, dim=1) for row in ((cos, -sin, x), (sin, cos, y), (zero, zero, one))]
+        return torch.stack(rows, dim=1) @ transform
+
+    def first_maps(self, transform: torch.Tensor, ws: torch.Tensor, size: Size | None = None) -> Maps:
+        """What the first layer sees of framed views: features of the input grid, mixed."""
+        return self.input(transform, size, ws[:, 0], self.input_weight), None
 
     def next_maps(
         self,
@@ -143,7 +192,11 @@ class SynthesisNetwork(nn.Module):
     ) -> Maps:
         """What the layer behind layer ``i`` sees: its output, and the features injected there."""
         x = self.layers[i](maps[0], ws[:, i + 1], maps[1], observe=observe)
-        return x, self.injections[str(i)](transform, size) if str(i) in self.injections else None
+        key = str(i)
+        if key not in self.injections:
+            return x, None
+        mixing = self.mixing.get(key)
+        return x, self.injections[key](transform, size, ws[:, 0], mixing)
 
 
 class Generator(nn.Module):
@@ -214,9 +267,9 @@ class Generator(nn.Module):
         """Set w_avg and every layer's running input magnitude to what this batch shows (a fresh network's are 0 and 1)."""
         ws = self.mapping(z)
         self.mapping.w_avg.copy_(ws[:, 0].mean(dim=0))
-        transform = _placed(transform, ws.device)
+        transform = self.synthesis.framed(transform, ws)
         parts = list(zip(ws.split(CALIBRATED_AT_A_TIME), transform.split(CALIBRATED_AT_A_TIME), strict=True))
-        maps = [self.synthesis.first_maps(t) for _, t in parts]
+        maps = [self.synthesis.first_maps(t, w) for w, t in parts]
         for i, layer in enumerate(self.synthesis.layers):  # all images pass a layer before any goes on
             layer.magnitude_ema.copy_(mean_square([m for pair in maps for m in pair if m is not None]))  # type: ignore[operator]
             maps = [self.synthesis.next_maps(i, m, w, t) for m, (w, t) in zip(maps, parts, strict=True)]

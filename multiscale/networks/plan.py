@@ -27,7 +27,8 @@ class LayerPlan:
     is_torgb: bool
     in_channels: int
     conv_channels: int  # what the convolution gives
-    features: int  # Fourier features appended behind it
+    features: int  # channels of Fourier features appended behind it
+    waves: int  # Fourier features that these are mixed from; as many as channels where they are not mixed
     in_size: int
     out_size: int
     in_rate: int
@@ -59,7 +60,8 @@ class LayerPlan:
 class Plan:
     """The input's features and the layers behind it."""
 
-    input_features: int
+    input_features: int  # channels of the input
+    input_waves: int  # Fourier features that they are mixed from
     input_size: int
     input_rate: int
     step: int  # pixels of the image to a sample of the input
@@ -74,7 +76,8 @@ class Plan:
 def feature_radii(config: GeneratorConfig) -> list[float]:
     """Radii rho_k = (k/K) rho_max of the K features in cycles across a padded grid, k = 1 ... K."""
     rho_max = config.rho_max or config.img_resolution / 4
-    return [k / config.channel_max * rho_max for k in range(1, config.channel_max + 1)]
+    count = config.fourier_features or config.channel_max
+    return [k / count * rho_max for k in range(1, count + 1)]
 
 
 def split_features(radii: Sequence[float], sizes: Sequence[int]) -> list[int]:
@@ -97,14 +100,19 @@ def make_plan(config: GeneratorConfig) -> Plan:
     rates, cutoffs, half_widths, sizes = _sampling(config)
     split = _feature_split(config, rates, sizes)
     targets = _target_widths(config, cutoffs, split)
+    mixed = config.fourier_features is not None
 
     layers = []
-    width = split[0]
+    width = input_width = targets[0] if mixed else split[0]
     for i in range(config.num_layers + 1):
         before = max(i - 1, 0)
         is_torgb = i == config.num_layers
-        injected = split[i + 1]
-        conv_channels = targets[i] if is_torgb else width if injected else min(targets[i], width)
+        if mixed:
+            injected = _mixed_channels(config, targets[i]) if split[i + 1] else 0
+            conv_channels = targets[i] - injected
+        else:
+            injected = split[i + 1]
+            conv_channels = targets[i] if is_torgb else width if injected else min(targets[i], width)
         # The nonlinearity runs at twice the higher of the two rates; toRGB does not resample at all.
         temporary = max(rates[before], rates[i]) * (1 if is_torgb else 2)
         up, down = temporary // rates[before], temporary // rates[i]
@@ -118,6 +126,7 @@ def make_plan(config: GeneratorConfig) -> Plan:
                 in_channels=width,
                 conv_channels=conv_channels,
                 features=injected,
+                waves=split[i + 1],
                 in_size=sizes[before],
                 out_size=sizes[i],
                 in_rate=rates[before],
@@ -137,7 +146,19 @@ def make_plan(config: GeneratorConfig) -> Plan:
         )
         width = conv_channels + injected
     step = config.img_resolution // rates[0]
-    return Plan(input_features=split[0], input_size=sizes[0], input_rate=rates[0], step=step, layers=tuple(layers))
+    return Plan(
+        input_features=input_width,
+        input_waves=split[0],
+        input_size=sizes[0],
+        input_rate=rates[0],
+        step=step,
+        layers=tuple(layers),
+    )
+
+
+def _mixed_channels(config: GeneratorConfig, width: int) -> int:
+    """Channels of a layer of this width that its mixed features take, both they and the convolution at least one."""
+    return min(max(round(config.feature_share * width), 1), width - 1)
 
 
 def _sampling(config: GeneratorConfig) -> tuple[list[int], list[float], list[float], list[int]]:
@@ -172,10 +193,15 @@ def _feature_split(config: GeneratorConfig, rates: list[int], sizes: list[int]) 
 
 
 def _target_widths(config: GeneratorConfig, cutoffs: list[float], split: list[int]) -> list[int]:
-    """C_i = min((channel_base/2)/f_c,i, channel_max), kept at channel_max up to the last layer that injects features."""
+    """C_i = min((channel_base/2)/f_c,i, channel_max).
+
+    Features that are not mixed take channels of their own: there it is channel_max up to the last layer that injects any.
+    """
     if config.widths is not None:
         return list(config.widths)
     last_injecting = max((i for i, count in enumerate(split[1:]) if count), default=-1)
+    if config.fourier_features is not None:
+        last_injecting = -1
     widths = [
         config.channel_max if i <= last_injecting else round(min(config.channel_base / 2 / cutoff, config.channel_max))
         for i, cutoff in enumerate(cutoffs)

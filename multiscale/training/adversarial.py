@@ -23,8 +23,19 @@ def discriminator_loss(fake_logits: torch.Tensor, real_logits: torch.Tensor) -> 
     return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
 
 
+def pair_loss(logits: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Relativistic pairs (R3GAN, Huang et al. 2024): softplus(others - logits), a scalar; who trains wants ``logits`` above.
+
+    The i-th of both are a pair; D gives the real ones first, G the generated ones.
+    """
+    return F.softplus(others - logits).mean()
+
+
 def r1_penalty(real_logits: torch.Tensor, real: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Gradient penalty on real patches (Mescheder et al. 2018): gamma/2 E|grad D(x)|^2, a scalar; ``real`` needs gradients."""
+    """Gradient penalty on real patches (Mescheder et al. 2018): gamma/2 E|grad D(x)|^2, a scalar; ``real`` needs gradients.
+
+    Of generated patches the same is R2.
+    """
     (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
     return gamma / 2 * gradient.square().sum(dim=[1, 2, 3]).mean()
 

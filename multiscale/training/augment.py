@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import erfinv
 
+from multiscale.config import RunConfig
 from torch_utils.devices import Arriving, full_precision, to_device
 from torch_utils.distributed import Process, average
 from torch_utils.ops.upfirdn2d import upfirdn2d
@@ -71,6 +72,7 @@ class AugmentPipe(torch.nn.Module):
 
     Args:
         p: Initial probability of each operation, 0 to 1.
+        groups: Kinds of images with a probability each: ``p`` is [groups]; 0: one for all, ``p`` is a scalar.
         flip: Mirror left and right, with even odds.
         quarter_turns: Turn by 0, 90, 180 or 270 degrees.
         integer_shift: Largest shift by whole pixels, as a part of the side.
@@ -91,6 +93,7 @@ class AugmentPipe(torch.nn.Module):
         self,
         *,
         p: float = 0.0,
+        groups: int = 0,
         flip: bool = True,
         quarter_turns: bool = True,
         integer_shift: float = 0.125,
@@ -105,7 +108,7 @@ class AugmentPipe(torch.nn.Module):
         saturation_log2_std: float = 1.0,
     ) -> None:
         super().__init__()
-        self.register_buffer("p", torch.tensor(float(p)))
+        self.register_buffer("p", torch.full([groups] if groups else [], float(p)))
         self.flip = flip
         self.quarter_turns = quarter_turns
         self.integer_shift = integer_shift
@@ -120,7 +123,11 @@ class AugmentPipe(torch.nn.Module):
         self.saturation_log2_std = saturation_log2_std
 
     def forward(
-        self, images: torch.Tensor, percentile: float | None = None, generator: RandomSource | None = None
+        self,
+        images: torch.Tensor,
+        percentile: float | None = None,
+        generator: RandomSource | None = None,
+        group: NDArray[np.integer[Any]] | None = None,
     ) -> torch.Tensor:
         """Augment a batch.
 
@@ -130,6 +137,7 @@ class AugmentPipe(torch.nn.Module):
                 draw replaced by that percentile (see ``Draws``): a mode for tests.
             generator: Source of randomness, such as ``torch_utils.random.stream(...)`` or a ``Share`` of one; None: a
                 fresh, unseeded one. How many numbers it gives depends on B only.
+            group: Which of the groups each image belongs to, [B]; needed if there are any.
 
         Returns:
             [B, C, N, N].
@@ -141,7 +149,8 @@ class AugmentPipe(torch.nn.Module):
             raise ValueError(f"Images of shape {list(images.shape)} cannot be augmented; [B, 1 or 3, N, N] is needed.")
         if percentile is not None and not 0 < percentile < 1:
             raise ValueError(f"percentile is {percentile}, but it must be greater than 0 and less than 1.")
-        draws = Draws(len(images), float(self.p), percentile, generator or np.random.default_rng())
+        p: float | Floats = float(self.p) if self.p.ndim == 0 else self.p.double().numpy()[group]
+        draws = Draws(len(images), p, percentile, generator or np.random.default_rng())
         geometry, colour = self.draw_geometry(draws, images.shape[-1]), self.draw_colour(draws)
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         with full_precision(images.device):
@@ -150,7 +159,7 @@ class AugmentPipe(torch.nn.Module):
     def draw_geometry(self, draws: Draws, size: int) -> Floats:
         """Affine maps [B, 3, 3]; the operation drawn first acts first (ADA appendix B)."""
         half_turn = math.pi * self.rotation
-        rotation_p = 1 - math.sqrt(1 - draws.p)  # the chance that at least one of the two rotations is applied is p
+        rotation_p = 1 - np.sqrt(1 - draws.p)  # the chance that at least one of the two rotations is applied is p
         flips, turns = draws.whole_number(2), draws.whole_number(4)
         return chain(
             diagonal(1.0 - 2 * flips * self.flip, 1.0),
@@ -186,7 +195,8 @@ class Draws:
     """
 
     count: int
-    p: float
+    p: float | Floats
+    """Of all images, or of each [B]."""
     percentile: float | None
     generator: RandomSource
 
@@ -196,7 +206,7 @@ class Draws:
         return self._gated(values, math.floor(below * self._percentile), self.p)
 
     def uniform(
-        self, limit: float, *columns: int, probability: float | None = None, percentile: float | None = None
+        self, limit: float, *columns: int, probability: float | Floats | None = None, percentile: float | None = None
     ) -> Floats:
         """Uniform from -limit to limit [*columns, B]; with a probability or a percentile of its own."""
         values = self.generator.uniform(-1, 1, size=(*columns, self.count)) * limit
@@ -212,7 +222,7 @@ class Draws:
     def _percentile(self) -> float:
         return 0.5 if self.percentile is None else self.percentile
 
-    def _gated(self, values: Floats, at_percentile: float, probability: float) -> Floats:
+    def _gated(self, values: Floats, at_percentile: float, probability: float | Floats) -> Floats:
         applied = self.generator.random(self.count) < probability
         if self.percentile is not None:
             return np.full_like(values, at_percentile)
@@ -352,7 +362,7 @@ def _placed(values: NDArray[np.floating[Any]], images: torch.Tensor) -> torch.Te
     return to_device(torch.from_numpy(values).to(images.dtype), images.device)
 
 
-def adjusted_probability(p: float, sign_mean: float, *, target: float, images: int, images_to_one: float) -> float:
+def adjusted_probability(p: float, sign_mean: float, *, target: float, images: float, images_to_one: float) -> float:
     """ADA section 3.1: p goes up by images/images_to_one when E[sign D(x)] is above the target, down when below."""
     return min(max(p + float(np.sign(sign_mean - target)) * images / images_to_one, 0.0), 1.0)
 
@@ -367,23 +377,38 @@ class AdaController:
         target: Wanted E[sign D(x)] over real images; more is taken as overfitting.
         interval: Steps between adjustments.
         images_to_one: Real images over which p can go from 0 to 1.
+        groups: As of the pipeline: each has a mean of its own, and its p moves by the images of the group that were seen.
     """
 
-    def __init__(self, *, target: float = 0.6, interval: int = 4, images_to_one: float = 500_000) -> None:
+    def __init__(
+        self, *, target: float = 0.6, interval: int = 4, images_to_one: float = 500_000, groups: int = 0
+    ) -> None:
         self.target = target
         self.interval = interval
         self.images_to_one = images_to_one
+        self.groups = groups
         self.steps = 0
-        self._signs = torch.zeros(2)  # sum of the signs of real logits, their number; in this interval
+        self._signs = (
+            self._nothing()
+        )  # sums of the signs of real logits, their numbers; in this interval [2, groups or 1]
         self._arriving: Arriving | None = None  # the same of the interval before, over all processes, until it is used
 
-    def observe(self, real_logits: torch.Tensor) -> None:
-        """Take note of D's logits (any shape, NaN left out) for augmented real images; does not wait for the device."""
-        known = ~real_logits.detach().isnan()
-        signs = torch.where(known, real_logits.detach().sign(), 0).float()
+    def _nothing(self) -> torch.Tensor:
+        return torch.zeros(2, max(self.groups, 1))
+
+    def observe(self, real_logits: torch.Tensor, members: torch.Tensor | None = None) -> None:
+        """Take note of D's logits for augmented real images; does not wait for the device.
+
+        Args:
+            real_logits: Any shape, NaN left out; [B] or [B, 1] if there are groups.
+            members: Float [B, groups] with a 1 where each image belongs.
+        """
+        logits = real_logits.detach().flatten()
+        known = ~logits.isnan()
+        signs = torch.stack([torch.where(known, logits.sign(), 0).float(), known.float()])  # [2, B]
         if self._signs.device != signs.device:
             self._signs = to_device(self._signs, signs.device)
-        self._signs = self._signs + torch.stack([signs.sum(), known.float().sum()])
+        self._signs = self._signs + (signs @ members if members is not None else signs.sum(dim=1, keepdim=True))
 
     def step(self, pipe: AugmentPipe, batch: int, process: Process | None = None) -> None:
         """End a training step: adjust ``pipe.p`` if an interval ended with the step before, alike on all processes.
@@ -403,14 +428,19 @@ class AdaController:
             self._arriving = Arriving(self._signs)
             self._signs = torch.zeros_like(self._signs)
 
-    def _adjust(self, pipe: AugmentPipe, batch: int, total: float, number: float) -> None:
-        """Move ``p`` by one interval's images, given the sum of the signs and their number."""
-        if number > 0:
-            images = batch * self.interval
-            p = adjusted_probability(
-                float(pipe.p), total / number, target=self.target, images=images, images_to_one=self.images_to_one
-            )
-            pipe.p.fill_(p)
+    def _adjust(self, pipe: AugmentPipe, batch: int, totals: list[float], numbers: list[float]) -> None:
+        """Move each ``p`` by one interval's images, given the sums of the signs and their numbers."""
+        images = batch * self.interval
+        p = pipe.p.view(-1)  # of a scalar too
+        for i, (total, number) in enumerate(zip(totals, numbers, strict=True)):
+            if number > 0:
+                p[i] = adjusted_probability(
+                    float(p[i]),
+                    total / number,
+                    target=self.target,
+                    images=images * number / sum(numbers) * len(numbers),
+                    images_to_one=self.images_to_one,
+                )
 
     def share(self, process: Process) -> None:
         """Spread what has been observed evenly over all processes, so that one state serves them all."""
@@ -423,7 +453,24 @@ class AdaController:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict()``."""
+
+        def counted(values: Any) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32).reshape(2, -1)  # states of before: two numbers
+
         self.steps = int(state["steps"])
-        self._signs = torch.tensor([float(value) for value in state["signs"]])
+        self._signs = counted(state["signs"])
         arriving = state.get("arriving")
-        self._arriving = None if arriving is None else Arriving(torch.tensor([float(value) for value in arriving]))
+        self._arriving = None if arriving is None else Arriving(counted(arriving))
+
+
+def augmentation(config: RunConfig) -> tuple[AugmentPipe | None, AdaController | None]:
+    """The pipeline of a run and what steers it, as its settings have them."""
+    training = config.training
+    if training.augment == "none":
+        return None, None
+    is_adaptive = training.augment == "ada"
+    groups = config.generator.octaves if is_adaptive and training.ada_by_octave else 0
+    pipe = AugmentPipe(p=training.augment_p, groups=groups)
+    if not is_adaptive:
+        return pipe, None
+    return pipe, AdaController(target=training.ada_target, images_to_one=1000 * training.ada_kimg, groups=groups)

@@ -92,10 +92,6 @@ def load_snapshot(path: str | Path) -> Snapshot:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"The metadata of {path} are damaged; use another snapshot of the run.") from error
     config = build(GeneratorConfig, values, source=str(path))
-    if missing := set(to_dict(config)) - set(values):
-        raise UserError(
-            f"The config in {path} lacks {', '.join(sorted(missing))}; its metadata are damaged: use another one."
-        )
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise UserError(f"{path} holds weights that are not finite ({broken[0]}); use an older snapshot of the run.")
     generator = Generator(config)

@@ -109,7 +109,11 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def consistency_loss(
-    fine: torch.Tensor, coarse: torch.Tensor, factor: torch.Tensor, perceptual: PerceptualDistance | None = None
+    fine: torch.Tensor,
+    coarse: torch.Tensor,
+    factor: torch.Tensor,
+    perceptual: PerceptualDistance | None = None,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How much the finer view, reduced, differs from the centre of the coarser one: mean |difference| + LPIPS.
 
@@ -122,6 +126,7 @@ def consistency_loss(
         coarse: [B, C, N, N], the same centres at zoom Z / factor. The caller detaches one of the two.
         factor: [B], >= 1.
         perceptual: Spatial distance of two batches of images, [B, 1, N, N] (``perceptual.LPIPS``); None: L1 only.
+        weight: Of each sample in the mean, [B]; None: 1.
 
     Returns:
         Scalar >= 0.
@@ -130,4 +135,4 @@ def consistency_loss(
     per_sample = masked_mean((reduced - coarse).abs(), mask)  # [B]
     if perceptual is not None:
         per_sample = per_sample + masked_mean(perceptual(reduced, coarse * mask), mask)
-    return per_sample.mean()
+    return (per_sample if weight is None else per_sample * weight).mean()

@@ -25,9 +25,8 @@ from multiscale.data.patches import PatchDataset
 from multiscale.networks.discriminator import Discriminator
 from multiscale.networks.generator import Generator
 from multiscale.networks.plan import Plan
-from multiscale.training import adversarial
-from multiscale.training.augment import AugmentPipe
-from multiscale.training.consistency import consistency_loss
+from multiscale.training.augment import augmentation
+from multiscale.training.objective import Objective, Part
 
 GIB = 2**30
 
@@ -238,38 +237,37 @@ def step_memory(config: RunConfig, images: int, share: int, device_type: str = "
 def _rehearse_step(
     config: RunConfig, generator: Generator, discriminator: Discriminator, images: int, *, in_parts: bool
 ) -> None:
-    """What ``Trainer.train_step`` does and keeps at its worst: with a penalty, and gradients to the coarser view too."""
-    training, side = config.training, config.generator.img_resolution
+    """What ``Trainer.train_step`` does and keeps at its worst: with penalties, and gradients to the coarser view."""
+    side, octaves = config.generator.img_resolution, config.generator.octaves
     device = generator.mapping.w_avg.device
-    z = torch.ones(images, config.generator.z_dim, device=device)
-    transform = torch.eye(3, dtype=torch.float64, device=device).expand(images, 3, 3)
-    real = torch.zeros(images, config.generator.img_channels, side, side, device=device)
-    augment = None if training.augment == "none" else AugmentPipe(p=1)
-
-    def generate() -> torch.Tensor:
-        return generator(z, transform, update_emas=False)
-
-    def judge(shown: torch.Tensor) -> torch.Tensor:
-        return discriminator(shown if augment is None else augment(shown, generator=np.random.default_rng(0)))
-
+    part = Part(
+        real=torch.zeros(images, config.generator.img_channels, side, side, device=device),
+        labels=torch.zeros(images, dtype=torch.float64),
+        zoom_log2=torch.zeros(images, device=device),
+        octave=np.zeros(images, dtype=np.int64),
+        octaves=torch.zeros(images, octaves, device=device),
+        z=torch.ones(images, config.generator.z_dim, device=device),
+        transform=torch.eye(3, dtype=torch.float64, device=device).expand(images, 3, 3),
+        images_seen=10**15,  # the blur of the start is over
+        draws=lambda purpose: np.random.default_rng(0),
+        train_fine=False,
+    )
+    pipe, _ = augmentation(config)
+    if pipe is not None:
+        pipe.p.fill_(1)
+    objective = Objective(config, generator, discriminator, augment=pipe)  # LPIPS keeps a hundredth of what G does
     for p in [*discriminator.parameters(), *generator.parameters()]:
         p.grad = torch.empty_like(p) if in_parts else None  # of the parts before
     with torch.set_grad_enabled(not in_parts):
-        fake = generate()
-    adversarial.discriminator_loss(judge(fake.detach()), judge(real)).backward()
-    if training.r1_gamma:
-        seen = real.requires_grad_(True)
-        adversarial.r1_penalty(judge(seen), seen, training.r1_gamma).backward()
+        generated = objective.generate(part, observe=False)
+    objective.discriminator(part, generated[1]).total.backward()
+    if objective.needs_penalties:
+        objective.penalties(part, generated[1]).total.backward()
     discriminator.zero_grad(set_to_none=True)
     discriminator.requires_grad_(False)
     if in_parts:
-        fake = generate()
-    loss = adversarial.generator_loss(judge(fake))
-    if training.consistency_weight:
-        factor = torch.ones(images, dtype=torch.float64, device=device)
-        loss = loss + consistency_loss(fake.detach(), generate(), factor)  # LPIPS keeps a hundredth of what G does
-    del fake
-    loss.backward()
+        generated = objective.generate(part, observe=False)
+    objective.generator(part, generated).total.backward()
 
 
 class LiveBytes(TorchDispatchMode):
@@ -309,7 +307,9 @@ def networks_on_meta(config: RunConfig, device_type: str = "cpu") -> tuple[Gener
     if device_type != "cuda":  # half precision is for CUDA alone
         g, d = replace(g, num_half_res=0), replace(d, num_half_res=0)
     with torch.device("meta"):
-        discriminator = Discriminator(d, img_resolution=g.img_resolution, img_channels=g.img_channels)
+        discriminator = Discriminator(
+            d, img_resolution=g.img_resolution, img_channels=g.img_channels, octaves=g.octaves
+        )
     return Generator(g).to("meta"), discriminator
 
 

@@ -15,9 +15,8 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,14 +37,14 @@ from multiscale.rendering.files import save_png
 from multiscale.rendering.renderer import Renderer
 from multiscale.rendering.sheets import sample_sheet
 from multiscale.training import adversarial
-from multiscale.training.augment import AdaController, AugmentPipe
+from multiscale.training.augment import augmentation
 from multiscale.training.checkpoint import save_snapshot
-from multiscale.training.consistency import consistency_loss, sample_zoom_out
 from multiscale.training.evaluation import is_best, patch_distance, real_sheet, snapshot_evaluation
 from multiscale.training.journal import Journal, read_metrics, read_stats
+from multiscale.training.objective import Generated, Losses, Objective, Part
 from multiscale.training.perceptual import load_lpips
 from multiscale.training.state import identity_of, save_state, states_of
-from multiscale.view import unchecked_transform, uniform_centres, zoom_out
+from multiscale.view import unchecked_transform, uniform_centres
 from torch_utils.devices import Arriving, to_device
 from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first, from_first
 from torch_utils.ema import half_life_decay, update_ema
@@ -73,22 +72,6 @@ BAD_STEPS = 100
 
 BEST = "best.safetensors"
 """The best snapshot of a run so far, by the first of ``training.metrics``."""
-
-
-Generated: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-"""Latents ws of a part, and its images with their graph."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Images that are computed at a time: their share of the draws, and what they are, on the device."""
-
-    rows: slice
-    real: torch.Tensor
-    labels: torch.Tensor  # s, float64 on the CPU
-    octaves: torch.Tensor  # 1 where an image belongs: float [B, octaves]
-    z: torch.Tensor
-    transform: torch.Tensor
 
 
 class Trainer:
@@ -125,10 +108,10 @@ class Trainer:
                 config.discriminator,
                 img_resolution=config.generator.img_resolution,
                 img_channels=config.generator.img_channels,
+                octaves=config.generator.octaves,
             ).to(self.device)
         self._calibrate()
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
-        self.judge = torch.compile(self.D) if training.compile_discriminator else self.D
 
         fused = self.device.type in ("cpu", "cuda")
         self.g_optimiser = torch.optim.Adam(
@@ -139,16 +122,23 @@ class Trainer:
         self.g_gradients = Gradients(self.G.parameters(), process)
         self.d_gradients = Gradients(self.D.parameters(), process)
 
-        self.perceptual = None
+        perceptual = None
         if training.consistency_weight and training.consistency_metric == "l1+lpips":
             folder_of_weights = None if training.lpips_folder is None else Path(training.lpips_folder)
-            self.perceptual = load_lpips(folder_of_weights).to(self.device)
+            perceptual = load_lpips(folder_of_weights).to(self.device)
         digest = None
         if training.metrics is not None:
             digest = from_first(process, lambda: content_digest(dataset.path))
         self.evaluation = snapshot_evaluation(training, dataset, process, digest)
-        self.augment = None if training.augment == "none" else AugmentPipe(p=training.augment_p)
-        self.ada = AdaController(target=training.ada_target) if training.augment == "ada" else None
+        self.augment, self.ada = augmentation(config)
+        self.objective = Objective(
+            config,
+            self.G,
+            self.D,
+            augment=self.augment,
+            perceptual=perceptual,
+            compiled=torch.compile(self.D) if training.compile_discriminator else None,
+        )
         self.shown = Mirrored(dataset) if training.mirror else dataset
         self.sampler = ScaleSampler(
             self.shown.patch_octaves,
@@ -280,7 +270,7 @@ class Trainer:
             "G_ema": self.G_ema.state_dict(),
             "g_optimiser": self.g_optimiser.state_dict(),
             "d_optimiser": self.d_optimiser.state_dict(),
-            "augment_p": None if self.augment is None else float(self.augment.p),
+            "augment_p": None if self.augment is None else self.augment.p.tolist(),
             "ada": None if self.ada is None else self.ada.state_dict(),
             "drawn": list(sampler.drawn),
             "means": self.means.state_dict(),
@@ -295,7 +285,7 @@ class Trainer:
         for name in ("G", "D", "G_ema", "g_optimiser", "d_optimiser"):
             getattr(self, name).load_state_dict(state[name])
         if self.augment is not None and state["augment_p"] is not None and self.config.training.augment == "ada":
-            self.augment.p.fill_(state["augment_p"])
+            self.augment.p.copy_(torch.as_tensor(state["augment_p"]))
         if self.ada is not None and state["ada"] is not None:
             self.ada.load_state_dict(state["ada"])
         self.sampler.go_on_from(SamplerState(self.step, tuple(state["drawn"])))
@@ -330,89 +320,72 @@ class Trainer:
 
     def _part(self, real: torch.Tensor, labels: torch.Tensor, number: int, count: int) -> Part:
         rows = slice(self.process.rank + self.process.world_size * number, None, self.process.world_size * count)
-        octaves = torch.from_numpy(octave_of(labels.numpy(), self.dataset.octaves))
+        octave = octave_of(labels.numpy(), self.dataset.octaves)
         z = self._draws("latents", rows).standard_normal((self.config.generator.z_dim, len(real))).T
         zoom = torch.exp2(labels)
         return Part(
-            rows,
-            to_device(real, self.device).float() / 127.5 - 1,
-            labels,
-            to_device(F.one_hot(octaves, self.dataset.octaves).float(), self.device),
-            to_device(torch.from_numpy(z).float(), self.device),
-            to_device(unchecked_transform(zoom, uniform_centres(zoom, self._draws("centres", rows))), self.device),
+            real=to_device(real, self.device).float() / 127.5 - 1,
+            labels=labels,
+            zoom_log2=to_device(labels.float(), self.device),
+            octave=octave,
+            octaves=to_device(F.one_hot(torch.from_numpy(octave), self.dataset.octaves).float(), self.device),
+            z=to_device(torch.from_numpy(z).float(), self.device),
+            transform=to_device(
+                unchecked_transform(zoom, uniform_centres(zoom, self._draws("centres", rows))), self.device
+            ),
+            images_seen=self.images_seen,
+            draws=lambda purpose: self._draws(purpose, rows),
+            train_fine=stream(self.config.training.seed, "coin", self.step).random() < 0.5,
         )
-
-    def _generate(self, part: Part, *, observe: bool) -> Generated:
-        ws = self.G.mapping(part.z, observe=observe)
-        return ws, self.G.synthesis(ws, part.transform, observe=observe)
 
     def _discriminator_step(self, parts: Sequence[Part]) -> tuple[Generated | None, torch.Tensor]:
         """Steps of D; returns what a single part generated, for G's step, and whether gradients were not finite."""
-        training = self.config.training
+        objective = self.objective
         self.D.requires_grad_(True)
         generated = None
         for part in parts:
             with torch.set_grad_enabled(len(parts) == 1):
-                ws, fake = self._generate(part, observe=True)
+                ws, fake = objective.generate(part, observe=True)
             if len(parts) == 1:
                 generated = ws, fake
-            real_logits = self.judge(self._shown(part.real, "augment real", part))
-            fake_logits = self.judge(self._shown(fake.detach(), "augment fake", part))
-            loss = adversarial.discriminator_loss(fake_logits, real_logits)
-            self._backward(loss, part, parts, self.d_gradients)
+            losses = objective.discriminator(part, fake)
+            self._backward(losses.total, part, parts, self.d_gradients)
             if self.ada is not None:
-                self.ada.observe(real_logits)
-            self.means.add("loss/D", loss)
-            for name, logits in (("real", real_logits), ("fake", fake_logits)):
-                self.means.add(f"logits/{name}", logits)
-                self.means.add_grouped(f"logits/{name} by octave", logits[:, 0], part.octaves)
+                members = part.octaves if self.ada.groups else None
+                self.ada.observe(losses.means["logits/real"], members)
+            self._note(losses, part)
         bad = self._optimise(self.d_gradients, self.d_optimiser, "D")
-        if training.r1_gamma and self.step % training.r1_interval == 0:
-            bad = bad | self._regularise(parts)
+        if objective.needs_penalties and self.step % self.config.training.r1_interval == 0:
+            bad = bad | self._regularise(parts, generated)
         self.D.requires_grad_(False)
         return generated, bad
 
-    def _regularise(self, parts: Sequence[Part]) -> torch.Tensor:
-        """Step of D with the gradient penalty alone (lazy R1); returns whether gradients were not finite."""
-        training = self.config.training
+    def _regularise(self, parts: Sequence[Part], generated: Generated | None) -> torch.Tensor:
+        """Step of D with the gradient penalties alone (lazy); returns whether gradients were not finite."""
         for part in parts:
-            seen = part.real.detach().requires_grad_(True)
-            logits = self.D(self._shown(seen, "augment r1", part))  # not compiled: the penalty is differentiated twice
-            penalty = adversarial.r1_penalty(logits, seen, training.r1_gamma)
-            self._backward(penalty * training.r1_interval, part, parts, self.d_gradients)
-            self.means.add("loss/r1", penalty)
+            fake = None
+            if self.objective.penalises_generated:
+                with torch.no_grad():
+                    fake = (generated or self.objective.generate(part, observe=False))[1]
+            losses = self.objective.penalties(part, fake)
+            self._backward(losses.total, part, parts, self.d_gradients)
+            self._note(losses, part)
         return self._optimise(self.d_gradients, self.d_optimiser, "D")
 
     def _generator_step(self, parts: Sequence[Part], generated: Generated | None) -> torch.Tensor:
         """Step of G; returns whether gradients were not finite."""
-        weight = self.config.training.consistency_weight
         for part in parts:
-            ws, fake = generated or self._generate(part, observe=False)
-            loss = adversarial.generator_loss(self.judge(self._shown(fake, "augment G", part)))
-            self.means.add("loss/G", loss)
-            if weight:
-                consistency = self._consistency(fake, ws, part)
-                self.means.add("loss/consistency", consistency)
-                loss = loss + weight * consistency
-            self._backward(loss, part, parts, self.g_gradients)
+            losses = self.objective.generator(part, generated or self.objective.generate(part, observe=False))
+            self._backward(losses.total, part, parts, self.g_gradients)
+            self._note(losses, part)
         return self._optimise(self.g_gradients, self.g_optimiser, "G")
 
-    def _consistency(self, fine: torch.Tensor, ws: torch.Tensor, part: Part) -> torch.Tensor:
-        """Render the same latents farther out about the same centres and compare; a coin detaches one of the two."""
-        factor = to_device(sample_zoom_out(part.labels, self._draws("zoom out", part.rows)), self.device)
-        train_fine = stream(self.config.training.seed, "coin", self.step).random() < 0.5
-        with torch.set_grad_enabled(not train_fine):
-            coarse = self.G.synthesis(ws, zoom_out(part.transform, factor))
-        return consistency_loss(fine if train_fine else fine.detach(), coarse, factor, self.perceptual)
-
-    def _shown(self, images: torch.Tensor, purpose: str, part: Part) -> torch.Tensor:
-        """What the discriminator sees of ``images``: augmented, then blurred while the run is young."""
-        training = self.config.training
-        if self.augment is not None:
-            images = self.augment(images, generator=self._draws(purpose, part.rows))
-        fade_kimg = training.blur_fade_kimg or training.batch * 200 / 32
-        sigma = adversarial.blur_sigma(self.images_seen, sigma_px=training.blur_sigma_px, fade_images=fade_kimg * 1000)
-        return adversarial.blur(images, sigma)
+    def _note(self, losses: Losses, part: Part) -> None:
+        """Count what the objective reports into the means of the next line of statistics."""
+        for name, values in losses.means.items():
+            self.means.add(name, values)
+        for name, values in losses.by_octave.items():
+            self.means.add_grouped(name, values, part.octaves)
 
     def _backward(self, loss: torch.Tensor, part: Part, parts: Sequence[Part], gradients: Gradients) -> None:
         """Add a part's gradients; those of the last part leave for the other processes as they come."""
@@ -476,7 +449,9 @@ class Trainer:
         if self.journal is None:
             return
         mix = self.sampler.probabilities(self.images_seen)
-        augment_p = {} if self.augment is None else {"augment/p": float(self.augment.p)}
+        augment_p: dict[str, Any] = {} if self.augment is None else {"augment/p": float(self.augment.p.mean())}
+        if self.augment is not None and self.augment.p.ndim:
+            augment_p["augment/p by octave"] = self.augment.p.tolist()
         timing = {
             "seconds/step": step,
             "seconds/data": data,

@@ -1,7 +1,7 @@
 """The tiny golden run: 20 steps with all that the objective has, whose losses and weights a refactor must not change.
 
-``python tests/training/golden_run.py`` compares with what was recorded, to the bit: what it prints is only of use on the machine
-and with the PyTorch that recorded it; ``--record`` writes the file anew.
+``python tests/training/golden_run.py`` compares with what was recorded, to the bit: that is of use on the machine and with the
+PyTorch that recorded it; ``--record`` writes the file anew.
 """
 
 from __future__ import annotations
@@ -36,7 +36,14 @@ def golden_run(folder: Path, parts: int) -> dict:
     torch.set_num_threads(1)
     try:
         dataset = PatchDataset(small_patches(folder / "p.zip"))
-        settings = {"augment": "ada", "augment_p": 0.3, "blur_sigma_px": 2, "r1_interval": 4, "mirror": True, "batch": 4}
+        settings = {
+            "augment": "ada",
+            "augment_p": 0.3,
+            "blur_sigma_px": 2,
+            "r1_interval": 4,
+            "mirror": True,
+            "batch": 4,
+        }
         config = tiny_run(dataset, kimg=STEPS * 4 / 1000, consistency_weight=2, snapshot_kimg=1, **settings)
         trainer = Trainer(config, dataset, folder, Process(torch.device("cpu")), 4 // parts)
         trainer.run()

@@ -1,0 +1,178 @@
+"""What a step differentiates: adversarial losses, gradient penalties and scale consistency of one part of a batch.
+
+The trainer knows the loop, optimisers and averages, and none of the mathematics here; the estimate of memory runs the very same
+objective on the meta device. A loss of one's own is a term in :meth:`Objective.discriminator` or :meth:`Objective.generator`
+and its field in :class:`multiscale.config.TrainingConfig`.
+
+Shapes: B images of a part, real and generated [B, C, N, N] in [-1, 1], zoom s [B] in octaves, z [B, z_dim].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from multiscale.config import RunConfig
+from multiscale.networks.discriminator import Discriminator
+from multiscale.networks.generator import Generator
+from multiscale.training import adversarial
+from multiscale.training.augment import AugmentPipe
+from multiscale.training.consistency import PerceptualDistance, consistency_loss, sample_zoom_out
+from multiscale.view import zoom_out
+from torch_utils.devices import to_device
+from torch_utils.random import Share
+
+Draws: TypeAlias = "Share | np.random.Generator"
+
+Generated: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""Latents ws of a part, and its images with their graph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Images that are computed at a time, on the device, and their share of a step's draws."""
+
+    real: torch.Tensor
+    labels: torch.Tensor
+    """s, float64 [B] on the CPU."""
+    zoom_log2: torch.Tensor
+    """The same, float32 [B] on the device."""
+    octave: np.ndarray
+    """Octave of each image, integers [B]."""
+    octaves: torch.Tensor
+    """1 where an image belongs: float [B, octaves], on the device."""
+    z: torch.Tensor
+    transform: torch.Tensor
+    images_seen: int
+    """Real images of the steps before."""
+    draws: Callable[[str], Draws]
+    """A fresh share of this step's draws for each purpose, such as ``"augment real"``."""
+    train_fine: bool
+    """The step's coin: the finer view of a consistency pair is trained, or the coarser one."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a backward pass starts from, and what is logged."""
+
+    total: torch.Tensor
+    """A scalar."""
+    means: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Logged by name, any shape."""
+    by_octave: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Logged for each octave: one number an image, [B]."""
+
+
+class Objective:
+    """Losses of both networks.
+
+    Args:
+        config: The run.
+        G: Generator.
+        D: Discriminator.
+        augment: What D sees goes through it; None: it sees images as they are.
+        perceptual: Distance between scales beside L1; None: L1 alone.
+        compiled: D compiled, for all but the penalties, which are differentiated twice; None: D itself.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        G: Generator,
+        D: Discriminator,
+        *,
+        augment: AugmentPipe | None = None,
+        perceptual: PerceptualDistance | None = None,
+        compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self.training, self.G, self.D = config.training, G, D
+        self.augment, self.perceptual = augment, perceptual
+        self._logits = compiled or D
+        self._pairs = self.training.adversarial == "pairs"
+
+    def generate(self, part: Part, *, observe: bool) -> Generated:
+        """The part's latents through its views; ``observe``: G's running means see them."""
+        ws = self.G.mapping(part.z, observe=observe)
+        return ws, self.G.synthesis(ws, part.transform, observe=observe)
+
+    def discriminator(self, part: Part, fake: torch.Tensor) -> Losses:
+        """Real patches against generated ones; ``fake`` is detached here. ``means["logits/real"]`` steers ADA."""
+        real_logits = self._logits(self.shown(part.real, "augment real", part), part.zoom_log2)
+        fake_logits = self._logits(self.shown(fake.detach(), "augment fake", part), part.zoom_log2)
+        if self._pairs:
+            loss = adversarial.pair_loss(real_logits, fake_logits)
+        else:
+            loss = adversarial.discriminator_loss(fake_logits, real_logits)
+        logits = {"logits/real": real_logits, "logits/fake": fake_logits}
+        by_octave = {f"{name} by octave": values[:, 0] for name, values in logits.items()}
+        return Losses(loss, {"loss/D": loss, **logits}, by_octave)
+
+    @property
+    def needs_penalties(self) -> bool:
+        """Whether there is anything in :meth:`penalties`."""
+        return self.training.r1_gamma > 0 or self.training.r2_gamma > 0
+
+    @property
+    def penalises_generated(self) -> bool:
+        """Whether :meth:`penalties` looks at generated patches."""
+        return self.training.r2_gamma > 0
+
+    def penalties(self, part: Part, fake: torch.Tensor | None) -> Losses:
+        """Gradient penalties R1 and R2, for a step of their own every ``r1_interval``; ``fake``: if R2 is asked for."""
+        total = torch.zeros([], device=part.real.device)
+        means = {}
+        for name, gamma, images in (("r1", self.training.r1_gamma, part.real), ("r2", self.training.r2_gamma, fake)):
+            if gamma > 0:
+                assert images is not None
+                seen = images.detach().requires_grad_(True)
+                logits = self.D(self.shown(seen, f"augment {name}", part), part.zoom_log2)
+                means[f"loss/{name}"] = adversarial.r1_penalty(logits, seen, gamma)
+                total = total + means[f"loss/{name}"]
+        return Losses(total * self.training.r1_interval, means)
+
+    def generator(self, part: Part, generated: Generated) -> Losses:
+        """Generated patches that D takes for real ones, and scales that agree."""
+        ws, fake = generated
+        logits = self._logits(self.shown(fake, "augment G", part), part.zoom_log2)
+        if self._pairs:
+            with torch.no_grad():
+                real_logits = self._logits(self.shown(part.real, "augment G real", part), part.zoom_log2)
+            loss = adversarial.pair_loss(logits, real_logits)
+        else:
+            loss = adversarial.generator_loss(logits)
+        means = {"loss/G": loss}
+        weight = self.training.consistency_weight
+        if weight:
+            means["loss/consistency"] = consistency = self.consistency(fake, ws, part)
+            loss = loss + weight * consistency
+        return Losses(loss, means)
+
+    def consistency(self, fine: torch.Tensor, ws: torch.Tensor, part: Part) -> torch.Tensor:
+        """Render the same latents farther out about the same centres and compare; a coin detaches one of the two."""
+        factor = to_device(sample_zoom_out(part.labels, part.draws("zoom out")), fine.device)
+        with torch.set_grad_enabled(not part.train_fine):
+            coarse = self.G.synthesis(ws, zoom_out(part.transform, factor))
+        weights = self.training.consistency_by_octave
+        if weights is not None:
+            by_image = np.asarray(weights)[np.minimum(part.octave, len(weights) - 1)]
+            sample_weight = to_device(torch.from_numpy(by_image).float(), fine.device)
+        return consistency_loss(
+            fine if part.train_fine else fine.detach(),
+            coarse,
+            factor,
+            self.perceptual,
+            None if weights is None else sample_weight,
+        )
+
+    def shown(self, images: torch.Tensor, purpose: str, part: Part) -> torch.Tensor:
+        """What the discriminator sees of ``images``: augmented, then blurred while the run is young."""
+        training = self.training
+        if self.augment is not None:
+            images = self.augment(images, generator=part.draws(purpose), group=part.octave)
+        fade_kimg = training.blur_fade_kimg or training.batch * 200 / 32
+        sigma = adversarial.blur_sigma(part.images_seen, sigma_px=training.blur_sigma_px, fade_images=fade_kimg * 1000)
+        return adversarial.blur(images, sigma)
