@@ -7,6 +7,9 @@ A file of variants has YAML differences by name, with the keys of any config; an
 and seed becomes a run, ``<out>/<name>-seed<k>``, trained by train.py. The same command typed again goes on where it
 stopped; what is trained and measured already is kept. Ctrl-C or SIGTERM keeps the state of the runs.
 
+Beside a run's folder stand its configuration, its output (``.log``) and its measures (``.json``, kept by the snapshot's
+SHA-256); in the folder of all, ``table.md``, ``table.json`` and ``sheet.png``, one world of each variant.
+
 ``--kimg`` gives all runs equal images, ``--cpu-seconds`` equal time: a run's first steps tell what an image costs it.
 The table has the means over seeds and half the range between them; it leaves with exit code 1 if any run failed.
 """
@@ -155,6 +158,20 @@ def write_config(run: Run) -> None:
         return
     with atomic_write(path, "w") as stream:
         yaml.safe_dump(values, stream, sort_keys=False)
+
+
+def check_data(out: Path, data: str) -> None:
+    """A folder of runs belongs to one set of patches.
+
+    Raises:
+        UserError: its runs were trained on other patches.
+    """
+    path, digest = out / "data.json", content_digest(data)
+    if not path.exists():
+        with atomic_write(path, "w") as stream:
+            json.dump({"data": Path(data).name, "sha256": digest}, stream)
+    elif (held := json.loads(path.read_text()))["sha256"] != digest:
+        raise UserError(f"The runs in {out} were trained on other patches ({held['data']}); give another --out.")
 
 
 def default_of(section: str, key: str) -> Any:
@@ -623,8 +640,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, interrupt)
     dataset = PatchDataset(options.data)
     runs = plan_runs(options, dataset)
-    options.out.mkdir(parents=True, exist_ok=True)
-    content_digest(options.data)  # remembered for all
+    check_data(options.out, options.data)
     say(f"{len(runs)} runs in {options.out}, {options.jobs} at a time with {options.threads} threads each")
     found, failures = complete_all(runs, options, Workers(options.threads))
     report(runs, found, options)
