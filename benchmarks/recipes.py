@@ -33,33 +33,33 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout's code, whatever else is installed
+
+import numpy as np
+import torch
+import yaml
+from machine import describe
+
+from dnnlib.cli import reports_user_errors
+from dnnlib.errors import UserError, nearest_name
+from dnnlib.files import atomic_write, sha256
+from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, to_dict
+from multiscale.data.patches import PatchDataset
+from multiscale.metrics.features import load_features
+from multiscale.metrics.names import Metric, parse_metrics
+from multiscale.metrics.reals import content_digest
+from multiscale.metrics.scales import Evaluation
+from multiscale.rendering.files import save_png
+from multiscale.rendering.renderer import Renderer, nearest_centre, to_uint8
+from multiscale.rendering.sheets import SHEET_CENTRE, grid
+from multiscale.training.checkpoint import load_snapshot
+from multiscale.training.estimate import networks_on_meta
+from multiscale.training.journal import read_stats
+from multiscale.training.launch import choose_devices, choose_preset, data_layer
+from multiscale.view import Region
+from torch_utils.distributed import Process
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # this checkout's code, whatever else is installed
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import yaml  # noqa: E402
-from machine import describe  # noqa: E402
-
-from dnnlib.cli import reports_user_errors  # noqa: E402
-from dnnlib.errors import UserError, nearest_name  # noqa: E402
-from dnnlib.files import atomic_write, sha256  # noqa: E402
-from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, to_dict  # noqa: E402
-from multiscale.data.patches import PatchDataset  # noqa: E402
-from multiscale.metrics.features import load_features  # noqa: E402
-from multiscale.metrics.names import Metric, parse_metrics  # noqa: E402
-from multiscale.metrics.reals import content_digest  # noqa: E402
-from multiscale.metrics.scales import Evaluation  # noqa: E402
-from multiscale.rendering.files import save_png  # noqa: E402
-from multiscale.rendering.renderer import Renderer, nearest_centre, to_uint8  # noqa: E402
-from multiscale.rendering.sheets import SHEET_CENTRE, grid  # noqa: E402
-from multiscale.training.checkpoint import load_snapshot  # noqa: E402
-from multiscale.training.estimate import networks_on_meta  # noqa: E402
-from multiscale.training.journal import read_stats  # noqa: E402
-from multiscale.training.launch import choose_preset, data_layer  # noqa: E402
-from multiscale.view import Region  # noqa: E402
-from torch_utils.distributed import Process  # noqa: E402
-
 METRICS = "msfid_octave300,mskid_octave300,swd256,consistency24,spectrum256,lattice64,precision_recall300,diversity64"
 PROBED_STEPS = 48
 """First steps of a run that tell what an image costs it, where time is given."""
@@ -67,9 +67,6 @@ WARM_UP = 1 / 3
 """Part of the first steps that does not count."""
 SHEET_ZOOMS = (1, 4, 16, 64)
 REPORT_SEC = 60.0
-
-
-# --- What is trained ---
 
 
 @dataclass(frozen=True)
@@ -179,9 +176,6 @@ def default_of(section: str, key: str) -> Any:
     return to_dict(RunConfig())[section][key]
 
 
-# --- Training and measuring, each in a process of its own ---
-
-
 class Stopped(Exception):
     """The user asked to stop."""
 
@@ -238,12 +232,12 @@ class Workers:
                     process.terminate()
 
 
-def train(run: Run, data: str, kimg: float, workers: Workers) -> None:
+def train(run: Run, options: argparse.Namespace, kimg: float, workers: Workers) -> None:
     """Train a run up to ``kimg``, or go on with it; nothing if it has been there."""
     if run.snapshot(kimg).exists():
         return
-    words = [ROOT / "train.py", "--data", data, "--config", run.file(".yaml"), "--outdir", run.folder]
-    workers.run([*words, "--kimg", f"{kimg:.6f}", "--gpus", "0"], run.file(".log"))
+    words = [ROOT / "train.py", "--data", options.data, "--config", run.file(".yaml"), "--outdir", run.folder]
+    workers.run([*words, "--kimg", repr(kimg), "--gpus", options.gpus], run.file(".log"))
     if not run.snapshot(kimg).exists():
         raise RuntimeError(
             f"{run.folder} has no snapshot of {kimg:g} kimg: it was trained further; give a larger --kimg."
@@ -258,7 +252,7 @@ def kimg_of(run: Run, options: argparse.Namespace, workers: Workers) -> float:
     if path.exists() and (kept := json.loads(path.read_text()))["cpu_seconds"] == options.cpu_seconds:
         return kept["kimg"]
     batch = run.config.training.batch
-    train(run, options.data, PROBED_STEPS * batch / 1000, workers)
+    train(run, options, PROBED_STEPS * batch / 1000, workers)
     cost = cpu_seconds_an_image(read_stats(run.folder), until=PROBED_STEPS * batch)
     assert cost is not None
     kimg = max(int(options.cpu_seconds / cost / batch), PROBED_STEPS) * batch / 1000
@@ -295,21 +289,23 @@ def measure(run: Run, options: argparse.Namespace, kimg: float, workers: Workers
             if held.get("key") == key:
                 return held["results"]
     words = [Path(__file__).resolve(), "--measure", run.snapshot(kimg), "--data", options.data]
-    workers.run([*words, "--metrics", options.metrics, "--out", path], run.file(".log"))
+    words += ["--metrics", options.metrics, "--gpus", options.gpus, "--out", path]
+    workers.run(words, run.file(".log"))
     results = json.loads(path.read_text())
     with atomic_write(path, "w") as stream:
         json.dump({"key": key, "kimg": kimg, "results": results}, stream)
     return results
 
 
-def measure_here(snapshot: Path, data: str, metrics: str, out: Path) -> None:
+def measure_here(options: argparse.Namespace) -> None:
     """In a process of its own: all measures of one snapshot, written as JSON."""
-    dataset, cpu = PatchDataset(data), Process(torch.device("cpu"))
-    features = load_features("random", dataset.resolution, cpu.device)
-    evaluation = Evaluation(parse_metrics(metrics), dataset, features, cpu, digest=content_digest(data))
+    dataset, process = PatchDataset(options.data), Process(choose_devices(options.gpus)[0])
+    features = load_features("random", dataset.resolution, process.device)
+    metrics, digest = parse_metrics(options.metrics), content_digest(options.data)
+    evaluation = Evaluation(metrics, dataset, features, process, digest=digest)
     evaluation.prepare()
-    results, _ = evaluation.measure(load_snapshot(snapshot).generator)
-    with atomic_write(out, "w") as stream:
+    results, _ = evaluation.measure(load_snapshot(options.measure).generator.to(process.device))
+    with atomic_write(options.out, "w") as stream:
         json.dump(results, stream)
 
 
@@ -318,7 +314,7 @@ def complete(run: Run, options: argparse.Namespace, workers: Workers) -> dict[st
     started = time.perf_counter()
     write_config(run)
     kimg = kimg_of(run, options, workers)
-    train(run, options.data, kimg, workers)
+    train(run, options, kimg, workers)
     trained = time.perf_counter()
     results = measure(run, options, kimg, workers)
     stats = [line for line in read_stats(run.folder) if "img/s" in line and line["kimg"] <= kimg + 1e-6]
@@ -329,6 +325,7 @@ def complete(run: Run, options: argparse.Namespace, workers: Workers) -> dict[st
     g, d = (sum(p.numel() for p in network.parameters()) for network in networks_on_meta(run.config))
     return {
         "kimg": run.images(kimg) / 1000,
+        "snapshot": str(run.snapshot(kimg)),
         "images_per_sec": float(np.median([line["img/s"] for line in stats])),
         "cpu_seconds_an_image": cpu_seconds_an_image(stats),
         "g_parameters": g,
@@ -387,9 +384,6 @@ def complete_all(
         finally:
             over.set()
     return found, failures
-
-
-# --- Tables ---
 
 
 @dataclass(frozen=True)
@@ -561,9 +555,8 @@ def write_sheet(
     for run in runs:
         if (run.variant, run.seed) not in found or run.variant in rows:
             continue
-        renderer = Renderer(
-            load_snapshot(run.snapshot(found[run.variant, run.seed]["kimg"])).generator, torch.device("cpu")
-        )
+        snapshot = load_snapshot(found[run.variant, run.seed]["snapshot"])
+        renderer = Renderer(snapshot.generator, torch.device("cpu"))
         rows[run.variant] = [view(renderer, zoom) for zoom in SHEET_ZOOMS if zoom <= renderer.max_zoom]
         titles = [f"{zoom}x" for zoom in SHEET_ZOOMS if zoom <= renderer.max_zoom]
     if rows:
@@ -582,9 +575,6 @@ def view(renderer: Renderer, zoom: float) -> np.ndarray:
 def names_of(runs: Sequence[Run]) -> list[str]:
     """Variants, in their order."""
     return list(dict.fromkeys(run.variant for run in runs))
-
-
-# --- The command ---
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -609,6 +599,7 @@ def parse_options() -> argparse.Namespace:
     budget.add_argument("--cpu-seconds", type=float, help="instead: CPU time of every run's steps")
     parser.add_argument("--seeds", type=whole_numbers, default=[0], metavar="0,1", help="of each variant (default 0)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default 1)")
+    parser.add_argument("--gpus", type=int, default=0, help="CUDA devices of a run (default 0: the CPU)")
     parser.add_argument("--metrics", default=METRICS, help="as in calc_metrics.py")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # of one snapshot, into the file --out
     options = parser.parse_args()
@@ -631,7 +622,7 @@ def main() -> None:
     """Train, measure, and write the tables and the sheet."""
     options = parse_options()
     if options.measure is not None:
-        measure_here(options.measure, options.data, options.metrics, options.out)
+        measure_here(options)
         return
     parse_metrics(options.metrics)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -106,7 +106,7 @@ def test_variants_are_trained_measured_and_tabled_and_a_failure_does_not_stop_th
 
 def test_equal_time_gives_each_run_a_length_of_its_own(recipes, place, monkeypatch):
     trained = []
-    monkeypatch.setattr(recipes, "train", lambda run, data, kimg, workers: trained.append(kimg))
+    monkeypatch.setattr(recipes, "train", lambda run, options, kimg, workers: trained.append(kimg))
     lines = [
         {"kimg": 0.004 * i, "seconds/cpu": 8.0 if i < 10 else 0.8, "seconds/step": 0.5, "img/s": 8.0}
         for i in range(1, 49)
