@@ -18,20 +18,23 @@ def progress_bar(**options: Any) -> tqdm:
 
 
 class Stopwatch:
-    """Wall-clock time by what it went to: each lap ends now, and began when the last one ended."""
+    """Time by what it went to, by the clock and of this process on CPUs: each lap ends now, and began when the last ended."""
 
     def __init__(self) -> None:
         self.clear()
         self._mark = time.perf_counter()
+        self._cpu_mark = time.process_time()
 
     def lap(self, name: str) -> None:
         """Count the time since the last lap to ``name``."""
-        now = time.perf_counter()
+        now, cpu_now = time.perf_counter(), time.process_time()
         self.seconds[name] += now - self._mark
+        self.cpu_seconds[name] += cpu_now - self._cpu_mark
         self.laps[name] += 1
-        self._mark = now
+        self._mark, self._cpu_mark = now, cpu_now
 
     def clear(self) -> None:
         """Forget all laps."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.cpu_seconds: defaultdict[str, float] = defaultdict(float)
         self.laps: Counter[str] = Counter()

@@ -18,8 +18,8 @@ class Kind:
 
     says: str
     count: int
-    """Samples: over the mixture, of each octave, or worlds."""
-    per: Literal["mixture", "octave", "world"]
+    """Samples: over the mixture, of each octave, of the coarsest octave, or worlds."""
+    per: Literal["mixture", "octave", "coarsest", "world"]
     needs: frozenset[str] = frozenset()
     """Of ``"moments"``, ``"bank"``: statistics of features, or the features themselves; ``"images"``."""
     higher_is_better: bool = False
@@ -28,7 +28,8 @@ class Kind:
     @property
     def unit(self) -> str:
         """What ``count`` counts."""
-        return {"mixture": "patches", "octave": "of each octave", "world": "worlds"}[self.per]
+        units = {"mixture": "patches", "octave": "of each octave", "coarsest": "of the coarsest", "world": "worlds"}
+        return units[self.per]
 
 
 _MOMENTS, _BANK, _IMAGES = (frozenset({need}) for need in ("moments", "bank", "images"))
@@ -66,6 +67,21 @@ KINDS: dict[str, Kind] = {
         least=2,
     ),
     "spectrum": Kind(says="power spectra, fake against real", count=256, per="octave", needs=_IMAGES, least=2),
+    "lattice": Kind(
+        says="periodic patterns: highest peaks of spectra, fake over real",
+        count=64,
+        per="octave",
+        needs=_IMAGES,
+        least=16,
+    ),
+    "diversity": Kind(
+        says="distance between worlds in the coarsest octave, fake over real",
+        count=64,
+        per="coarsest",
+        needs=_IMAGES,
+        higher_is_better=True,
+        least=2,
+    ),
     "consistency": Kind(says="PSNR, SSIM and L1 between scales", count=64, per="world", higher_is_better=True),
     "equivariance": Kind(
         says="EQ-T under shifts by fractions of a pixel", count=32, per="octave", higher_is_better=True

@@ -54,14 +54,16 @@ def views_needed(metric: Metric, octaves: int) -> int:
     factors = {"equivariance": 2, "seam": 8}  # a view and the same moved; four tiles and the area of four
     if metric.kind_name in ("consistency", "compression"):
         return metric.count * (octaves + 1)
-    return metric.count if metric.kind.per == "mixture" else octave_views * factors.get(metric.kind_name, 1)
+    return (
+        metric.count if metric.kind.per in ("mixture", "coarsest") else octave_views * factors.get(metric.kind_name, 1)
+    )
 
 
 def pools_for(metrics: Sequence[Metric], octaves: int, pictures: int = 0) -> list[Pool]:
     """The pools that serve all measures; ``pictures``: patches of each octave that a report shows."""
     mixture, each = Pool(None), [Pool(octave) for octave in range(octaves)]
     for metric in metrics:
-        for pool in {"mixture": [mixture], "octave": each}.get(metric.kind.per, []):
+        for pool in {"mixture": [mixture], "octave": each, "coarsest": each[:1]}.get(metric.kind.per, []):
             if metric.kind.needs:
                 pool.count = max(pool.count, metric.count)
             if "moments" in metric.kind.needs:

@@ -168,14 +168,16 @@ class Evaluation:
     def _check_counts(self) -> None:
         """Each octave has enough real patches for what is asked."""
         counts = self.dataset.counts()
-        least = max((m.kind.least for m in self.metrics if m.kind.per == "octave" and m.kind.needs), default=0)
-        poor = [j for j in self._octaves if counts[j] < least]
-        if poor:
-            names = ",".join(m.name for m in self.metrics if m.kind.per == "octave" and m.kind.needs)
-            raise UserError(
-                f"Octave {poor[0]} of {self.dataset.path} has {counts[poor[0]]} patches and {names} need at least {least} "
-                "in each; leave out the measures by octave, or give more patches."
-            )
+        for octaves, per in ((self._octaves, ("octave",)), (range(1), ("octave", "coarsest"))):
+            asked = [m for m in self.metrics if m.kind.needs and m.kind.per in per]
+            least = max((m.kind.least for m in asked), default=0)
+            for j in octaves:
+                if counts[j] < least:
+                    names = ",".join(m.name for m in asked)
+                    raise UserError(
+                        f"Octave {j} of {self.dataset.path} has {counts[j]} patches and {names} need at least {least} "
+                        "in each; leave out the measures by octave, or give more patches."
+                    )
 
     def _real_needs(self) -> dict[str, Any]:
         indices = [index for pool in self.pools for index in self.real_indices(pool)]

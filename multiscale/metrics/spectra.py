@@ -13,6 +13,10 @@ import torch
 
 FLOOR = 1e-12
 """Least power that a ratio is taken of, for images in [-1, 1]."""
+LATTICE_FROM = 3
+"""Cycles across a patch from which on a pattern is looked for; below, the scene itself has few frequencies."""
+LATTICE_PART = 0.01
+"""Of the frequencies, the highest."""
 
 
 def radial_power(images: torch.Tensor) -> torch.Tensor:
@@ -25,18 +29,62 @@ def radial_power(images: torch.Tensor) -> torch.Tensor:
         float64 [B, K]: mean over the channels and over the frequencies (u, v) with round(|(u, v)|) = k, of
         |FFT(window (x - mean))|^2 / sum(window^2). The constant, k = 0, is what the window leaves of the mean.
     """
-    x = images.double() / 127.5 - 1 if images.dtype == torch.uint8 else images.double()
+    x = _in_unit_range(images)
     size = x.shape[-1]
-    window = 0.5 - 0.5 * torch.cos(2 * torch.pi * (torch.arange(size, device=x.device, dtype=x.dtype) + 0.5) / size)
-    window = window[:, None] * window
-    x = (x - x.mean(dim=(2, 3), keepdim=True)) * window
-    power = torch.fft.fft2(x).abs().square().mean(dim=1) / window.square().sum()  # [B, N, N]
-    frequency = torch.fft.fftfreq(size, 1 / size, device=x.device, dtype=x.dtype)
-    radius = (frequency[:, None].square() + frequency.square()).sqrt().round().long().flatten()
+    power = _power(x).mean(dim=1)  # [B, N, N]
+    radius = _radius(size, x.device).round().long().flatten()
     kept = radius <= size // 2
     sums = torch.zeros(len(x), size // 2 + 1, device=x.device, dtype=x.dtype)
     sums.index_add_(1, radius[kept], power.flatten(1)[:, kept])
     return sums / torch.bincount(radius[kept], minlength=size // 2 + 1)
+
+
+def plane_power(images: torch.Tensor) -> torch.Tensor:
+    """Power of each grey patch, the mean of its channels, at every frequency: [B, C, N, N] -> float64 [B, N, N].
+
+    Frequencies are in the order of ``torch.fft.fftfreq``; the rest is as :func:`radial_power` has it.
+    """
+    return _power(_in_unit_range(images).mean(dim=1, keepdim=True))[:, 0]
+
+
+def lattice_peak(power: torch.Tensor) -> float:
+    """How far the highest peaks of a mean spectrum [N, N] stand out of frequencies of the same length.
+
+    Power is divided by its mean over the frequencies of the same rounded length. Of those from ``LATTICE_FROM`` to below
+    N/2 cycles across the patch it is the mean of the highest ``LATTICE_PART`` (of one at least). A periodic pattern has few
+    frequencies and so high peaks; so has the mean over few patches: compare equal numbers.
+
+    Raises:
+        ValueError: the patches are too small to have any such frequency.
+    """
+    length = _radius(power.shape[-1], power.device)
+    ring = length.round().long().flatten()
+    sums = torch.bincount(ring, weights=power.flatten() + FLOOR)
+    relative = (power.flatten() + FLOOR) / (sums / torch.bincount(ring).clamp(min=1))[ring]
+    found = relative[((length >= LATTICE_FROM) & (length < power.shape[-1] / 2)).flatten()]
+    if not len(found):
+        raise ValueError(f"Patches of {power.shape[-1]} pixels have no frequencies to look for a lattice in.")
+    return float(found.topk(max(round(LATTICE_PART * len(found)), 1)).values.mean())
+
+
+def _in_unit_range(images: torch.Tensor) -> torch.Tensor:
+    """Float64 in [-1, 1] of uint8; floating point stays."""
+    return images.double() / 127.5 - 1 if images.dtype == torch.uint8 else images.double()
+
+
+def _power(x: torch.Tensor) -> torch.Tensor:
+    """|FFT(window (x - mean))|^2 / sum(window^2) of float64 [B, C, N, N], of the same shape."""
+    size = x.shape[-1]
+    window = 0.5 - 0.5 * torch.cos(2 * torch.pi * (torch.arange(size, device=x.device, dtype=x.dtype) + 0.5) / size)
+    window = window[:, None] * window
+    x = (x - x.mean(dim=(2, 3), keepdim=True)) * window
+    return torch.fft.fft2(x).abs().square() / window.square().sum()
+
+
+def _radius(size: int, device: torch.device) -> torch.Tensor:
+    """|(u, v)| of each frequency, float64 [N, N]."""
+    frequency = torch.fft.fftfreq(size, 1 / size, device=device, dtype=torch.float64)
+    return (frequency[:, None].square() + frequency.square()).sqrt()
 
 
 def spectrum_difference(real: np.ndarray, fake: np.ndarray) -> np.ndarray:

@@ -5,10 +5,11 @@ Pixels are uint8 arrays [H, W, C]; small images are enlarged by whole factors so
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from multiscale.rendering.renderer import Renderer, nearest_centre, octave_zooms
 from multiscale.rendering.worlds import World
@@ -18,6 +19,7 @@ DISPLAY_PX = 128
 GAP_PX = 4
 TITLE_PX = 18
 ROW_TITLE_PX = 72
+"""Room for the titles of rows, at least."""
 BACKGROUND = (255, 255, 255)
 INK = (40, 40, 40)
 OUTLINE = (255, 255, 255)
@@ -57,7 +59,13 @@ def grid(
     cells = [[enlarge(as_rgb(image)) for image in row] for row in rows]
     side = cells[0][0].shape[0]
     columns = max(len(row) for row in cells)
-    left, top = (ROW_TITLE_PX if row_titles else 0), (TITLE_PX if titles or not row_titles else GAP_PX)
+    font = ImageFont.load_default()
+    left = (
+        max([ROW_TITLE_PX, *(math.ceil(font.getlength(title)) + 2 * GAP_PX for title in row_titles)])
+        if row_titles
+        else 0
+    )
+    top = TITLE_PX if titles or not row_titles else GAP_PX
     size = (left + columns * (side + GAP_PX) + GAP_PX, top + len(rows) * (side + GAP_PX))
     picture = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(picture)

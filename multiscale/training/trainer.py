@@ -445,6 +445,7 @@ class Trainer:
         watch.lap("step")
         data = watch.seconds["data"] / watch.laps["data"]
         step = data + watch.seconds["step"] / watch.laps["data"]
+        cpu = (watch.cpu_seconds["data"] + watch.cpu_seconds["step"]) / watch.laps["data"]
         watch.clear()
         if self.journal is None:
             return
@@ -455,6 +456,7 @@ class Trainer:
         timing = {
             "seconds/step": step,
             "seconds/data": data,
+            "seconds/cpu": cpu,
             "img/s": self.config.training.batch / step,
             "memory/peak GiB": self._peak_memory() / 2**30,
         }

@@ -14,7 +14,7 @@ from scipy import ndimage
 from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
-from multiscale.metrics.compare import compare, real_images
+from multiscale.metrics.compare import compare, pairwise_distances, real_images
 from multiscale.metrics.draws import done_by_all, shares
 from multiscale.metrics.features import load_features
 from multiscale.metrics.frechet import Moments
@@ -28,8 +28,8 @@ from torch_utils.distributed import Process
 CPU = Process(torch.device("cpu"))
 SIDE = 16
 ALL = (
-    "msfid24,msfid_octave10,mskid24,mskid_octave10,precision_recall10,swd8,spectrum8,consistency3,equivariance2,seam1,"
-    "truth3,compression1"
+    "msfid24,msfid_octave10,mskid24,mskid_octave10,precision_recall10,swd8,spectrum8,lattice16,diversity9,"
+    "consistency3,equivariance2,seam1,truth3,compression1"
 )
 
 
@@ -96,7 +96,9 @@ def test_every_measure_gives_sound_numbers(evaluation, measured):
     assert results["truth3"]["scene_seed"] == 5
     assert results["truth3"]["psnr_mean"] < 40
     assert results["compression1"]["raw_bytes"] == 3 * SIDE**2 * (1 + 4 + 16 + 64)
-    assert patches[0].images.shape == (8, 3, SIDE, SIDE)
+    assert results["lattice16"]["value"] == max(results["lattice16"]["octaves"]) > 0
+    assert 0 < results["diversity9"]["value"] < 10 > results["diversity9"]["layout"] > 0
+    assert patches[0].images.shape == (16, 3, SIDE, SIDE)
     assert patches[None].bank.shape == (24, evaluation.reals.features.dimension)
 
 
@@ -228,11 +230,46 @@ def test_a_set_is_at_distance_0_of_itself_in_each_octave(damaged):
         np.testing.assert_allclose(damaged.measure(name, lambda x: x.astype(float)), 0, atol=1e-6)
 
 
+def test_a_periodic_pattern_is_a_lattice_in_each_octave(damaged):
+    x = np.arange(32)
+    waves = np.sin(2 * np.pi * (7 * x[:, None] + 4 * x) / 32) + np.sin(2 * np.pi * (3 * x[:, None] - 8 * x) / 32)
+    clean, more, most = (damaged.measure("lattice48", lambda image, a=a: image + a * waves) for a in (0, 10, 30))
+    assert clean == [1, 1, 1]
+    assert (np.array(more) > 1.5).all()
+    assert (np.array(most) > more).all()
+
+
+def test_worlds_of_one_layout_are_less_diverse_than_their_colours(damaged):
+    metric, octave = parse_metric("diversity48"), real_images(damaged.dataset, 0, 48)
+
+    def measure(images):
+        return compare(metric, damaged.dataset, None, {0: Patches({}, np.zeros((0, 0)), images)})
+
+    same = measure(octave)
+    assert same["value"] == same["layout"] == 1
+    copies = measure(np.repeat(octave[:1], 48, axis=0))
+    assert copies["value"] == copies["layout"] == 0
+    colours = np.random.default_rng(0).integers(0, 60, (48, 3, 1, 1))
+    recoloured = measure((octave[:1] // 2 + colours).astype(np.uint8))
+    assert recoloured["value"] > 0.3
+    assert recoloured["layout"] < 1e-9
+
+
+def test_pairwise_distances_are_those_of_plain_loops():
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 4), dtype=np.uint8)
+    x = images / 127.5 - 1
+    for found, y in zip(pairwise_distances(images), (x, x - x.mean(axis=(2, 3), keepdims=True)), strict=True):
+        pairs = [np.sqrt(np.mean((y[i] - y[j]) ** 2)) for i in range(5) for j in range(i)]
+        assert found == pytest.approx(np.mean(pairs))
+
+
 def test_pools_are_as_large_as_the_greediest_measure_asks():
     mixture, *octaves = pools_for(parse_metrics("msfid30,mskid20,swd5,msfid_octave9,consistency"), 2, pictures=7)
     assert (mixture.count, mixture.moments, mixture.bank, mixture.images) == (30, {30}, 20, 0)
     assert [(p.count, p.moments, p.bank, p.images) for p in octaves] == [(9, {9}, 7, 7)] * 2
     assert pools_for(parse_metrics("consistency,seam"), 2) == []
+    assert [(p.octave, p.count, p.images) for p in pools_for(parse_metrics("diversity20"), 3)] == [(0, 20, 20)]
+    assert views_needed(parse_metric("diversity20"), 3) == 20
 
 
 def test_what_does_not_fit_is_refused_before_any_work(data, tmp_path):
@@ -245,6 +282,11 @@ def test_what_does_not_fit_is_refused_before_any_work(data, tmp_path):
     few = small_patches(tmp_path / "few.zip", per_octave=4)
     with pytest.raises(UserError, match=r"Octave 0 of .* has 4 patches and precision_recall need at least 8 in each"):
         evaluation_of(few, "precision_recall")
+    one = small_patches(tmp_path / "one.zip", per_octave=1)
+    with pytest.raises(UserError, match=r"Octave 0 of .* has 1 patches and diversity need at least 2"):
+        evaluation_of(one, "diversity")
+    with pytest.raises(ValueError, match="not a measure of patches"):
+        compare(parse_metric("consistency"), PatchDataset(one), None, {})
     with pytest.raises(ValueError, match="need features"):
         Evaluation(parse_metrics("msfid"), PatchDataset(data), None, CPU)
 
