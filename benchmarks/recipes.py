@@ -191,6 +191,17 @@ class Workers:
         self.stopping = threading.Event()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
+        self._first, self._is_first = threading.Lock(), True
+
+    @contextlib.contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first one in such a block is there alone: it looks at the real patches, and the others find what it found."""
+        with self._first:
+            if self._is_first:
+                yield
+                self._is_first = False
+                return
+        yield
 
     def run(self, words: Sequence[object], log: Path) -> None:
         """Run a Python program to its end, its output at the end of ``log``.
@@ -254,7 +265,8 @@ def kimg_of(run: Run, options: argparse.Namespace, workers: Workers) -> float:
     batch = run.config.training.batch
     train(run, options, PROBED_STEPS * batch / 1000, workers)
     cost = cpu_seconds_an_image(read_stats(run.folder), until=PROBED_STEPS * batch)
-    assert cost is not None
+    if cost is None:
+        raise RuntimeError(f"{run.folder} does not tell the CPU time of its steps; remove it, or give --kimg.")
     kimg = max(int(options.cpu_seconds / cost / batch), PROBED_STEPS) * batch / 1000
     with atomic_write(path, "w") as stream:
         json.dump({"cpu_seconds": options.cpu_seconds, "cpu_seconds_an_image": cost, "kimg": kimg}, stream)
@@ -290,7 +302,9 @@ def measure(run: Run, options: argparse.Namespace, kimg: float, workers: Workers
                 return held["results"]
     words = [Path(__file__).resolve(), "--measure", run.snapshot(kimg), "--data", options.data]
     words += ["--metrics", options.metrics, "--gpus", options.gpus, "--out", path]
-    workers.run(words, run.file(".log"))
+    say(f"{run.name}: {kimg:g} kimg, measuring")
+    with workers.first_alone():
+        workers.run(words, run.file(".log"))
     results = json.loads(path.read_text())
     with atomic_write(path, "w") as stream:
         json.dump({"key": key, "kimg": kimg, "results": results}, stream)
