@@ -139,6 +139,8 @@ class DiscriminatorConfig:
     """Samples over which the minibatch standard deviation is taken."""
     scale_embedding: Annotated[int, Field(ge=0, le=8192)] = 0
     """Size of the embedding of the zoom on which the head's output is projected; 0: D does not know the zoom (as published)."""
+    local_heads: bool = False
+    """Judge each place of the maps behind every block too, not only the image as a whole: far more to learn from an image."""
     num_half_res: Annotated[int, Field(ge=0, le=8)] = 4
     """Highest resolutions that run in half precision on a GPU."""
     half_dtype: Literal["float16", "bfloat16"] = "float16"

@@ -1,6 +1,6 @@
 """The residual discriminator of StyleGAN2 (Karras et al. 2020, appendix B).
 
-Shapes: B images, C image channels, N image side, G group of the minibatch standard deviation.
+Shapes: B images, C image channels, N image side, G group of the minibatch standard deviation, L logits of an image.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class Discriminator(nn.Module):
     """``D(image, zoom_log2)`` -> logits, high for real patches.
 
     With ``scale_embedding`` = C > 0 the head gives C numbers h, and the logit is <h, e(s)>/sqrt(C) (projection, Miyato and
-    Koyama 2018); otherwise the zoom is not looked at.
+    Koyama 2018); otherwise the zoom is not looked at. With ``local_heads`` there is a logit for each place of the maps behind
+    every block beside the one of the whole image (patches of several sizes, as in Isola et al. 2017); ``shares`` says what
+    each counts: all heads alike, and all places of a head alike.
 
     Args:
         config: Its section of the run's configuration.
@@ -86,6 +88,8 @@ class Discriminator(nn.Module):
         img_channels: C.
         octaves: S, which the embedding needs.
     """
+
+    shares: torch.Tensor
 
     def __init__(
         self, config: DiscriminatorConfig, *, img_resolution: int, img_channels: int = 3, octaves: int = 6
@@ -109,19 +113,32 @@ class Discriminator(nn.Module):
         size = config.scale_embedding
         self.head = DiscriminatorHead(width(4), config.mbstd_group, config.conv_clamp, size or 1)
         self.embedding = ScaleEmbedding(octaves, size) if size else None
+        self.local = nn.ModuleDict()
+        if config.local_heads:
+            self.local.update({f"b{r}": Conv2d(width(r // 2), size or 1, 1, act="linear") for r in resolutions})
+        places = [1, *((int(name[1:]) // 2) ** 2 for name in self.local)]
+        shares = torch.cat([torch.full([n], 1 / (n * len(places))) for n in places])
+        self.register_buffer("shares", shares, persistent=False)
 
     def forward(self, image: torch.Tensor, zoom_log2: torch.Tensor | None = None) -> torch.Tensor:
-        """Images [B, C, N, N] in [-1, 1] and their zooms s [B] (needed if there is an embedding) -> logits [B, 1]."""
+        """Images [B, C, N, N] in [-1, 1] and their zooms s [B] (needed if there is an embedding) -> logits [B, L].
+
+        L is 1 without local heads; a mean over L weighs by ``shares``.
+        """
         x = image
-        for i, block in enumerate(self.blocks.values()):
+        local = []
+        for i, (name, block) in enumerate(self.blocks.items()):
             half = i < self.config.num_half_res and x.device.type in ("cuda", "meta")
             x = block(x.to(self.half_dtype if half else image.dtype))
-        h = self.head(x.to(image.dtype))
+            if name in self.local:
+                local.append(self.local[name](x.to(image.dtype)).flatten(2))  # [B, 1 or C, places]
+        h = torch.cat([self.head(x.to(image.dtype))[:, :, None], *local], dim=2)  # [B, 1 or C, L]
         if self.embedding is None:
-            return h
+            return h[:, 0]
         if zoom_log2 is None:
             raise ValueError("this discriminator knows the zoom: give zoom_log2")
-        return (h * self.embedding(zoom_log2)).sum(dim=1, keepdim=True) / math.sqrt(h.shape[1])
+        e = self.embedding(zoom_log2) / math.sqrt(h.shape[1])
+        return torch.bmm(e[:, None], h)[:, 0]
 
 
 def append_minibatch_stddev(x: torch.Tensor, group: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The adversarial objective, alone: non-saturating loss, lazy R1, and the blur that fades in at the start.
 
-Shapes: B images [B, C, N, N] in [-1, 1], logits [B, 1].
+Shapes: B images [B, C, N, N] in [-1, 1], L logits of an image [B, L] with shares [L] whose sum is 1 (L is 1 and its share
+1 but for a discriminator with local heads).
 """
 
 from __future__ import annotations
@@ -13,22 +14,27 @@ import torch.nn.functional as F
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 
-def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
+def generator_loss(fake_logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """-log sigmoid(D(G(z))), the non-saturating loss (Goodfellow et al. 2014): softplus(-D), a scalar."""
-    return F.softplus(-fake_logits).mean()
+    return shared(F.softplus(-fake_logits), shares).mean()
 
 
-def discriminator_loss(fake_logits: torch.Tensor, real_logits: torch.Tensor) -> torch.Tensor:
+def discriminator_loss(fake_logits: torch.Tensor, real_logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """Logistic loss of the discriminator: softplus(D(G(z))) + softplus(-D(x)), a scalar."""
-    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+    return shared(F.softplus(fake_logits), shares).mean() + shared(F.softplus(-real_logits), shares).mean()
 
 
-def pair_loss(logits: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+def shared(values: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Mean over the logits of each image: [B, L], [L] -> [B]."""
+    return (values * shares).sum(dim=1)
+
+
+def pair_loss(logits: torch.Tensor, others: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """Relativistic pairs (R3GAN, Huang et al. 2024): softplus(others - logits), a scalar; who trains wants ``logits`` above.
 
     The i-th of both are a pair; D gives the real ones first, G the generated ones.
     """
-    return F.softplus(others - logits).mean()
+    return shared(F.softplus(others - logits), shares).mean()
 
 
 def r1_penalty(real_logits: torch.Tensor, real: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -101,14 +101,18 @@ class Objective:
 
     def discriminator(self, part: Part, fake: torch.Tensor) -> Losses:
         """Real patches against generated ones; ``fake`` is detached here. ``means["logits/real"]`` steers ADA."""
+        shares = self.D.shares
         real_logits = self._logits(self.shown(part.real, "augment real", part), part.zoom_log2)
         fake_logits = self._logits(self.shown(fake.detach(), "augment fake", part), part.zoom_log2)
         if self._pairs:
-            loss = adversarial.pair_loss(real_logits, fake_logits)
+            loss = adversarial.pair_loss(real_logits, fake_logits, shares)
         else:
-            loss = adversarial.discriminator_loss(fake_logits, real_logits)
-        logits = {"logits/real": real_logits, "logits/fake": fake_logits}
-        by_octave = {f"{name} by octave": values[:, 0] for name, values in logits.items()}
+            loss = adversarial.discriminator_loss(fake_logits, real_logits, shares)
+        logits = {
+            "logits/real": adversarial.shared(real_logits, shares),
+            "logits/fake": adversarial.shared(fake_logits, shares),
+        }
+        by_octave = {f"{name} by octave": values for name, values in logits.items()}
         return Losses(loss, {"loss/D": loss, **logits}, by_octave)
 
     @property
@@ -130,6 +134,7 @@ class Objective:
                 assert images is not None
                 seen = images.detach().requires_grad_(True)
                 logits = self.D(self.shown(seen, f"augment {name}", part), part.zoom_log2)
+                logits = adversarial.shared(logits, self.D.shares)
                 means[f"loss/{name}"] = adversarial.r1_penalty(logits, seen, gamma)
                 total = total + means[f"loss/{name}"]
         return Losses(total * self.training.r1_interval, means)
@@ -141,9 +146,9 @@ class Objective:
         if self._pairs:
             with torch.no_grad():
                 real_logits = self._logits(self.shown(part.real, "augment G real", part), part.zoom_log2)
-            loss = adversarial.pair_loss(logits, real_logits)
+            loss = adversarial.pair_loss(logits, real_logits, self.D.shares)
         else:
-            loss = adversarial.generator_loss(logits)
+            loss = adversarial.generator_loss(logits, self.D.shares)
         means = {"loss/G": loss}
         weight = self.training.consistency_weight
         if weight:
