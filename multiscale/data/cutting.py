@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 OVERSAMPLING = 3.0
-"""Pixels of a level across one of a patch, at least (below twice as many, but for the image itself).
+"""Pixels of a level across one of a patch, at least (and fewer than twice as many, unless the level is the image itself).
 
-At 4 a patch uses the lowest quarter of a level's band, where a halving changes the amplitude by at most 0.06 dB and leaves
--45 dB of what folds into it; rounding a level to 8 bits adds less than a quarter of the patch's own rounding.
+A patch then lives in the lowest third of a level's band. There a halving changes the amplitude by at most 0.08 dB, and
+leaves -44 dB of what it folds in; rounding the levels to 8 bits adds less than a fifth of the patch's own rounding.
 """
 
 
