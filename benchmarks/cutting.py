@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import os
 import tempfile
 import time
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe, publish
+from machine import describe, peak_bytes, publish
+from PIL import Image
 
 from multiscale.data import cutting
 from multiscale.data.earth import earth_counts, find_picture
@@ -29,34 +31,41 @@ SETS = {"64px": (64, earth_counts(6)), "32px": (32, (300, 500, 800, 1000, 1200, 
 WAYS = {"direct": math.inf, "pyramid": cutting.OVERSAMPLING}
 
 
-def measure_set(
-    source: Path, resolution: int, counts: tuple[int, ...], workers: int, oversampling: float
-) -> dict[str, float]:
-    """Seconds, CPU seconds of all processes and peak memory of the largest, to make a set in a process of its own."""
+def make_set(source: Path, dest: Path, resolution: int, counts: tuple[int, ...], workers: int, way: str) -> None:
+    """Make a set in one of the two ways; the setting stays, so run this in a process of its own."""
+    cutting.OVERSAMPLING = WAYS[way]
+    make_from_photographs(source, dest, resolution=resolution, counts=counts, workers=workers)
+
+
+def measure_set(source: Path, *request: Any) -> dict[str, float]:
+    """Seconds, and CPU seconds of all processes, that ``make_set`` takes; ``request``: all it is given after ``dest``."""
     with tempfile.TemporaryDirectory() as folder:
+        arguments = source, Path(folder) / "set.zip", *request
+        process = multiprocessing.get_context("fork").Process(target=make_set, args=arguments)
         start, before = time.perf_counter(), os.times()
-        child = os.fork()
-        if not child:
-            cutting.OVERSAMPLING = oversampling
-            make_from_photographs(
-                source, Path(folder) / "set.zip", resolution=resolution, counts=counts, workers=workers
-            )
-            os._exit(0)
-        _, status, usage = os.wait4(child, 0)
-        if status:
-            raise SystemExit("Making the set failed.")
-        after = os.times()
+        process.start()
+        process.join()
+        wall, after = time.perf_counter() - start, os.times()
+    if process.exitcode:
+        raise SystemExit("Making the set failed.")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"wall_sec": time.perf_counter() - start, "cpu_sec": cpu, "peak_mb": usage.ru_maxrss * 1024 / 1e6}
+    return {"wall_sec": wall, "cpu_sec": cpu}
 
 
 def measure_parts(source: Path) -> dict[str, float]:
-    """CPU seconds, in one thread, to decode the picture and to halve it until nothing is left."""
+    """CPU seconds in one thread, and memory at the peak, to decode the picture and to halve it as far as it goes."""
+    images: list[Image.Image] = []
     start = time.process_time()
-    image = read_photograph(source)
+    decode_bytes = peak_bytes(lambda: images.append(read_photograph(source)), "cpu")
     decoded = time.process_time()
-    cutting.Pyramid(image).level(min(image.size))
-    return {"decode_cpu_sec": decoded - start, "halve_cpu_sec": time.process_time() - decoded}
+    pyramid = cutting.Pyramid(images[0])
+    halve_bytes = peak_bytes(lambda: pyramid.level(min(images[0].size)), "cpu")
+    return {
+        "decode_cpu_sec": decoded - start,
+        "halve_cpu_sec": time.process_time() - decoded,
+        "decode_peak_mb": decode_bytes / 1e6,
+        "halve_peak_mb_more": halve_bytes / 1e6,
+    }
 
 
 def compare(source: Path, resolution: int, octaves: int, samples: int) -> list[float]:
@@ -89,8 +98,8 @@ def main() -> None:
     }
     for name, (resolution, counts) in SETS.items():
         report[name] = {"patches": sum(counts)}
-        for way, oversampling in WAYS.items():
-            report[name][way] = measure_set(source, resolution, counts, options.workers, oversampling)
+        for way in WAYS:
+            report[name][way] = measure_set(source, resolution, counts, options.workers, way)
         report[name]["psnr_db"] = compare(source, resolution, len(counts), options.samples)
     publish(report, options.out)
 
