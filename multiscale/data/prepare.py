@@ -30,6 +30,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from dnnlib.progress import progress_bar
 from multiscale.data.container import PatchWriter, check_dest, encode_png
+from multiscale.data.cutting import Pyramid, cut_patch
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
 from multiscale.data.procedural import render_batch
 from multiscale.view import uniform_centres
@@ -122,6 +123,7 @@ def make_from_photographs(
     seed: int = 0,
     workers: int | None = None,
     force: bool = False,
+    default_counts: Callable[[int], tuple[int, ...]] = paper_counts,
 ) -> None:
     """Sample one image, or each photograph below a folder as a scale space of its own.
 
@@ -134,15 +136,17 @@ def make_from_photographs(
         resolution: Side N of a patch, a power of two, 16 ... 1024 pixels.
         octaves: 1 <= S <= log2(L/N) of every photograph; None: as many as there are ``counts``, else as all
             photographs have, at most 6.
-        counts: Patches of each octave, coarse to fine, over all photographs; None: ``paper_counts``.
+        counts: Patches of each octave, coarse to fine, over all photographs; None: ``default_counts``.
         seed: Of scales and places.
         workers: Processes; None: one a core.
         force: Replace an existing set.
+        default_counts: Patches of each of S octaves where none are given.
 
     Raises:
         UserError: photographs that cannot be read (all are named) or have too few octaves; as ``make_demo``.
     """
     source, dest, processes = Path(source), Path(dest), _process_count(workers)
+    _photograph.cache_clear()  # files may have changed since
     check_dest(dest, force=force)
     _check_resolution(resolution)
     photographs = _verified_photographs(source, processes)
@@ -150,11 +154,12 @@ def make_from_photographs(
         available = min(photograph.octaves_at(resolution) for photograph in photographs)
         octaves = len(counts) if counts is not None else min(max(available, 1), DEFAULT_OCTAVES)
     _check_depth(photographs, octaves, resolution)
-    counts = _resolved_counts(counts, octaves, paper_counts)
+    counts = _resolved_counts(counts, octaves, default_counts)
     mode = "L" if all(photograph.grey for photograph in photographs) else "RGB"
     jobs = _crop_jobs(photographs, mode, resolution, seed, counts)
     if len(photographs) == 1:
-        _photograph(photographs[0].path, mode)  # decoded here, so that forked processes share it
+        # Decoded and halved here, so that forked processes share it.
+        _photograph(photographs[0].path).level(photographs[0].shorter_side / resolution)
     _write_patches(dest, _cut_patches, jobs, counts, workers=processes, force=force)
     _photograph.cache_clear()
 
@@ -330,9 +335,14 @@ class Photograph(NamedTuple):
     height: int
     grey: bool
 
+    @property
+    def shorter_side(self) -> int:
+        """L in pixels."""
+        return min(self.width, self.height)
+
     def octaves_at(self, resolution: int) -> int:
         """Whole octaves: floor(log2(L/N)), at least 0."""
-        return max(0, (min(self.width, self.height) // resolution).bit_length() - 1)
+        return max(0, (self.shorter_side // resolution).bit_length() - 1)
 
 
 def read_photograph(path: Path) -> Image.Image:
@@ -375,14 +385,15 @@ def _as_8_bit(image: Image.Image) -> Image.Image:
 
 
 @functools.lru_cache(maxsize=1)
-def _photograph(path: Path, mode: str) -> Image.Image:
-    return read_photograph(path).convert(mode)
+def _photograph(path: Path) -> Pyramid:
+    """The photograph at hand: a process keeps one at a time, however many there are."""
+    return Pyramid(read_photograph(path))
 
 
 def _examine(path: Path) -> Photograph | str:
     """Decode a file: what it is, or why it cannot be used."""
     try:
-        image = read_photograph(path)
+        image = _photograph(path).image
     except Exception as error:  # decoders raise nearly anything for a damaged file
         text = str(error).replace(repr(str(path)), "the file")
         return text if text.startswith("has ") else f"cannot be decoded ({text or type(error).__name__})"
@@ -461,32 +472,13 @@ def _crop_jobs(
 
 
 def _cut_patches(job: _CropJob) -> _Patches:
-    image = _photograph(job.path, job.mode)
+    photograph = _photograph(job.path)
     made = []
     for octave, index in job.patches:
         rng = stream(job.seed, "make", octave, index)
         label = octave + rng.random()
-        made.append((encode_png(cut_patch(image, label, rng.random(), rng.random(), job.resolution)), label))
+        patch = cut_patch(photograph, label, rng.random(), rng.random(), job.resolution)
+        if patch.ndim == 2 and job.mode == "RGB":
+            patch = np.repeat(patch[..., None], 3, axis=2)
+        made.append((encode_png(patch), label))
     return made
-
-
-def cut_patch(image: Image.Image, label: float, across: float, down: float, resolution: int) -> np.ndarray:
-    """The square of side L/2^s at a place in the image, reduced to N x N.
-
-    Lanczos with three lobes, stretched by the reduction: of Pillow's filters the one with the flattest pass band and
-    the least aliasing (tests/data/test_prepare.py measures both). It sees the pixels beyond the square's border.
-
-    Args:
-        image: ``L`` or ``RGB``; L is its shorter side in pixels.
-        label: s, 0 <= s <= log2(L/N); the square is never smaller than N.
-        across: Place of the square from the left border (0) to the right (1).
-        down: Place from top (0) to bottom (1).
-        resolution: N.
-
-    Returns:
-        uint8 [N, N] or [N, N, 3].
-    """
-    side = max(min(image.size) / 2**label, resolution)
-    left, top = across * (image.width - side), down * (image.height - side)
-    box = (left, top, min(left + side, image.width), min(top + side, image.height))
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box))
