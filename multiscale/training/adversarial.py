@@ -14,22 +14,22 @@ import torch.nn.functional as F
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 
-def generator_loss(fake_logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+def generator_loss(fake_logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
     """-log sigmoid(D(G(z))), the non-saturating loss (Goodfellow et al. 2014): softplus(-D), a scalar."""
     return shared(F.softplus(-fake_logits), shares).mean()
 
 
-def discriminator_loss(fake_logits: torch.Tensor, real_logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+def discriminator_loss(fake_logits: torch.Tensor, real_logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
     """Logistic loss of the discriminator: softplus(D(G(z))) + softplus(-D(x)), a scalar."""
     return shared(F.softplus(fake_logits), shares).mean() + shared(F.softplus(-real_logits), shares).mean()
 
 
-def shared(values: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """Mean over the logits of each image: [B, L], [L] -> [B]."""
-    return (values * shares).sum(dim=1)
+def shared(values: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean over the logits of each image: [B, L], [L] -> [B]; None: all alike."""
+    return values.mean(dim=1) if shares is None else (values * shares).sum(dim=1)
 
 
-def pair_loss(logits: torch.Tensor, others: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+def pair_loss(logits: torch.Tensor, others: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
     """Relativistic pairs (R3GAN, Huang et al. 2024): softplus(others - logits), a scalar; who trains wants ``logits`` above.
 
     The i-th of both are a pair; D gives the real ones first, G the generated ones.
