@@ -81,11 +81,12 @@ class GeneratorConfig:
     conv_kernel: Literal[1, 3] = 1
     """Kernel of the modulated convolutions in pixels."""
     rho_max: Positive | None = None
-    """Largest feature frequency, in cycles across a layer's padded grid; none: N/4."""
+    """Largest feature frequency, in cycles across a layer's padded grid; none: N/4, and (N + 2 margin)/(2 sqrt 2) if mixed."""
     bin_offset: Positive = 3.0
     """Octaves between bins."""
     blend_offset: float = -1.0
-    """A bin begins to fade in this many octaves after its own offset (negative: before)."""
+    """A bin begins to fade in this many octaves after its own offset (negative: before; from -16 on the band limit of the
+    layers alone decides which features there are)."""
     blend_width: Positive = 1.0
     """Octaves over which a bin fades in."""
     conv_clamp: Positive = 256.0

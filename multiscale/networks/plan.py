@@ -74,8 +74,14 @@ class Plan:
 
 
 def feature_radii(config: GeneratorConfig) -> list[float]:
-    """Radii rho_k = (k/K) rho_max of the K features in cycles across a padded grid, k = 1 ... K."""
-    rho_max = config.rho_max or config.img_resolution / 4
+    """Radii rho_k = (k/K) rho_max of the K features in cycles across a padded grid, k = 1 ... K.
+
+    By default rho_max is N/4 as published, where the finest layers get few features of their own; mixed features reach as far
+    as the last injecting layer passes them at full amplitude, (N + 2 margin)/kappa.
+    """
+    side = config.img_resolution
+    widest = side / 4 if config.fourier_features is None else (side + 2 * config.margin) / BAND_LIMIT
+    rho_max = config.rho_max or widest
     count = config.fourier_features or config.channel_max
     return [k / count * rho_max for k in range(1, count + 1)]
 
