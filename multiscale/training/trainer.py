@@ -285,7 +285,8 @@ class Trainer:
         for name in ("G", "D", "G_ema", "g_optimiser", "d_optimiser"):
             getattr(self, name).load_state_dict(state[name])
         if self.augment is not None and state["augment_p"] is not None and self.config.training.augment == "ada":
-            self.augment.p.copy_(torch.as_tensor(state["augment_p"]))
+            p = torch.as_tensor(state["augment_p"])
+            self.augment.p.copy_(p if p.ndim <= self.augment.p.ndim else p.mean())
         if self.ada is not None and state["ada"] is not None:
             self.ada.load_state_dict(state["ada"])
         self.sampler.go_on_from(SamplerState(self.step, tuple(state["drawn"])))
