@@ -196,7 +196,7 @@ class TrainingConfig:
     """Thousands of images over which the blur fades; none: 200 at batch 32, in proportion to the batch."""
     consistency_weight: NotNegative = 4.0
     """Weight of the scale consistency loss; 0 for none."""
-    consistency_by_octave: tuple[NotNegative, ...] | None = None
+    consistency_by_octave: Annotated[tuple[NotNegative, ...], Field(min_length=1)] | None = None
     """Factors of the weight by the octave of the finer view, coarse to fine; the last holds for all further ones; none: 1."""
     consistency_metric: Literal["l1+lpips", "l1"] = "l1+lpips"
     """Distance between scales; LPIPS needs two weight files, l1 does without."""

@@ -116,7 +116,7 @@ def test_gradients_reach_styles_mixing_and_frame():
     injections = [synthesis.input, *synthesis.injections.values()]
     reached = [synthesis.input_weight, *synthesis.mixing.values(), *synthesis.frame.parameters()]
     reached += [p for injection in injections for p in injection.style.parameters()]
-    assert len(reached) > 8
+    assert len(reached) > 5, "a layer injects, too"
     for parameter in reached:
         assert parameter.grad.isfinite().all()
         assert parameter.grad.any()
