@@ -150,7 +150,9 @@ class AugmentPipe(torch.nn.Module):
         if percentile is not None and not 0 < percentile < 1:
             raise ValueError(f"percentile is {percentile}, but it must be greater than 0 and less than 1.")
         if self.p.ndim and group is None:
-            raise ValueError(f"There are {len(self.p)} groups, each with a p of its own: group must say which each image belongs to.")
+            raise ValueError(
+                f"There are {len(self.p)} groups, each with a p of its own: group must say which each image belongs to."
+            )
         p: float | Floats = float(self.p) if self.p.ndim == 0 else self.p.double().numpy()[group]
         draws = Draws(len(images), p, percentile, generator or np.random.default_rng())
         geometry, colour = self.draw_geometry(draws, images.shape[-1]), self.draw_colour(draws)

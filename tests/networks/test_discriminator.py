@@ -102,7 +102,9 @@ def test_a_local_logit_looks_at_its_own_place():
     assert torch.equal(a[:, 16:], b[:, 16:])
 
 
-@pytest.mark.parametrize("changes", [{"local_heads": True}, {"scale_embedding": 8}, {"local_heads": True, "scale_embedding": 8}])
+@pytest.mark.parametrize(
+    "changes", [{"local_heads": True}, {"scale_embedding": 8}, {"local_heads": True, "scale_embedding": 8}]
+)
 def test_second_derivatives_reach_local_heads_and_embedding(changes):
     discriminator = small(**changes)
     x = torch.randn(2, 3, 16, 16, requires_grad=True)

@@ -10,7 +10,6 @@ from multiscale.networks.generator import Generator
 from multiscale.networks.layers import modulated_conv2d
 from multiscale.view import view_transform
 
-
 MIXED = {"fourier_features": 200}
 STYLED = MIXED | {"feature_style": True, "world_frame": True}
 WORLDS = pytest.mark.parametrize("changes", [{}, MIXED, STYLED], ids=["as published", "mixed", "with a frame"])

@@ -92,7 +92,7 @@ def test_each_step_gives_gradients_to_its_own_network_alone(dataset, tmp_path, m
         assert all(gradient.isfinite().all() for gradient in gradients)
         reached.setdefault(name, []).append([p for p in other.parameters() if p.grad is not None])
         own.zero_grad(set_to_none=True)
-        return torch.zeros([])
+        return torch.tensor(False)
 
     trainer._optimise = lambda gradients, optimiser, name: optimise(name)
     generated, _ = trainer._discriminator_step([part])

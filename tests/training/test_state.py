@@ -48,7 +48,14 @@ def assert_equal(a, b, path=""):
 @pytest.mark.parametrize("stop", [1, 5, 7])  # between two adjustments of ADA, between two penalties
 def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path, make, workers, stop, monkeypatch):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    options = {"kimg": 0.04, "augment": "ada", "r1_interval": 4, "snapshot_kimg": 0.016, "workers": workers, "make": make}
+    options = {
+        "kimg": 0.04,
+        "augment": "ada",
+        "r1_interval": 4,
+        "snapshot_kimg": 0.016,
+        "workers": workers,
+        "make": make,
+    }
     whole = begin(dataset, tmp_path / "whole", **options)
     whole.run()
     half = begin(dataset, tmp_path / "half", **options)
