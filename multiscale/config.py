@@ -209,7 +209,7 @@ class TrainingConfig:
     augment_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability of each augmentation: of `fixed`, and the start of `ada`."""
     ada_target: Annotated[float, Field(ge=-1, le=1)] = 0.6
-    """The mean sign of D on real patches that `ada` steers to."""
+    """The mean sign of D on real patches (of `pairs`: of their difference to generated ones) that `ada` steers to."""
     ada_by_octave: bool = False
     """A probability for each octave, from D's signs in it: the mean hides that few coarse patches are known by heart."""
     ada_kimg: Positive = 500.0

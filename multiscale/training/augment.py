@@ -403,7 +403,7 @@ class AdaController:
         """Take note of D's logits for augmented real images; does not wait for the device.
 
         Args:
-            real_logits: Any shape, NaN left out; [B] or [B, 1] if there are groups.
+            real_logits: Any shape, NaN left out; [B] or [B, 1] if there are groups. Of pairs, real less generated.
             members: Float [B, groups] with a 1 where each image belongs.
         """
         logits = real_logits.detach().flatten()

@@ -351,9 +351,8 @@ class Trainer:
                 generated = ws, fake
             losses = objective.discriminator(part, fake)
             self._backward(losses.total, part, parts, self.d_gradients)
-            if self.ada is not None:
-                members = part.octaves if self.ada.groups else None
-                self.ada.observe(losses.means["logits/real"], members)
+            if self.ada is not None and losses.sureness is not None:
+                self.ada.observe(losses.sureness, part.octaves if self.ada.groups else None)
             self._note(losses, part)
         bad = self._optimise(self.d_gradients, self.d_optimiser, "D")
         if objective.needs_penalties and self.step % self.config.training.r1_interval == 0:

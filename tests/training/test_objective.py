@@ -77,6 +77,20 @@ def test_losses_of_pairs_are_those_of_the_differences_of_logits(dataset, tmp_pat
     assert loss_g.total.item() == pytest.approx((-difference).exp().log1p().mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("adversarial", ["logistic", "pairs"])
+def test_what_steers_ada_does_not_change_with_a_level_that_the_loss_leaves_free(dataset, tmp_path, adversarial):
+    objective = objective_of(dataset, tmp_path, adversarial=adversarial)
+    part, fake = a_part(torch.randn(4, 3, 16, 16)), torch.randn(4, 3, 16, 16)
+    before = objective.discriminator(part, fake)
+    with torch.no_grad():
+        objective.D.head.out.bias += 9
+    after = objective.discriminator(part, fake)
+    free = adversarial == "pairs"
+    assert torch.allclose(before.total, after.total, rtol=1e-4) == free
+    assert torch.allclose(before.sureness, after.sureness, atol=1e-4) == free
+    assert torch.equal(before.sureness, before.means["logits/real"]) != free
+
+
 @pytest.mark.parametrize("make", [tiny_run, beyond_run])
 @pytest.mark.parametrize("adversarial", ["logistic", "pairs"])
 def test_each_step_gives_gradients_to_its_own_network_alone(dataset, tmp_path, make, adversarial):
