@@ -93,7 +93,7 @@ class Objective:
     ) -> None:
         self.training, self.G, self.D = config.training, G, D
         self.augment, self.perceptual = augment, perceptual
-        self._logits = compiled or D
+        self._logits = D if compiled is None else compiled
         self._pairs = self.training.adversarial == "pairs"
 
     def generate(self, part: Part, *, observe: bool) -> Generated:

@@ -287,9 +287,10 @@ def test_a_step_too_large_for_memory_names_the_next_smaller_part(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_compiled_discriminator_trains_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize("make", [tiny_run, beyond_run])
+def test_a_compiled_discriminator_trains_the_same(tmp_path, monkeypatch, make):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    plain = weights_after(tmp_path, tiny_run(dataset, r1_interval=2), dataset, 3, Process(CPU))
+    plain = weights_after(tmp_path, make(dataset, r1_interval=2), dataset, 3, Process(CPU))
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    config = tiny_run(dataset, r1_interval=2, compile_discriminator=True)
+    config = make(dataset, r1_interval=2, compile_discriminator=True)
     torch.testing.assert_close(plain, weights_after(tmp_path, config, dataset, 3, Process(CPU)), rtol=0, atol=1e-5)
