@@ -124,10 +124,10 @@ class Bench:
 
         timed(trainer, "_part", "data to the device, draws")
         timed(trainer, "_discriminator_step", "D")
-        timed(trainer, "_generate", "generating, forward")
+        timed(trainer.objective, "generate", "generating, forward")
         timed(trainer, "_regularise", "R1")
         timed(trainer, "_generator_step", "G, and both backward passes through it")
-        timed(trainer, "_consistency", "consistency, forward")
+        timed(trainer.objective, "consistency", "consistency, forward")
         timed(trainer, "_optimise", "optimisers and averages of gradients")
         timed(trainer, "_update_ema", "EMA")
         if trainer.augment is not None:

@@ -197,7 +197,7 @@ class TrainingConfig:
     """Thousands of images over which the blur fades; none: 200 at batch 32, in proportion to the batch."""
     consistency_weight: NotNegative = 4.0
     """Weight of the scale consistency loss; 0 for none."""
-    consistency_by_octave: tuple[NotNegative, ...] | None = None
+    consistency_by_octave: Annotated[tuple[NotNegative, ...], Field(min_length=1)] | None = None
     """Factors of the weight by the octave of the finer view, coarse to fine; the last holds for all further ones; none: 1."""
     consistency_metric: Literal["l1+lpips", "l1"] = "l1+lpips"
     """Distance between scales; LPIPS needs two weight files, l1 does without."""
@@ -210,7 +210,7 @@ class TrainingConfig:
     augment_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability of each augmentation: of `fixed`, and the start of `ada`."""
     ada_target: Annotated[float, Field(ge=-1, le=1)] = 0.6
-    """The mean sign of D on real patches that `ada` steers to."""
+    """The mean sign of D on real patches (of `pairs`: of their difference to generated ones) that `ada` steers to."""
     ada_by_octave: bool = False
     """A probability for each octave, from D's signs in it: the mean hides that few coarse patches are known by heart."""
     ada_kimg: Positive = 500.0

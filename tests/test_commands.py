@@ -96,6 +96,17 @@ def test_data_alone_chooses_the_rest_and_says_so(trained, tmp_path, monkeypatch)
     assert not (tmp_path / "runs").exists(), "a dry run writes nothing"
 
 
+def test_a_dry_run_shows_the_waves_that_features_are_mixed_from(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = trained.parent / "patches.zip"
+    mixed = run(train, "--data", data, "--set", "generator.fourier_features=174", "--dry-run")
+    assert mixed.exit_code == 0
+    (first,) = [line for line in mixed.output.splitlines() if line.startswith("input ")]
+    assert re.match(r"input +\d+ of \d+ ", first)
+    plain = run(train, "--data", data, "--dry-run")
+    assert not re.search(r"\d of \d+ +\d+ >", plain.output)
+
+
 def test_a_preset_is_meant_even_where_a_folder_has_its_name(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import calibrated_generator, small_config, small_patches
-from training.test_trainer import stats, tiny_run
+from training.test_trainer import beyond_run, stats, tiny_run
 
 from dnnlib.errors import UserError
 from multiscale.config import DiscriminatorConfig
@@ -36,8 +36,11 @@ def _full_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
-def images(half_res: int, half_dtype: str = "float16"):
-    generator = calibrated_generator(small_config(img_resolution=64, channel_max=64, channel_base=4096))
+MIXED = {"fourier_features": 300, "feature_style": True, "world_frame": True}
+
+
+def images(half_res: int, half_dtype: str = "float16", **changes):
+    generator = calibrated_generator(small_config(img_resolution=64, channel_max=64, channel_base=4096, **changes))
     generator.config = replace(generator.config, num_half_res=half_res, half_dtype=half_dtype)
     on_gpu = Generator(generator.config).eval()
     on_gpu.load_state_dict(generator.state_dict())
@@ -46,8 +49,9 @@ def images(half_res: int, half_dtype: str = "float16"):
         return generator(z, transform), on_gpu.cuda()(z.cuda(), transform.cuda()).cpu()
 
 
-def test_a_float32_image_is_the_same_on_both():
-    cpu, gpu = images(half_res=0)
+@pytest.mark.parametrize("changes", [{}, MIXED], ids=["as published", "mixed"])
+def test_a_float32_image_is_the_same_on_both(changes):
+    cpu, gpu = images(half_res=0, **changes)
     torch.testing.assert_close(gpu, cpu, atol=2e-4, rtol=0)
 
 
@@ -80,22 +84,25 @@ def test_ops_and_gradients_are_the_same_on_both(dense):
 
 
 @pytest.mark.parametrize("dtype, near", [("float16", 0.02), ("bfloat16", 0.15)])
-def test_the_discriminator_in_half_precision_judges_as_in_float32(dtype, near):
-    config = DiscriminatorConfig(channel_base=2048, channel_max=64, num_half_res=0)
+@pytest.mark.parametrize("changes", [{}, {"scale_embedding": 16, "local_heads": True}], ids=["as published", "local"])
+def test_the_discriminator_in_half_precision_judges_as_in_float32(dtype, near, changes):
+    config = DiscriminatorConfig(channel_base=2048, channel_max=64, num_half_res=0, **changes)
     exact = Discriminator(config, img_resolution=64).cuda()
     half = Discriminator(replace(config, num_half_res=4, half_dtype=dtype), img_resolution=64).cuda()
     half.load_state_dict(exact.state_dict())
     x = torch.randn(8, 3, 64, 64, device="cuda")
-    logits = [D(x.requires_grad_()) for D in (exact, half)]
+    zoom_log2 = torch.rand(8, device="cuda") * 6
+    logits = [D(x.requires_grad_(), zoom_log2) for D in (exact, half)]
     gradients = [torch.autograd.grad(y.sum(), x)[0] for y in logits]
     assert logits[1].dtype == gradients[1].dtype == torch.float32
     assert (logits[1] - logits[0]).norm() < near * logits[0].norm()
     assert (gradients[1] - gradients[0]).norm() < 3 * near * gradients[0].norm()
 
 
-def test_a_step_waits_for_the_gpu_nowhere(tmp_path):
+@pytest.mark.parametrize("make", [tiny_run, beyond_run])
+def test_a_step_waits_for_the_gpu_nowhere(tmp_path, make):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    config = tiny_run(dataset, augment="ada", augment_p=0.3, r1_interval=2, blur_sigma_px=2)
+    config = make(dataset, augment="ada", augment_p=0.3, r1_interval=2, blur_sigma_px=2)
     trainer = Trainer(config, dataset, tmp_path, Process(torch.device("cuda", 0)))
     batches = trainer._batches()
     for step in range(10):
@@ -139,8 +146,9 @@ def test_nccl_serves_as_many_gpus_as_there_are(tmp_path):
             assert any_of(True, process)
 
 
-def test_replayed_images_are_those_of_the_network():
-    generator = calibrated_generator(small_config(octaves=4))
+@pytest.mark.parametrize("changes", [{}, MIXED], ids=["as published", "mixed"])
+def test_replayed_images_are_those_of_the_network(changes):
+    generator = calibrated_generator(small_config(octaves=4, **changes))
     device = torch.device("cuda", 0)
     eager, replaying = Renderer(generator, device), Renderer(generator, device, replay=True)
     for zoom, centre, seed in [
@@ -164,7 +172,8 @@ def test_tiles_are_rendered_together_and_without_seams(monkeypatch):
     assert (renderer.image(3, region) - whole).square().mean() < 4e-8  # 80 dB
 
 
-def test_training_runs_and_its_losses_are_finite(tmp_path):
+@pytest.mark.parametrize("make", [tiny_run, beyond_run])
+def test_training_runs_and_its_losses_are_finite(tmp_path, make):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    Trainer(tiny_run(dataset, augment="ada"), dataset, tmp_path, Process(torch.device("cuda", 0))).run()
+    Trainer(make(dataset, augment="ada"), dataset, tmp_path, Process(torch.device("cuda", 0))).run()
     assert all(np.isfinite(line["loss/D"]) for line in stats(tmp_path) if "loss/D" in line)

@@ -169,7 +169,8 @@ class SynthesisNetwork(nn.Module):
         transform = _placed(transform, ws.device)
         if self.frame is None:
             return transform
-        frame = self.frame(ws[:, 0]).to(transform)
+        # In float64: a shift rounded to float32 would depend on how many views are rendered at a time, which deep zooms show.
+        frame = self.frame(ws[:, 0].to(transform))
         frame = frame / frame[:, :2].norm(dim=1, keepdim=True)
         cos, sin, x, y = frame.unbind(1)
         zero, one = torch.zeros_like(x), torch.ones_like(x)

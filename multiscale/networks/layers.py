@@ -36,8 +36,9 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_mult))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, in_features] -> [B, out_features]."""
-        return bias_act(x @ (self.weight * self.weight_gain).t(), self.bias * self.bias_gain, act=self.act)
+        """[B, in_features] -> [B, out_features], in the type of ``x`` and where it is."""
+        weight, bias = self.weight.to(x) * self.weight_gain, self.bias.to(x) * self.bias_gain
+        return bias_act(x @ weight.t(), bias, act=self.act)
 
 
 class Conv2d(nn.Module):

@@ -115,7 +115,7 @@ def make_plan(config: GeneratorConfig) -> Plan:
         is_torgb = i == config.num_layers
         if mixed:
             injected = _mixed_channels(config, targets[i]) if split[i + 1] else 0
-            conv_channels = targets[i] - injected
+            conv_channels = max(targets[i] - injected, 1)
         else:
             injected = split[i + 1]
             conv_channels = targets[i] if is_torgb else width if injected else min(targets[i], width)
@@ -163,8 +163,10 @@ def make_plan(config: GeneratorConfig) -> Plan:
 
 
 def _mixed_channels(config: GeneratorConfig, width: int) -> int:
-    """Channels of a layer of this width that its mixed features take, both they and the convolution at least one."""
-    return min(max(round(config.feature_share * width), 1), width - 1)
+    """Channels of a layer of this width that its mixed features take: at least one, as the convolution, which leaves it two
+    channels where its width would be one.
+    """
+    return max(min(round(config.feature_share * width), width - 1), 1)
 
 
 def _sampling(config: GeneratorConfig) -> tuple[list[int], list[float], list[float], list[int]]:

@@ -19,7 +19,9 @@ def generator_loss(fake_logits: torch.Tensor, shares: torch.Tensor | None = None
     return shared(F.softplus(-fake_logits), shares).mean()
 
 
-def discriminator_loss(fake_logits: torch.Tensor, real_logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+def discriminator_loss(
+    fake_logits: torch.Tensor, real_logits: torch.Tensor, shares: torch.Tensor | None = None
+) -> torch.Tensor:
     """Logistic loss of the discriminator: softplus(D(G(z))) + softplus(-D(x)), a scalar."""
     return shared(F.softplus(fake_logits), shares).mean() + shared(F.softplus(-real_logits), shares).mean()
 

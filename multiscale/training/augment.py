@@ -143,12 +143,16 @@ class AugmentPipe(torch.nn.Module):
             [B, C, N, N].
 
         Raises:
-            ValueError: the images are neither grey nor RGB, or not square, or percentile is out of range.
+            ValueError: the images are neither grey nor RGB, or not square, percentile is out of range, or ``group`` is missing.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3]:
             raise ValueError(f"Images of shape {list(images.shape)} cannot be augmented; [B, 1 or 3, N, N] is needed.")
         if percentile is not None and not 0 < percentile < 1:
             raise ValueError(f"percentile is {percentile}, but it must be greater than 0 and less than 1.")
+        if self.p.ndim and group is None:
+            raise ValueError(
+                f"There are {len(self.p)} groups, each with a p of its own: group must say which each image belongs to."
+            )
         p: float | Floats = float(self.p) if self.p.ndim == 0 else self.p.double().numpy()[group]
         draws = Draws(len(images), p, percentile, generator or np.random.default_rng())
         geometry, colour = self.draw_geometry(draws, images.shape[-1]), self.draw_colour(draws)
@@ -377,7 +381,8 @@ class AdaController:
         target: Wanted E[sign D(x)] over real images; more is taken as overfitting.
         interval: Steps between adjustments.
         images_to_one: Real images over which p can go from 0 to 1.
-        groups: As of the pipeline: each has a mean of its own, and its p moves by the images of the group that were seen.
+        groups: As of the pipeline: each has a mean of its own, and its p moves by the images of the group that were seen, as
+            fast as one p for all where groups are seen alike often.
     """
 
     def __init__(
@@ -388,19 +393,17 @@ class AdaController:
         self.images_to_one = images_to_one
         self.groups = groups
         self.steps = 0
-        self._signs = (
-            self._nothing()
-        )  # sums of the signs of real logits, their numbers; in this interval [2, groups or 1]
+        self._signs = self._nothing()  # sums of the signs of real logits, their numbers; in this interval
         self._arriving: Arriving | None = None  # the same of the interval before, over all processes, until it is used
 
     def _nothing(self) -> torch.Tensor:
-        return torch.zeros(2, max(self.groups, 1))
+        return torch.zeros(2, max(self.groups, 1))  # [2, groups or 1]
 
     def observe(self, real_logits: torch.Tensor, members: torch.Tensor | None = None) -> None:
         """Take note of D's logits for augmented real images; does not wait for the device.
 
         Args:
-            real_logits: Any shape, NaN left out; [B] or [B, 1] if there are groups.
+            real_logits: Any shape, NaN left out; [B] or [B, 1] if there are groups. Of pairs, real less generated.
             members: Float [B, groups] with a 1 where each image belongs.
         """
         logits = real_logits.detach().flatten()
@@ -452,10 +455,11 @@ class AdaController:
         return {"steps": self.steps, "signs": self._signs.tolist(), "arriving": arriving}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict()``."""
+        """Continue from ``state_dict()``; what has been counted of other groups than these is forgotten."""
 
         def counted(values: Any) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float32).reshape(2, -1)  # states of before: two numbers
+            signs = torch.tensor(values, dtype=torch.float32).reshape(2, -1)  # states of before: two numbers
+            return signs if signs.shape == self._nothing().shape else self._nothing()
 
         self.steps = int(state["steps"])
         self._signs = counted(state["signs"])

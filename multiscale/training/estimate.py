@@ -133,15 +133,25 @@ def describe_settings(config: RunConfig) -> str:
 
 
 def plan_table(plan: Plan) -> str:
-    """The layer plan, one line a layer: channels in, out and injected; sizes; rates; resampling."""
+    """The layer plan, one line a layer: channels of the convolution and of features; sizes; rates; resampling.
+
+    Features that are mixed are shown as ``32 of 174``: channels, and the waves that they are mixed from.
+    """
+
+    def features(channels: int, waves: int) -> str:
+        return f"{channels} of {waves}" if waves != channels else f"{channels or ''}"
+
+    first = features(plan.input_features, plan.input_waves)
+    injected = [features(layer.features, layer.waves) for layer in plan.layers]
+    column = max(map(len, ["+ features", first, *injected]))
     lines = [
-        "layer   channels  + features   size         rate       cutoff   up  down  filter",
-        f"input   {'':8}  {plan.input_features:10d}   {plan.input_size:<11}  {plan.input_rate}",
+        f"layer   channels  {'+ features':>{column}}   size         rate       cutoff   up  down  filter",
+        f"input   {'':8}  {first:>{column}}   {plan.input_size:<11}  {plan.input_rate}",
     ]
-    for layer in plan.layers:
+    for layer, given in zip(plan.layers, injected, strict=True):
         name = "toRGB" if layer.is_torgb else f"L{layer.index}"
         lines.append(
-            f"{name:6}  {layer.conv_channels:8d}  {layer.features or '':>10}   {layer.in_size:4d} > {layer.out_size:<4d}  "
+            f"{name:6}  {layer.conv_channels:8d}  {given:>{column}}   {layer.in_size:4d} > {layer.out_size:<4d}  "
             f"{layer.in_rate:4d} > {layer.out_rate:<4d}  {layer.out_cutoff:6.1f}   {layer.up:2d}  {layer.down:4d}  "
             f"{'radial' if layer.radial else 'separable' if layer.down_taps > 1 else '-'}"
         )

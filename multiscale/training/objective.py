@@ -65,6 +65,8 @@ class Losses:
     """Logged by name, any shape."""
     by_octave: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Logged for each octave: one number an image, [B]."""
+    sureness: torch.Tensor | None = None
+    """How sure D is of each real patch, [B]: above 0 it is right. Its sign steers ADA."""
 
 
 class Objective:
@@ -91,7 +93,7 @@ class Objective:
     ) -> None:
         self.training, self.G, self.D = config.training, G, D
         self.augment, self.perceptual = augment, perceptual
-        self._logits = compiled or D
+        self._logits = D if compiled is None else compiled
         self._pairs = self.training.adversarial == "pairs"
 
     def generate(self, part: Part, *, observe: bool) -> Generated:
@@ -100,7 +102,10 @@ class Objective:
         return ws, self.G.synthesis(ws, part.transform, observe=observe)
 
     def discriminator(self, part: Part, fake: torch.Tensor) -> Losses:
-        """Real patches against generated ones; ``fake`` is detached here. ``means["logits/real"]`` steers ADA."""
+        """Real patches against generated ones; ``fake`` is detached here.
+
+        Pairs leave the level of D's logits free, so there D is sure of a real patch if it is above its generated one.
+        """
         shares = self.D.shares
         real_logits = self._logits(self.shown(part.real, "augment real", part), part.zoom_log2)
         fake_logits = self._logits(self.shown(fake.detach(), "augment fake", part), part.zoom_log2)
@@ -113,7 +118,8 @@ class Objective:
             "logits/fake": adversarial.shared(fake_logits, shares),
         }
         by_octave = {f"{name} by octave": values for name, values in logits.items()}
-        return Losses(loss, {"loss/D": loss, **logits}, by_octave)
+        sureness = logits["logits/real"] - logits["logits/fake"] if self._pairs else logits["logits/real"]
+        return Losses(loss, {"loss/D": loss, **logits}, by_octave, sureness)
 
     @property
     def needs_penalties(self) -> bool:

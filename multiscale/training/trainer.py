@@ -285,7 +285,8 @@ class Trainer:
         for name in ("G", "D", "G_ema", "g_optimiser", "d_optimiser"):
             getattr(self, name).load_state_dict(state[name])
         if self.augment is not None and state["augment_p"] is not None and self.config.training.augment == "ada":
-            self.augment.p.copy_(torch.as_tensor(state["augment_p"]))
+            p = torch.as_tensor(state["augment_p"])
+            self.augment.p.copy_(p if p.ndim <= self.augment.p.ndim else p.mean())
         if self.ada is not None and state["ada"] is not None:
             self.ada.load_state_dict(state["ada"])
         self.sampler.go_on_from(SamplerState(self.step, tuple(state["drawn"])))
@@ -350,9 +351,8 @@ class Trainer:
                 generated = ws, fake
             losses = objective.discriminator(part, fake)
             self._backward(losses.total, part, parts, self.d_gradients)
-            if self.ada is not None:
-                members = part.octaves if self.ada.groups else None
-                self.ada.observe(losses.means["logits/real"], members)
+            if self.ada is not None and losses.sureness is not None:
+                self.ada.observe(losses.sureness, part.octaves if self.ada.groups else None)
             self._note(losses, part)
         bad = self._optimise(self.d_gradients, self.d_optimiser, "D")
         if objective.needs_penalties and self.step % self.config.training.r1_interval == 0:

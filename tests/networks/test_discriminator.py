@@ -1,10 +1,17 @@
 """The discriminator beyond its golden numbers (those are in tests/interop)."""
 
+import math
+
 import pytest
 import torch
 
 from multiscale.config import DiscriminatorConfig
-from multiscale.networks.discriminator import Discriminator, append_minibatch_stddev
+from multiscale.networks.discriminator import Discriminator, ScaleEmbedding, append_minibatch_stddev
+
+
+def small(*, img_resolution: int = 16, octaves: int = 6, **changes) -> Discriminator:
+    config = DiscriminatorConfig(channel_base=128, channel_max=16, **changes)
+    return Discriminator(config, img_resolution=img_resolution, octaves=octaves)
 
 
 @pytest.mark.parametrize("resolution", [16, 32, 1024])
@@ -30,8 +37,83 @@ def test_group_falls_to_a_divisor_of_the_batch():
 
 
 def test_second_derivatives_exist_for_r1():
-    discriminator = Discriminator(DiscriminatorConfig(channel_base=128, channel_max=16), img_resolution=16)
+    discriminator = small()
     x = torch.randn(2, 3, 16, 16, requires_grad=True)
     (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
     gradient.square().sum().backward()
     assert discriminator.blocks["b16"].conv0.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("octaves", [1, 6, 10])
+def test_embeddings_of_zooms_have_unit_second_moment_and_tell_all_zooms_apart(octaves):
+    embedding = ScaleEmbedding(octaves, 64)
+    zooms = torch.linspace(0, octaves, 50 * octaves + 1)
+    e = embedding(zooms)
+    torch.testing.assert_close(e.square().mean(dim=1), torch.ones(len(zooms)), atol=1e-4, rtol=0)
+    apart = torch.cdist(e, e) / 8  # of embeddings of norm 8
+    assert apart[~torch.eye(len(e), dtype=bool)].min() > 1e-3
+    assert apart.diagonal(1).max() < 0.5, "neighbours are near"
+
+
+def test_logit_is_the_projection_of_the_head_on_the_embedding_of_the_zoom():
+    discriminator = small(scale_embedding=12)
+    heads = []
+    discriminator.head.register_forward_hook(lambda module, inputs, output: heads.append(output))
+    x, s = torch.randn(4, 3, 16, 16), torch.tensor([0.0, 1.3, 4.0, 6.0])
+    logits = discriminator(x, s)
+    expected = (heads[0] * discriminator.embedding(s)).sum(dim=1, keepdim=True) / math.sqrt(12)
+    torch.testing.assert_close(logits, expected)
+    assert not torch.allclose(logits, discriminator(x, s.flip(0)))
+
+
+def test_without_an_embedding_the_zoom_is_not_looked_at_and_with_one_it_is_needed():
+    x, s = torch.randn(2, 3, 16, 16), torch.tensor([0.5, 3.0])
+    plain = small()
+    assert torch.equal(plain(x), plain(x, s))
+    with pytest.raises(ValueError, match="give zoom_log2"):
+        small(scale_embedding=4)(x)
+
+
+@pytest.mark.parametrize("embedding", [0, 8])
+@pytest.mark.parametrize("resolution", [16, 64])
+def test_local_heads_give_a_logit_for_each_place_and_all_heads_count_alike(embedding, resolution):
+    discriminator = small(img_resolution=resolution, local_heads=True, scale_embedding=embedding)
+    sides = [resolution // 2**i for i in range(1, int(math.log2(resolution)) - 1)]
+    assert sides[-1] == 4
+    logits = discriminator(torch.randn(2, 3, resolution, resolution), torch.tensor([0.5, 3.0]))
+    places = [1, *(side**2 for side in sides)]
+    assert logits.shape == (2, sum(places))
+    assert discriminator.shares.sum().item() == pytest.approx(1)
+    for shares in discriminator.shares.split(places):
+        assert shares.sum().item() == pytest.approx(1 / len(places))
+        assert torch.equal(shares, shares[:1].expand_as(shares))
+    assert small().shares.tolist() == [1]
+
+
+def test_a_local_logit_looks_at_its_own_place():
+    """The first map's, at 32 pixels: a corner's change leaves those of the far half as they are."""
+    discriminator = small(img_resolution=64, local_heads=True)
+    x = torch.randn(1, 3, 64, 64)
+    changed = x.clone()
+    changed[..., :4, :4] += 1
+    a, b = (discriminator(image)[0, 1 : 1 + 32**2].reshape(32, 32) for image in (x, changed))
+    assert not torch.equal(a[0, 0], b[0, 0])
+    assert torch.equal(a[16:], b[16:])
+    assert torch.equal(a[:, 16:], b[:, 16:])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"local_heads": True}, {"scale_embedding": 8}, {"local_heads": True, "scale_embedding": 8}]
+)
+def test_second_derivatives_reach_local_heads_and_embedding(changes):
+    discriminator = small(**changes)
+    x = torch.randn(2, 3, 16, 16, requires_grad=True)
+    logits = discriminator(x, torch.tensor([0.5, 3.0])) * discriminator.shares
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    weights = [discriminator.head.out.weight, *(head.weight for head in discriminator.local.values())]
+    if discriminator.embedding is not None:
+        weights += [discriminator.embedding.hidden.weight, discriminator.embedding.out.weight]
+    for weight in weights:
+        assert weight.grad.isfinite().all()
+        assert weight.grad.any()

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import small_config
 
-from multiscale.networks.fourier import band_limit_gain, bin_blend, fourier_features
+from multiscale.networks.fourier import Waves, band_limit_gain, bin_blend, fourier_features, waves_of_views
 from multiscale.networks.generator import FeatureInjection, Generator
 from multiscale.networks.plan import BAND_LIMIT
-from multiscale.view import unchecked_transform
+from multiscale.view import sample_positions, unchecked_transform
 
 
 def test_features_agree_with_golden_float64_evaluation(golden):
@@ -99,3 +99,68 @@ def test_phase_at_256x_is_exact():
     y = omega[0, 1] * (centre[0, 1] + v / 256)
     exact = torch.sin(2 * math.pi * (x[None, :] + y[:, None] + 0.25))
     assert (single[0, 0].double() - exact).abs().max() < 1e-5
+
+
+RATE = 16
+CENTRES = [[0.4817, -0.3291], [0.03, 0.2]]
+
+
+def deep_waves(count: int, size: tuple[int, int], *, turn: float = 0.0) -> tuple[Waves, torch.Tensor]:
+    """Factors of waves in two views at 256x, turned by an angle, and the phases in radians by plain float64 arithmetic."""
+    omega, phase = torch.randn(count, 2), torch.rand(count) - 0.5
+    omega *= 8 / omega.norm(dim=1, keepdim=True)
+    bins = torch.arange(count) % 3
+    rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]], dtype=torch.float64)
+    linear = (rotation / 256).expand(2, 2, 2)
+    centre = torch.tensor(CENTRES, dtype=torch.float64)
+    waves = waves_of_views(
+        omega,
+        phase,
+        bins,
+        linear,
+        torch.tensor([8.0, 8.0]),
+        centre,
+        size=size,
+        rate=RATE,
+        bin_offset=3.0,
+        blend_offset=-1.0,
+        blend_width=1.0,
+        band_limit=None,
+        shift_gain=1.0,
+    )
+    x, y = (sample_positions(n, RATE) for n in size)
+    view = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]))  # [2, rows, columns]
+    world = centre[:, :, None, None] + torch.einsum("bij,jhw->bihw", linear, view)
+    cycles = torch.einsum("ki,bihw->bkhw", omega.double() * 8.0 ** bins[:, None], world)
+    return waves, 2 * math.pi * (cycles + phase.double()[:, None, None])
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.6])
+@pytest.mark.parametrize("size", [(36, 36), (20, 51), (51, 20)])
+@pytest.mark.parametrize("channels", [1, 3, 60])  # few are mixed along y first, many as maps
+def test_mixed_waves_are_the_product_of_weights_and_maps_in_both_orders(turn, size, channels):
+    waves, exact = deep_waves(40, size, turn=turn)
+    weight = torch.randn(channels, 40) / math.sqrt(40)
+    mixed = waves.mixed(weight)
+    assert mixed.shape == (2, channels, size[1], size[0])
+    torch.testing.assert_close(mixed, torch.einsum("ck,bkhw->bchw", weight, waves.maps()), atol=1e-5, rtol=0)
+    expected = torch.einsum("ck,bkhw->bchw", weight.double(), exact.sin())
+    assert (mixed.double() - expected).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.6])
+def test_styled_waves_are_sums_of_sines_and_cosines(turn):
+    waves, exact = deep_waves(40, (20, 33), turn=turn)
+    style = torch.randn(2, 40, 2)
+    a, b = style.double()[..., None, None].unbind(2)
+    found = waves.styled(style).maps().double()
+    assert (found - (a * exact.sin() + b * exact.cos())).abs().max() < 2e-5 * style.abs().max()
+
+
+def test_mixing_has_gradients_of_weights_and_styles_in_both_orders():
+    waves, _ = deep_waves(5, (6, 7))
+    waves = Waves(*(getattr(waves, name).double() for name in ("sin_x", "cos_x", "sin_y", "cos_y")))
+    style = torch.randn(2, 5, 2, dtype=torch.float64, requires_grad=True)
+    for channels in (2, 8):
+        weight = torch.randn(channels, 5, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda w, s: waves.styled(s).mixed(w), (weight, style))

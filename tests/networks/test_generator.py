@@ -10,21 +10,115 @@ from multiscale.networks.generator import Generator
 from multiscale.networks.layers import modulated_conv2d
 from multiscale.view import view_transform
 
+MIXED = {"fourier_features": 200}
+STYLED = MIXED | {"feature_style": True, "world_frame": True}
+WORLDS = pytest.mark.parametrize("changes", [{}, MIXED, STYLED], ids=["as published", "mixed", "with a frame"])
+
+
+def worlds_apart(generator: Generator) -> Generator:
+    """Give each latent a frame of its own, as training does (a new generator's are all the same)."""
+    if generator.synthesis.frame is not None:
+        with torch.no_grad():
+            generator.synthesis.frame.weight.normal_(std=0.3)
+    return generator
+
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     """Decibels for a peak-to-peak signal of the range of ``a``."""
     return 10 * math.log10(float((a.max() - a.min()) ** 2 / (a - b).square().mean()))
 
 
+@WORLDS
 @pytest.mark.parametrize("zoom", [2.0, 8.0, 40.0])
-def test_views_half_a_view_apart_agree_where_they_overlap(zoom):
-    generator = calibrated_generator(small_config(img_resolution=64, channel_max=32))
+def test_views_half_a_view_apart_agree_where_they_overlap(zoom, changes):
+    generator = worlds_apart(calibrated_generator(small_config(img_resolution=64, channel_max=32, **changes)))
     z = torch.randn(1, 16)
     centre = torch.tensor([[0.1, -0.05]], dtype=torch.float64)
     half = torch.tensor([[0.5 / zoom, 0.0]], dtype=torch.float64)
     with torch.no_grad():
         left, right = (generator(z, view_transform([zoom], c)) for c in (centre - half / 2, centre + half / 2))
     assert psnr(left[..., 32:], right[..., :32]) > 80
+
+
+@WORLDS
+@pytest.mark.parametrize("turn", [0.0, 0.7])
+def test_a_larger_image_holds_the_view_of_its_middle(changes, turn):
+    generator = worlds_apart(calibrated_generator(small_config(img_resolution=64, **changes)))
+    ws = generator.mapping(torch.randn(1, 16))
+    transform = view_transform([16.0], [[0.21, -0.13]])
+    transform[:, :2, :2] = transform[:, :2, :2] @ rotation(turn)
+    with torch.no_grad():
+        view, wide = generator.synthesis(ws, transform), generator.synthesis(ws, transform, size=(128, 96))
+    assert wide.shape == (1, 3, 96, 128)
+    middle = wide[..., 16:80, 32:96]
+    assert psnr(view, middle) > 80
+    assert psnr(view[..., 8:-8, 8:-8], middle[..., 8:-8, 8:-8]) > 115  # the border alone feels where the layers end
+
+
+def rotation(angle: float) -> torch.Tensor:
+    """The matrix that turns by an angle in radians, float64 [2, 2]."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
+
+
+def test_world_frames_start_as_the_identity():
+    """A new generator shows with frames what it shows without."""
+    generator = calibrated_generator(small_config(**STYLED))
+    transform = view_transform([1.0, 64.0], [[0, 0], [0.3, -0.4]])
+    ws = generator.mapping(torch.randn(2, 16))
+    assert torch.equal(generator.synthesis.framed(transform, ws), transform)
+    with torch.no_grad():
+        framed = generator.synthesis(ws, transform)
+        generator.synthesis.frame = None
+        assert torch.equal(framed, generator.synthesis(ws, transform))
+
+
+def test_a_world_in_a_turned_and_shifted_frame_is_the_world_seen_by_a_moved_view():
+    generator = calibrated_generator(small_config(**STYLED))
+    frame = generator.synthesis.frame
+    ws = generator.mapping(torch.randn(1, 16))
+    transform = view_transform([5.0], [[0.2, -0.1]])
+    moved = transform.clone()
+    moved[:, :2, :2] = rotation(0.6) @ transform[:, :2, :2]
+    moved[:, :2, 2] = transform[:, :2, 2] @ rotation(0.6).T + torch.tensor([0.07, -0.3], dtype=torch.float64)
+    with torch.no_grad():
+        expected = generator.synthesis(ws, moved)
+        angle_and_shift = torch.tensor([math.cos(0.6), math.sin(0.6), 0.07, -0.3])
+        frame.bias.copy_(3 * angle_and_shift)  # the length of (r_c, r_s) divides all four
+        assert psnr(expected, generator.synthesis(ws, transform)) > 80
+        assert psnr(expected, generator.synthesis(ws, moved)) < 30
+
+
+def test_frames_do_not_depend_on_how_many_views_are_rendered_at_a_time():
+    """Rounded to float32 a shift may be off by 1e-8 and more: at 1024x, a thousandth of a pixel between two tiles."""
+    generator = worlds_apart(Generator(small_config(octaves=10, **STYLED)))
+    ws = generator.mapping(torch.randn(1, 16))
+    transform = view_transform([1024.0], [[0.2, -0.1]])
+    together = generator.synthesis.framed(transform.expand(7, 3, 3), ws.expand(7, -1, -1))
+    torch.testing.assert_close(together[3:4], generator.synthesis.framed(transform, ws), atol=1e-14, rtol=0)
+
+
+def test_worlds_with_styles_and_frames_differ_in_their_features():
+    """Without them all worlds are made of the same features."""
+    transform = view_transform([3.0], [[0.1, 0.1]])
+    for changes in ({}, MIXED, MIXED | {"feature_style": True}, MIXED | {"world_frame": True}):
+        generator = worlds_apart(Generator(small_config(**changes)))
+        synthesis, ws = generator.synthesis, generator.mapping(torch.randn(2, 16))
+        a, b = (synthesis.first_maps(synthesis.framed(transform, w), w)[0] for w in ws.split(1))
+        assert torch.equal(a, b) == (changes in ({}, MIXED))
+
+
+def test_gradients_reach_styles_mixing_and_frame():
+    generator = Generator(small_config(img_resolution=64, **STYLED))
+    generator(torch.randn(4, 16), view_transform([1.0, 2.0, 9.0, 60.0], [[0, 0]] * 4)).square().mean().backward()
+    synthesis = generator.synthesis
+    injections = [synthesis.input, *synthesis.injections.values()]
+    reached = [synthesis.input_weight, *synthesis.mixing.values(), *synthesis.frame.parameters()]
+    reached += [p for injection in injections for p in injection.style.parameters()]
+    assert len(reached) > 5, "a layer injects, too"
+    for parameter in reached:
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.any()
 
 
 @pytest.mark.parametrize(
@@ -35,6 +129,10 @@ def test_views_half_a_view_apart_agree_where_they_overlap(zoom):
         {"img_resolution": 64, "channel_max": 19, "img_channels": 1},
         {"img_resolution": 128, "channel_max": 32, "num_layers": 9, "conv_kernel": 3},
         {"img_resolution": 32, "num_layers": 6, "margin": 4, "radial_filters": False, "num_critical": 1},
+        {"img_resolution": 16, "channel_base": 16, "octaves": 1, "n_bins": 1, **STYLED},
+        {"img_resolution": 64, "channel_base": 16, "fourier_features": 16, "feature_share": 0.99},
+        {"img_resolution": 128, "channel_max": 16, "img_channels": 1, "conv_kernel": 3, **STYLED},
+        {"feature_style": True, "world_frame": True},
     ],
 )
 def test_legal_configurations_render_and_train(changes):
@@ -89,8 +187,9 @@ def test_truncation_pulls_towards_the_mean_latent():
     torch.testing.assert_close(half, (full + none) / 2)
 
 
-def test_an_image_does_not_depend_on_its_batch():
-    generator = calibrated_generator(small_config())
+@WORLDS
+def test_an_image_does_not_depend_on_its_batch(changes):
+    generator = calibrated_generator(small_config(**changes))
     z = torch.randn(3, 16)
     transform = view_transform([1.0, 5.0, 60.0], [[0, 0], [0.3, 0.1], [-0.4, 0.2]])
     with torch.no_grad():

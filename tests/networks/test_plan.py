@@ -3,10 +3,15 @@
 import itertools
 
 import pytest
+import torch
+from conftest import small_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from multiscale.config import GeneratorConfig
 from multiscale.networks.generator import Generator
 from multiscale.networks.plan import make_plan
+from multiscale.view import view_transform
 
 PLAN_FIELDS = (
     *("in_channels", "conv_channels", "out_channels", "in_size", "out_size", "in_rate", "out_rate", "in_cutoff"),
@@ -60,3 +65,67 @@ def test_published_sizes_of_the_presets():
     moon, spain = GeneratorConfig(), GeneratorConfig(channel_max=1536, octaves=8, n_bins=3)
     for config, published in ((moon, 9.0e6), (spain, 14.6e6)):
         assert sum(p.numel() for p in Generator(config).parameters()) == pytest.approx(published, rel=0.03)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    resolution=st.sampled_from([16, 32, 64, 128, 256, 512, 1024]),
+    features=st.integers(16, 65536) | st.integers(16, 40),
+    share=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    base=st.integers(16, 2**24) | st.integers(16, 300),
+    channel_max=st.integers(16, 8192) | st.integers(16, 40),
+    layers=st.integers(5, 32),
+    critical=st.integers(1, 3),
+)
+def test_mixed_features_fit_every_legal_configuration(resolution, features, share, base, channel_max, layers, critical):
+    config = GeneratorConfig(
+        img_resolution=resolution,
+        fourier_features=features,
+        feature_share=share,
+        channel_base=base,
+        channel_max=channel_max,
+        num_layers=layers,
+        num_critical=critical,
+    )
+    plan = make_plan(config)
+    assert plan.input_waves + sum(layer.waves for layer in plan.layers) == features
+    assert plan.input_features > 0
+    assert plan.input_waves > 0
+    width = plan.input_features
+    for layer in plan.layers:
+        assert layer.in_channels == width
+        assert layer.conv_channels > 0
+        assert (layer.features > 0) == (layer.waves > 0)
+        assert layer.out_channels <= channel_max or layer.is_torgb
+        if layer.features and layer.out_channels > 2:
+            assert layer.features == pytest.approx(share * layer.out_channels, abs=1)
+        width = layer.out_channels
+    assert plan.layers[-1].conv_channels == 3
+    assert not plan.layers[-1].features
+
+
+def test_mixing_turns_all_waves_of_a_point_into_its_channels():
+    config = small_config(img_resolution=256, fourier_features=100, feature_share=0.25, channel_base=64)
+    generator = Generator(config)
+    plan, synthesis = generator.plan, generator.synthesis
+    assert synthesis.input_weight.shape == (plan.input_features, plan.input_waves)
+    assert plan.input_features == 16 != plan.input_waves
+    injecting = [layer for layer in plan.layers if layer.waves]
+    assert len(injecting) > 1
+    assert [int(index) for index in synthesis.mixing] == [layer.index for layer in injecting]
+    for layer in injecting:
+        assert synthesis.mixing[str(layer.index)].shape == (layer.features, layer.waves)
+        assert layer.features == max(round(0.25 * layer.out_channels), 1)
+        assert len(synthesis.injections[str(layer.index)].omega) == layer.waves
+
+
+def test_layers_of_one_channel_inject_and_run():
+    """As narrow as a configuration can be: no feature is lost, and all weights are trained."""
+    config = small_config(img_resolution=64, channel_base=16, channel_max=16, fourier_features=16, world_frame=True)
+    generator = Generator(config)
+    assert min(layer.conv_channels for layer in generator.plan.layers) == 1
+    points = [generator.synthesis.input, *generator.synthesis.injections.values()]
+    radii = torch.cat([point.omega.norm(dim=1) * point.size / point.rate for point in points])
+    torch.testing.assert_close(radii, torch.arange(1.0, 17))
+    generator(torch.randn(2, 16), view_transform([1.0, 4.0], [[0, 0], [0.1, 0]])).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in generator.parameters())

@@ -11,7 +11,9 @@ from multiscale.training.adversarial import (
     discriminator_loss,
     generator_loss,
     lazy_adam,
+    pair_loss,
     r1_penalty,
+    shared,
 )
 
 
@@ -22,6 +24,28 @@ def test_losses_are_logistic():
     )
     expected = sum(math.log(1 + math.exp(x)) for x in (0.3, -2.0, -1.5, -0.1)) / 2
     assert discriminator_loss(fake, real).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_pairs_compare_a_real_and_a_generated_patch():
+    real, fake = torch.tensor([[1.5], [0.1]]), torch.tensor([[0.3], [-2.0]])
+    above = (1.5 - 0.3, 0.1 + 2.0)  # by which the real one of each pair is above
+    assert pair_loss(real, fake).item() == pytest.approx(sum(math.log(1 + math.exp(-x)) for x in above) / 2, rel=1e-6)
+    assert pair_loss(fake, real).item() == pytest.approx(sum(math.log(1 + math.exp(x)) for x in above) / 2, rel=1e-6)
+    assert pair_loss(real + 7, fake + 7).item() == pytest.approx(pair_loss(real, fake).item(), rel=1e-5)
+
+
+def test_several_logits_of_an_image_count_by_their_shares():
+    shares = torch.tensor([0.5, 0.25, 0.25])
+    a, b = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]]), torch.tensor([[0.2, 0.4, -0.6], [-0.8, 1.0, 1.2]])
+
+    def by_hand(values):
+        return (values.double().exp().log1p() @ shares.double()).mean().item()
+
+    assert shared(a, shares).tolist() == [0.5 - 0.5 + 0.125, 0.75 - 0.25]
+    assert generator_loss(a, shares).item() == pytest.approx(by_hand(-a), rel=1e-6)
+    assert discriminator_loss(a, b, shares).item() == pytest.approx(by_hand(a) + by_hand(-b), rel=1e-6)
+    assert pair_loss(a, b, shares).item() == pytest.approx(by_hand(b - a), rel=1e-6)
+    assert shared(a).tolist() == pytest.approx([-1 / 6, 2 / 3])
 
 
 def test_r1_of_a_quadratic_is_known():

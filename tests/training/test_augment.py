@@ -309,3 +309,77 @@ def test_a_controller_continues_from_its_state(steps: int) -> None:
     for _ in range(4):
         assert steer(resumed, other, torch.ones(2), 1) == steer(controller, pipe, torch.ones(2), 1)
     assert pipe.p.item() < 0.5
+
+
+def test_each_image_is_augmented_with_the_probability_of_its_group() -> None:
+    images = torch.rand(6, 3, 16, 16)
+    pipe, group = AugmentPipe(groups=2), np.array([0, 1, 1, 0, 0, 1])
+    pipe.p.copy_(torch.tensor([0.0, 1.0]))
+    out = pipe(images, generator=rng(3), group=group)
+    torch.testing.assert_close(out[group == 0], images[group == 0], atol=1e-5, rtol=0)
+    whole = AugmentPipe(p=1)(images, generator=rng(3))
+    torch.testing.assert_close(out[group == 1], whole[group == 1], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="2 groups"):
+        pipe(images, generator=rng(3))
+
+
+MEMBERS = torch.eye(3)[torch.tensor([0, 0, 1, 1, 2, 2])]
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_the_probability_of_an_octave_rises_alone_when_only_its_signs_are_high(start: float) -> None:
+    pipe, controller = AugmentPipe(p=start, groups=3), AdaController(groups=3, images_to_one=1000)
+    logits = torch.tensor([-1.0, 1.0, 2.0, 0.1, -3.0, -1.0])
+    for _ in range(5):
+        controller.observe(logits, MEMBERS)
+        controller.step(pipe, batch=6)
+    change = 4 * 6 / 1000  # as of one p for all, as the groups are seen alike often
+    torch.testing.assert_close(pipe.p, torch.tensor([max(start - change, 0), start + change, max(start - change, 0)]))
+
+
+def test_the_probability_of_an_octave_moves_by_its_own_images() -> None:
+    pipe, controller = AugmentPipe(groups=3), AdaController(groups=3, images_to_one=1000, interval=1)
+    members = torch.eye(3)[torch.tensor([0, 0, 0, 1])]
+    for _ in range(2):
+        controller.observe(torch.ones(4), members)
+        controller.step(pipe, batch=4)
+    torch.testing.assert_close(pipe.p, torch.tensor([3 * 3 / 1000, 3 * 1 / 1000, 0]))
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_a_controller_of_groups_continues_from_its_state(groups: int) -> None:
+    def observe(controller: AdaController, pipe: AugmentPipe, sign: float) -> list[float]:
+        controller.observe(sign * torch.ones(6), MEMBERS if groups else None)
+        controller.step(pipe, batch=32)
+        return pipe.p.view(-1).tolist()
+
+    pipe, controller = AugmentPipe(p=0.5, groups=groups), AdaController(groups=groups)
+    for _ in range(6):
+        observe(controller, pipe, -1)
+    state = json.loads(json.dumps(controller.state_dict()))
+    assert np.shape(state["signs"]) == (2, groups or 1)
+    resumed, other = AdaController(groups=groups), AugmentPipe(groups=groups)
+    resumed.load_state_dict(state)
+    other.load_state_dict(pipe.state_dict())
+    for _ in range(4):
+        assert observe(resumed, other, 1) == observe(controller, pipe, 1)
+
+
+def test_states_of_before_have_two_numbers() -> None:
+    pipe, controller = AugmentPipe(p=0.5), AdaController()
+    controller.load_state_dict({"steps": 4, "signs": [1.0, 2.0], "arriving": [6.0, 8.0]})
+    assert controller.state_dict() == {"steps": 4, "signs": [[1.0], [2.0]], "arriving": [[6.0], [8.0]]}
+    controller.load_state_dict({"steps": 4, "signs": [1.0, 2.0], "arriving": [6.0, 8.0]})
+    controller.step(pipe, batch=32)
+    assert pipe.p.item() > 0.5
+
+
+@pytest.mark.parametrize("before, after", [(0, 3), (3, 0), (2, 3)])
+def test_what_was_counted_of_other_groups_is_forgotten(before: int, after: int) -> None:
+    controller, other = AdaController(groups=before, interval=2), AdaController(groups=after)
+    for _ in range(3):
+        controller.observe(torch.ones(6), torch.ones(6, before) if before else None)
+        controller.step(AugmentPipe(groups=before), batch=6) if controller.steps < 2 else None
+    other.load_state_dict(controller.state_dict())
+    assert other.steps == 2
+    assert other.state_dict()["signs"] == other.state_dict()["arriving"] == np.zeros((2, after or 1)).tolist()

@@ -1,6 +1,7 @@
 """The memory estimate counts what is really alive, and chooses how many images are computed at a time."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,14 @@ from multiscale.training.estimate import (
 CPU = torch.device("cpu")
 
 
-def tiny(**training) -> RunConfig:
-    """A model of the least cost that has all that a step has."""
+BEYOND = {
+    "generator": {"fourier_features": 40, "feature_style": True, "world_frame": True},
+    "discriminator": {"local_heads": True, "scale_embedding": 8},
+}
+
+
+def tiny(beyond: bool = False, **training) -> RunConfig:
+    """A model of the least cost that has all that a step has; with all that the paper's networks have not."""
     values = {
         "generator": {
             "img_resolution": 16,
@@ -45,7 +52,7 @@ def tiny(**training) -> RunConfig:
         "discriminator": {"channel_base": 64, "channel_max": 16},
         "training": {"batch": 8, "consistency_metric": "l1"},
     }
-    return build(RunConfig, merge(values, {"training": training}))
+    return build(RunConfig, merge(values, BEYOND if beyond else {}, {"training": training}))
 
 
 def test_bytes_are_counted_once_and_while_they_are_alive():
@@ -74,7 +81,15 @@ def test_what_autograd_keeps_is_alive_until_the_backward_pass():
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
-@pytest.mark.parametrize("training", [{"augment": "ada"}, {"consistency_weight": 0, "r1_gamma": 0}])
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"augment": "ada"},
+        {"consistency_weight": 0, "r1_gamma": 0},
+        {"beyond": True, "augment": "ada", "ada_by_octave": True, "adversarial": "pairs", "r2_gamma": 1},
+        {"beyond": True, "consistency_by_octave": (2, 1)},
+    ],
+)
 def test_the_count_without_computing_is_the_count_with_it(in_parts, training):
     config = tiny(**training)
     peaks = []
@@ -98,6 +113,17 @@ def test_memory_grows_with_the_images_at_a_time_and_parts_keep_less_for_the_step
     assert one.total == PROCESS_BYTES + one.weights + one.step
     alone = {"consistency_weight": 0, "r1_gamma": 0}
     assert step_memory(tiny(**alone), 4, 8).step < step_memory(tiny(**alone), 4, 4).step
+
+
+def test_what_goes_beyond_the_paper_is_counted():
+    plain, beyond = step_memory(tiny(), 4, 8), step_memory(tiny(beyond=True), 4, 8)
+    assert beyond.weights > plain.weights
+    steps = []
+    for gamma in (0, 1):
+        config = tiny(beyond=True, consistency_weight=0, adversarial="pairs", r2_gamma=gamma)
+        large = replace(config.discriminator, channel_base=1024, channel_max=64)  # what its step keeps is the most
+        steps.append(step_memory(replace(config, discriminator=large), 4, 8).step)
+    assert steps[0] < steps[1]
 
 
 def suppose_memory(monkeypatch, of_an_image: int) -> None:
@@ -184,3 +210,17 @@ def test_the_plan_is_a_line_a_layer():
     lines = plan_table(generator.plan).splitlines()
     assert len(lines) == 2 + len(generator.plan.layers)
     assert lines[-1].startswith("toRGB")
+
+
+@pytest.mark.parametrize("features", [None, 700, 65536])
+def test_the_plan_shows_the_waves_that_features_are_mixed_from(features):
+    plan = Generator(small_config(img_resolution=256, channel_max=96, fourier_features=features)).plan
+    head, first, *lines = plan_table(plan).splitlines()
+    assert len({line.index(mark) for line, mark in [(head, "size"), (first, str(plan.input_size))]}) == 1
+    waves = f" of {plan.input_waves} " if features else ""
+    assert f" {plan.input_features}{waves or ' '}" in first
+    for layer, line in zip(plan.layers, lines, strict=True):
+        mixed = f" {layer.conv_channels} {layer.features} of {layer.waves} "
+        assert (" of " in line) == bool(features and layer.waves)
+        assert " of " not in line or mixed in " ".join(line.split())
+        assert line.index(" > ") == lines[0].index(" > ")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_patches
-from training.test_trainer import CPU, stats, tiny_run
+from training.test_trainer import CPU, beyond_run, stats, tiny_run
 
 from dnnlib.errors import UserError
 from dnnlib.signals import StopRequest
@@ -26,9 +26,9 @@ from torch_utils.distributed import Process
 ROOT = Path(__file__).parents[2]
 
 
-def begin(dataset, folder, **training) -> Trainer:
+def begin(dataset, folder, make=tiny_run, **training) -> Trainer:
     folder.mkdir(exist_ok=True)
-    return Trainer(tiny_run(dataset, **training), dataset, folder, Process(CPU))
+    return Trainer(make(dataset, **training), dataset, folder, Process(CPU))
 
 
 def assert_equal(a, b, path=""):
@@ -44,11 +44,18 @@ def assert_equal(a, b, path=""):
         assert a == b, path
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("make, workers", [(tiny_run, 0), (tiny_run, 1), (beyond_run, 0)])
 @pytest.mark.parametrize("stop", [1, 5, 7])  # between two adjustments of ADA, between two penalties
-def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path, workers, stop, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path, make, workers, stop, monkeypatch):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    options = {"kimg": 0.04, "augment": "ada", "r1_interval": 4, "snapshot_kimg": 0.016, "workers": workers}
+    options = {
+        "kimg": 0.04,
+        "augment": "ada",
+        "r1_interval": 4,
+        "snapshot_kimg": 0.016,
+        "workers": workers,
+        "make": make,
+    }
     whole = begin(dataset, tmp_path / "whole", **options)
     whole.run()
     half = begin(dataset, tmp_path / "half", **options)
@@ -63,6 +70,20 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path, workers, stop, monk
     assert stats(tmp_path / "whole") == stats(tmp_path / "half")
     last = [load_snapshot(snapshots_of(tmp_path / name)[-1]).generator.state_dict() for name in ("whole", "half")]
     assert_equal(dict(last[0]), dict(last[1]))
+
+
+@pytest.mark.parametrize("began, goes_on", [(False, True), (True, False)])
+def test_a_run_may_go_on_with_one_probability_for_each_octave_or_for_all(tmp_path, began, goes_on):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    options = {"augment": "ada", "kimg": 0.024}
+    run = begin(dataset, tmp_path / "a", ada_by_octave=began, **options)
+    run.run()
+    run.augment.p.copy_(torch.tensor([0.1, 0.3, 0.5]) if began else torch.tensor(0.3))
+    rest = begin(dataset, tmp_path / "b", **options | {"ada_by_octave": goes_on, "kimg": 0.048})
+    rest.load_state_dict(run.state_dict())
+    torch.testing.assert_close(rest.augment.p, torch.full_like(rest.augment.p, 0.3))
+    rest.run()
+    assert rest.augment.p.shape == ((3,) if goes_on else ())
 
 
 def test_two_states_are_kept_and_the_older_serves_if_the_newer_is_damaged(tmp_path, capsys):

@@ -5,25 +5,50 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_patches
 
 from dnnlib.errors import UserError
-from multiscale.config import RunConfig, build, load_preset, merge
+from multiscale.config import RunConfig, build, load_preset, merge, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
 from multiscale.training import trainer as trainer_module
 from multiscale.training.checkpoint import load_snapshot, snapshots_of
 from multiscale.training.journal import read_stats
 from multiscale.training.launch import data_layer
+from multiscale.training.objective import Part
 from multiscale.training.state import load_newest_state
-from multiscale.training.trainer import Part, Trainer
+from multiscale.training.trainer import Trainer
 from multiscale.view import unchecked_transform
 from torch_utils import distributed
 from torch_utils.distributed import Process
 
 CPU = torch.device("cpu")
+
+
+BEYOND_THE_PAPER = {
+    "generator": {"fourier_features": 40, "feature_style": True, "world_frame": True},
+    "discriminator": {"scale_embedding": 8, "local_heads": True},
+    "training": {
+        "adversarial": "pairs",
+        "r2_gamma": 1.0,
+        "r1_interval": 4,
+        "consistency_by_octave": [2, 1],
+        "augment": "ada",
+        "augment_p": 0.2,
+        "ada_by_octave": True,
+        "ada_kimg": 0.5,
+    },
+}
+"""Everything of ours that the paper does not have."""
+
+
+def beyond_run(dataset: PatchDataset, **training) -> RunConfig:
+    """As :func:`tiny_run`, with all that goes beyond the paper."""
+    values = merge(to_dict(tiny_run(dataset)), BEYOND_THE_PAPER, {"training": training})
+    return build(RunConfig, values)
 
 
 def tiny_run(dataset: PatchDataset, **training) -> RunConfig:
@@ -141,11 +166,30 @@ def test_consistency_is_small_for_a_consistent_generator_only(tmp_path, monkeypa
     labels = torch.tensor([0.0, 0.7, 1.5, 2.0], dtype=torch.float64)
     transform = unchecked_transform(torch.exp2(labels), torch.zeros(4, 2))
     fine = linear(None, transform)
-    part = Part(slice(None), fine, labels, fine, fine, transform)
-    consistent = trainer._consistency(fine, None, part).item()
+    draws = functools.partial(trainer._draws, rows=slice(None))
+    part = part_of(fine, labels, transform, draws=draws)
+    consistent = trainer.objective.consistency(fine, None, part).item()
     monkeypatch.setattr(trainer.G.synthesis, "forward", lambda ws, transform: fine)
-    inconsistent = trainer._consistency(fine, None, part).item()
+    inconsistent = trainer.objective.consistency(fine, None, part).item()
     assert consistent < 0.05 * inconsistent
+
+
+def part_of(real: torch.Tensor, labels: torch.Tensor, transform: torch.Tensor, **changes) -> Part:
+    """A part of three octaves whose draws are those of a seed, with latents of 16 numbers."""
+    octave = labels.numpy().astype(int).clip(0, 2)
+    values = {
+        "real": real,
+        "labels": labels,
+        "zoom_log2": labels.float(),
+        "octave": octave,
+        "octaves": torch.eye(3)[octave],
+        "z": torch.randn(len(real), 16),
+        "transform": transform,
+        "images_seen": 10**9,
+        "draws": lambda purpose: np.random.default_rng(0),
+        "train_fine": False,
+    }
+    return Part(**(values | changes))
 
 
 def weights_after(folder: Path, config: RunConfig, dataset: PatchDataset, steps: int, process: Process, parts: int = 1):
@@ -166,10 +210,11 @@ def _save_weights(process, config, dataset, folder, steps):
     torch.save(weights_after(folder, config, dataset, steps, process), folder / f"weights-{process.rank}.pt")
 
 
-def test_two_processes_are_one_that_computes_its_batch_in_two_parts(tmp_path):
+@pytest.mark.parametrize("make", [tiny_run, beyond_run])
+def test_two_processes_are_one_that_computes_its_batch_in_two_parts(tmp_path, make):
     """The same draws, gradients and running means; with R1, ADA and mirrored patches on the way."""
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    config = tiny_run(dataset, batch=8, r1_interval=3, augment="ada", augment_p=0.3, mirror=True, g_lr=1e-4, d_lr=1e-4)
+    config = make(dataset, batch=8, r1_interval=3, augment="ada", augment_p=0.3, mirror=True, g_lr=1e-4, d_lr=1e-4)
     distributed.run(_save_weights, [CPU, CPU], config, dataset, tmp_path, 10)
     a, b = (torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1))
     torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -188,20 +233,22 @@ def test_parts_change_a_step_by_no_more_than_statistics_over_them(tmp_path):
     for parts in (1, 2, 4):
         trainer = Trainer(config, dataset, tmp_path, Process(CPU), 8 // parts)
         real, labels = next(trainer._batches())
-        rows = [trainer._part(real[m::parts], labels[m::parts], m, parts) for m in range(parts)]
         images = torch.empty(8, 3, 16, 16)
-        for part in rows:
-            images[part.rows] = trainer._shown(part.real, "augment real", part) + part.z[:, :1, None, None]
-            images[part.rows] += part.transform[:, :1, 2, None, None].float()
+        for m in range(parts):
+            rows = slice(m, None, parts)
+            part = trainer._part(real[rows], labels[rows], m, parts)
+            images[rows] = trainer.objective.shown(part.real, "augment real", part) + part.z[:, :1, None, None]
+            images[rows] += part.transform[:, :1, 2, None, None].float()
         shown.append(images)
     torch.testing.assert_close(shown[0], shown[1], rtol=0, atol=1e-5)
     torch.testing.assert_close(shown[0], shown[2], rtol=0, atol=1e-5)
 
 
-def test_a_step_waits_for_the_device_nowhere(tmp_path):
+@pytest.mark.parametrize("make", [tiny_run, beyond_run])
+def test_a_step_waits_for_the_device_nowhere(tmp_path, make):
     """On the meta device nothing can be read, so a step that looks at a value fails."""
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    config = tiny_run(dataset, augment="ada", augment_p=0.3, r1_interval=2, blur_sigma_px=2)
+    config = make(dataset, augment="ada", augment_p=0.3, r1_interval=2, blur_sigma_px=2)
     real, labels = next(Trainer(config, dataset, tmp_path, Process(CPU))._batches())
     trainer = Trainer(config, dataset, tmp_path, Process(torch.device("meta")))
     for _ in range(3):
@@ -215,8 +262,8 @@ def test_a_run_whose_gradients_stay_broken_stops_with_its_last_good_state(tmp_pa
     trainer = Trainer(tiny_run(dataset, kimg=2, snapshot_kimg=0.016), dataset, tmp_path, Process(CPU))
     real_loss = trainer_module.adversarial.generator_loss
 
-    def breaks_after_six_steps(logits):
-        return real_loss(logits) * (math.nan if trainer.step >= 6 else 1)
+    def breaks_after_six_steps(*logits):
+        return real_loss(*logits) * (math.nan if trainer.step >= 6 else 1)
 
     monkeypatch.setattr(trainer_module.adversarial, "generator_loss", breaks_after_six_steps)
     with pytest.raises(UserError, match=r"not been finite for 100 steps in a row.*state-000000016\.pt"):
@@ -240,9 +287,10 @@ def test_a_step_too_large_for_memory_names_the_next_smaller_part(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_compiled_discriminator_trains_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize("make", [tiny_run, beyond_run])
+def test_a_compiled_discriminator_trains_the_same(tmp_path, monkeypatch, make):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    plain = weights_after(tmp_path, tiny_run(dataset, r1_interval=2), dataset, 3, Process(CPU))
+    plain = weights_after(tmp_path, make(dataset, r1_interval=2), dataset, 3, Process(CPU))
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    config = tiny_run(dataset, r1_interval=2, compile_discriminator=True)
+    config = make(dataset, r1_interval=2, compile_discriminator=True)
     torch.testing.assert_close(plain, weights_after(tmp_path, config, dataset, 3, Process(CPU)), rtol=0, atol=1e-5)
