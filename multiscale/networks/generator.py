@@ -51,7 +51,7 @@ class FeatureInjection(nn.Module):
         self.register_buffer("omega", omega)
         self.register_buffer("phase", phase)
         self.register_buffer("bins", bins, persistent=False)
-        self.style = Linear(config.w_dim, 2 * len(radii), bias_init=1.0) if config.feature_style else None
+        self.style = Linear(config.w_dim, 2 * len(radii)) if config.feature_style else None
 
     def forward(
         self,
