@@ -1,4 +1,4 @@
-"""The model that comes with the program, trained by it on its own procedural planet (docs/training.md, section 10)."""
+"""The model that comes with the program, trained by it on its own procedural planet (docs/lab/long-run-planet.md)."""
 
 from pathlib import Path
 
