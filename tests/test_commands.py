@@ -21,12 +21,11 @@ from PIL import Image
 import dataset_tool
 import generate
 import train
-from multiscale.bundled import MODEL
+from multiscale.runs.folder import held
+from multiscale.runs.snapshots import BUNDLED, find_network, load_snapshot, save_snapshot, snapshots_of
+from multiscale.runs.states import load_state, states_of
 from multiscale.training import launch
-from multiscale.training.checkpoint import find_network, load_snapshot, save_snapshot, snapshots_of
-from multiscale.training.folder import held
 from multiscale.training.launch import Request, data_layer, resolve
-from multiscale.training.state import load_state, states_of
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["generator.channel_max=16", "generator.channel_base=32", "training.swd_patches=4", "training.sample_seeds=2"]
@@ -431,7 +430,7 @@ def test_a_strip_outlines_each_view_in_the_one_before(trained, tmp_path):
 
 def test_the_newest_run_is_taken_and_the_bundled_model_before_there_is_one(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find_network(None) == MODEL
+    assert find_network(None) == BUNDLED
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "00000-a").symlink_to(trained)
     assert run(generate).output.strip() == "out/seed0000-1x.png"

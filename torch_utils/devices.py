@@ -1,4 +1,4 @@
-"""Which device to compute on, and how memory is had there."""
+"""Devices: which to compute on, copies to and from them, and the memory of the CPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from dnnlib.errors import UserError
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
@@ -16,6 +18,31 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
+    """Devices to compute on: ``gpus`` CUDA devices, the CPU for 0; None: one CUDA device, else MPS, else the CPU.
+
+    ``procs`` processes share the CPU.
+
+    Raises:
+        UserError: the machine has fewer CUDA devices, or several processes are asked for but not the CPU.
+    """
+    if procs > 1:
+        if gpus != 0:
+            raise UserError(f"--procs {procs} is for the CPU; give --gpus 0 with it, or --gpus {procs} instead.")
+        return [torch.device("cpu")] * procs
+    if gpus is None:
+        return [default_device()]
+    available = torch.cuda.device_count()
+    if gpus == 0:
+        return [torch.device("cpu")]
+    if gpus > available:
+        raise UserError(
+            f"--gpus {gpus} was given but this machine has {available} CUDA device{'s' * (available != 1)}; "
+            f"give --gpus {available}{'' if available == 0 else ' or fewer'}{' to train on the CPU' if available == 0 else ''}."
+        )
+    return [torch.device("cuda", i) for i in range(gpus)]
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -15,11 +15,10 @@ import safetensors
 import torch
 
 from dnnlib.errors import UserError
-from multiscale.bundled import MODEL
 from multiscale.config import GeneratorConfig, build
 from multiscale.explorer.scheduler import Owner, Rank, RenderQueue
 from multiscale.rendering.renderer import Renderer, provenance
-from multiscale.training.checkpoint import Snapshot, find_network, load_snapshot, snapshots_of
+from multiscale.runs.snapshots import BUNDLED, Snapshot, find_network, load_snapshot, snapshots_of
 
 LOADED = 3
 
@@ -73,7 +72,7 @@ class Library:
         """
         path = find_network(self.network)
         self._file = path
-        if (self.network is None and path != MODEL) or (self.network is not None and Path(self.network).is_dir()):
+        if (self.network is None and path != BUNDLED) or (self.network is not None and Path(self.network).is_dir()):
             self.run = path.parent
         self._owner = Owner()
         self._loaded: OrderedDict[tuple[str, tuple[int, int]], Network] = OrderedDict()

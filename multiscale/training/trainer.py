@@ -36,14 +36,14 @@ from multiscale.networks.generator import Generator
 from multiscale.rendering.files import save_png
 from multiscale.rendering.renderer import Renderer
 from multiscale.rendering.sheets import sample_sheet
+from multiscale.runs.journal import Journal, read_metrics, read_stats
+from multiscale.runs.snapshots import save_snapshot
+from multiscale.runs.states import identity_of, save_state, states_of
 from multiscale.training import adversarial
 from multiscale.training.augment import augmentation
-from multiscale.training.checkpoint import save_snapshot
 from multiscale.training.evaluation import is_best, patch_distance, real_sheet, snapshot_evaluation
-from multiscale.training.journal import Journal, read_metrics, read_stats
 from multiscale.training.objective import Generated, Losses, Objective, Part
 from multiscale.training.perceptual import load_lpips
-from multiscale.training.state import identity_of, save_state, states_of
 from multiscale.view import unchecked_transform, uniform_centres
 from torch_utils.devices import Arriving, to_device
 from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first, from_first

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from multiscale.config import RunConfig, to_dict
-from multiscale.training.checkpoint import load_snapshot
-from multiscale.training.folder import check_changes
-from multiscale.training.state import load_state
+from multiscale.runs.snapshots import load_snapshot
+from multiscale.runs.states import load_state
+from multiscale.training.resume import check_changes
 
 
 @dataclass(frozen=True, kw_only=True)

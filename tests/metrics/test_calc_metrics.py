@@ -25,8 +25,8 @@ from multiscale.metrics.names import parse_metrics
 from multiscale.metrics.pools import Patches
 from multiscale.metrics.report import histories, neighbours_of
 from multiscale.metrics.scales import Evaluation
-from multiscale.training.checkpoint import load_snapshot, save_snapshot
-from multiscale.training.journal import METRICS, metrics_line
+from multiscale.runs.journal import METRICS, metrics_line
+from multiscale.runs.snapshots import load_snapshot, save_snapshot
 from torch_utils.distributed import Process
 
 CPU = Process(torch.device("cpu"))

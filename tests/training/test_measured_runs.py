@@ -23,9 +23,9 @@ from multiscale.metrics import reals
 from multiscale.metrics.features import load_features
 from multiscale.metrics.names import parse_metrics
 from multiscale.metrics.scales import Evaluation
-from multiscale.training.checkpoint import find_network, load_snapshot, snapshots_of
+from multiscale.runs.journal import Journal, metrics_line, read_metrics
+from multiscale.runs.snapshots import find_network, load_snapshot, snapshots_of
 from multiscale.training.evaluation import is_best
-from multiscale.training.journal import Journal, metrics_line, read_metrics
 from multiscale.training.launch import data_layer
 from multiscale.training.status import report_status
 from multiscale.training.trainer import Trainer

@@ -17,9 +17,9 @@ from training.test_trainer import CPU, beyond_run, stats, tiny_run
 from dnnlib.errors import UserError
 from dnnlib.signals import StopRequest
 from multiscale.data.patches import PatchDataset
-from multiscale.training.checkpoint import load_snapshot, snapshots_of
-from multiscale.training.journal import Journal
-from multiscale.training.state import load_newest_state, load_state, save_state, states_of
+from multiscale.runs.journal import Journal
+from multiscale.runs.snapshots import load_snapshot, snapshots_of
+from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
 from multiscale.training.trainer import Trainer
 from torch_utils.distributed import Process
 

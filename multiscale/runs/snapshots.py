@@ -14,13 +14,16 @@ import safetensors.torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, sha256
-from multiscale.bundled import MODEL
 from multiscale.config import GeneratorConfig, build, to_dict
 from multiscale.networks.generator import Generator
 
 FORMAT = "multiscale-generator"
 FORMAT_VERSION = 1
 PATTERN = "generator-*.safetensors"
+
+BUNDLED = Path(__file__).parent / "bundled" / "planet64.safetensors"
+"""The model that comes with the program, trained by it on its own procedural planet (docs/training.md, section 10):
+64 x 64 pixels, 6 octaves; parameters in half precision, how it was trained in its metadata."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def find_network(network: str | Path | None, runs: str | Path = "runs") -> Path:
     """
     if network is None:
         found = [path for folder in _subfolders(Path(runs)) for path in snapshots_of(folder)]
-        return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=MODEL)
+        return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
     path = Path(network)
     if path.is_dir():
         found = snapshots_of(path)
