@@ -18,9 +18,7 @@ from click.testing import CliRunner
 from conftest import small_patches
 from PIL import Image
 
-import dataset_tool
-import generate
-import train
+from multiscale.cli import dataset_tool, generate, train
 from multiscale.runs.folder import held
 from multiscale.runs.snapshots import BUNDLED, find_network, load_snapshot, save_snapshot, snapshots_of
 from multiscale.runs.states import load_state, states_of

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from conftest import calibrated_generator, small_config, small_patches
 from PIL import Image
 
-import calc_metrics
 from dnnlib.errors import UserError
+from multiscale.cli import calc_metrics
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics import plots, reals
 from multiscale.metrics.commands import find_networks, labels_of

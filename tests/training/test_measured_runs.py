@@ -14,8 +14,8 @@ from conftest import small_patches
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_trainer import stats, tiny_run
 
-import train
 from dnnlib.errors import UserError
+from multiscale.cli import train
 from multiscale.config import RunConfig, build, load_preset, merge
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
