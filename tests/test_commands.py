@@ -22,6 +22,7 @@ from multiscale.cli import dataset_tool, generate, train
 from multiscale.runs.folder import held
 from multiscale.runs.snapshots import BUNDLED, find_network, load_snapshot, save_snapshot, snapshots_of
 from multiscale.runs.states import load_state, states_of
+from multiscale.runs.stored import FORMAT_VERSION
 from multiscale.training import launch
 from multiscale.training.launch import Request, data_layer, resolve
 
@@ -518,16 +519,17 @@ def test_snapshots_that_are_not_whole_or_not_ours(trained, tmp_path):
     assert "not a whole safetensors file" in refused(generate, "--network", path)
     path.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}))
     assert "not a generator of this program" in refused(generate, "--network", path)
-    path.write_bytes(good.replace(b'"format_version":"1"', b'"format_version":"x"'))
+    version = b'"format_version":"%d"' % FORMAT_VERSION
+    path.write_bytes(good.replace(version, b'"format_version":"x"'))
     assert "does not say which snapshot format" in refused(generate, "--network", path)
     snapshot = load_snapshot(snapshots_of(trained)[-1])
     next(snapshot.generator.parameters()).fill_(float("nan"))
     save_snapshot(path, snapshot.generator, {})
     assert "not finite" in refused(generate, "--network", path)
-    newer = good.replace(b'"format_version":"1"', b'"format_version":"9"')
+    newer = good.replace(version, b'"format_version":"9"')
     assert newer != good
     path.write_bytes(newer)
-    assert "newer than the format 1" in refused(generate, "--network", path)
+    assert f"newer than the format {FORMAT_VERSION}" in refused(generate, "--network", path)
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(trained, tmp_path):

@@ -21,6 +21,7 @@ from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.snapshots import snapshots_of
 from multiscale.runs.states import identity_of, states_of
+from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 from torch_utils.distributed import under_torchrun
 
 
@@ -68,6 +69,7 @@ def write_beside(
     """Write the resolved config, and how and on what it began, into a run's folder."""
     packages = ("torch", "numpy", "scipy", "pillow", "safetensors", "pydantic")
     environment = {
+        "format_version": FORMAT_VERSION,
         "command": sys.argv,
         "launcher": launcher(),
         **data_facts(dataset),
@@ -83,16 +85,19 @@ def write_beside(
 
 
 def data_facts(dataset: PatchDataset) -> dict[str, Any]:
+    """Where the patches are, and what tells them from others."""
     return {"data": str(dataset.path), **identity_of(dataset)}
 
 
-def began_with(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Config and data that a run began with; None if the folder does not say."""
+def began_with(folder: Path) -> tuple[RunConfig, dict[str, Any]] | None:
+    """Config and data (as :func:`data_facts`) that a run began with; None if the folder does not say."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        contents = {"config": yaml.safe_load((folder / "config.yaml").read_text("utf-8"))}
         environment = json.loads((folder / "environment.json").read_text("utf-8"))
         data = {key: environment[key] for key in ("data", "patches", "labels_crc32")}
-        is_whole = isinstance(config, dict) and all(isinstance(section, dict) for section in config.values())
-        return (config, data) if is_whole else None
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        version = environment.get("format_version", 1)
+        check_version(version, kind="run", source=str(folder))
+        config, _ = read_stored(contents, version=version, source=str(folder / "config.yaml"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
+    return config, data

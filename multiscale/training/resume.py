@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.errors import UserError
-from multiscale.config import RunConfig, merge, to_dict
+from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.folder import began_with, data_facts, holds_run, launcher
 from multiscale.runs.snapshots import snapshots_of
@@ -56,11 +56,11 @@ def choose_folder(
                 f"--outdir {folder} holds a run without a training state to go on from; give another folder."
             )
         _check_data(began[1], dataset, str(folder))
-        return folder, check_changes(began[0], to_dict(config), f"The run in {folder}")
+        return folder, check_changes(to_dict(began[0]), to_dict(config), f"The run in {folder}")
     runs = Path("runs")
     for folder in [] if is_new else sorted(runs.glob("*-*"), reverse=True):
         began = began_with(folder)
-        if began is None or differences(began[0], to_dict(config)) or began[1] != data_facts(dataset):
+        if began is None or differences(to_dict(began[0]), to_dict(config)) or began[1] != data_facts(dataset):
             continue
         if states_of(folder) or not snapshots_of(folder):
             return folder, []
@@ -72,11 +72,14 @@ def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> list[
     """Settings that a run which begins from another's state changes; UserError if the model or the data do not fit."""
     state = load_state(path)
     _check_data(state["data"], dataset, str(path))
-    return check_changes(state["config"], to_dict(config), f"The run of {path}")
+    return check_changes(to_dict(state["config"]), to_dict(config), f"The run of {path}")
 
 
 def check_changes(began: Mapping[str, Any], now: Mapping[str, Any], whose: str) -> list[str]:
-    """``section.key: old -> new`` of the settings that changed; UserError if they are of the model."""
+    """``section.key: old -> new`` of the settings that changed; UserError if they are of the model.
+
+    ``began`` is whole in each section that ``now`` has.
+    """
     changed = differences(began, now)
     fixed = [text for text in changed if FIXED.match(text)]
     if fixed:
@@ -87,13 +90,12 @@ def check_changes(began: Mapping[str, Any], now: Mapping[str, Any], whose: str) 
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, as ``section.key: old -> new``; one that ``old`` does not know yet had its default."""
-    completed = merge(to_dict(RunConfig()), old)
+    """Settings that differ, as ``section.key: old -> new``."""
     return [
-        f"{section}.{key}: {completed[section][key]} -> {value}"
+        f"{section}.{key}: {old[section][key]} -> {value}"
         for section, values in new.items()
         for key, value in values.items()
-        if completed[section][key] != value
+        if old[section][key] != value
     ]
 
 

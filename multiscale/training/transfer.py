@@ -45,5 +45,6 @@ def load_learned(path: Path) -> Learned:
             path=path, config={"generator": to_dict(generator.config)}, weights={"G": weights, "G_ema": weights}
         )
     state = load_state(path)
-    config = {section: state["config"][section] for section in ("generator", "discriminator")}
+    settings = to_dict(state["config"])
+    config = {section: settings[section] for section in ("generator", "discriminator")}
     return Learned(path=path, config=config, weights={name: state[name] for name in ("G", "D", "G_ema")})
