@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 from typing import Any
 
 import torch
 
 from dnnlib.errors import UserError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -81,6 +87,15 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes in use so far: of this process, or on a CUDA device; None where the system does not say (Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def keep_freed_memory() -> None:
     """Have the C library keep large blocks that are freed, for this process, and hand them out again.
 
@@ -88,7 +103,7 @@ def keep_freed_memory() -> None:
     page of the next one anew: a quarter of the time of a large image on a CPU. Does nothing with other C libraries. The
     process's memory does not shrink any more, so this is for programs that do one thing.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
