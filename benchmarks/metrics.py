@@ -29,7 +29,7 @@ from multiscale.metrics.frechet import Moments, frechet_distance, kernel_distanc
 from multiscale.metrics.names import parse_metrics
 from multiscale.metrics.scales import Evaluation
 from multiscale.metrics.sliced_wasserstein import sliced_wasserstein
-from multiscale.training.checkpoint import find_network, load_snapshot
+from multiscale.runs.snapshots import find_network, load_snapshot
 from torch_utils import distributed
 from torch_utils.distributed import Process
 

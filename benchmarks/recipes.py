@@ -43,6 +43,7 @@ from machine import describe
 from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError, nearest_name
 from dnnlib.files import atomic_write, sha256
+from dnnlib.pictures import grid
 from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.features import load_features
@@ -51,12 +52,13 @@ from multiscale.metrics.reals import content_digest
 from multiscale.metrics.scales import Evaluation
 from multiscale.rendering.files import save_png
 from multiscale.rendering.renderer import Renderer, nearest_centre, to_uint8
-from multiscale.rendering.sheets import SHEET_CENTRE, grid
-from multiscale.training.checkpoint import load_snapshot
+from multiscale.rendering.sheets import SHEET_CENTRE
+from multiscale.runs.journal import read_stats
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.training.estimate import networks_on_meta
-from multiscale.training.journal import read_stats
-from multiscale.training.launch import choose_devices, choose_preset, data_layer
+from multiscale.training.launch import choose_preset, data_layer
 from multiscale.view import Region
+from torch_utils.devices import choose_devices
 from torch_utils.distributed import Process
 
 ROOT = Path(__file__).resolve().parent.parent

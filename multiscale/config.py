@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from dnnlib.errors import UserError, nearest_name
-from multiscale.metrics.names import parse_metrics
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -26,15 +25,6 @@ Resolution = Literal[16, 32, 64, 128, 256, 512, 1024]
 Channels = Literal[1, 3]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-
-
-def _known_measures(text: str) -> str:
-    parse_metrics(text)
-    return text
-
-
-MetricNames = Annotated[str, AfterValidator(_known_measures)]
-"""As ``calc_metrics.py --metrics`` takes them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -231,7 +221,7 @@ class TrainingConfig:
     """Rows of the sample sheet."""
     swd_patches: Annotated[int, Field(ge=0)] = 0
     """Patches per octave for the sliced Wasserstein distance at each snapshot; 0: not measured."""
-    metrics: MetricNames | None = None
+    metrics: str | None = None
     """Measures of snapshots, as calc_metrics.py names them, such as msfid1k,swd; the first one tells the best; none: none."""
     metrics_every: Annotated[int, Field(ge=1)] = 1
     """Snapshots from one that is measured to the next."""

@@ -18,15 +18,13 @@ from click.testing import CliRunner
 from conftest import small_patches
 from PIL import Image
 
-import dataset_tool
-import generate
-import train
-from multiscale.bundled import MODEL
+from multiscale.cli import dataset_tool, generate, train
+from multiscale.runs.folder import held
+from multiscale.runs.snapshots import BUNDLED, find_network, load_snapshot, save_snapshot, snapshots_of
+from multiscale.runs.states import load_state, states_of
+from multiscale.runs.stored import FORMAT_VERSION
 from multiscale.training import launch
-from multiscale.training.checkpoint import find_network, load_snapshot, save_snapshot, snapshots_of
-from multiscale.training.folder import held
 from multiscale.training.launch import Request, data_layer, resolve
-from multiscale.training.state import load_state, states_of
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["generator.channel_max=16", "generator.channel_base=32", "training.swd_patches=4", "training.sample_seeds=2"]
@@ -431,7 +429,7 @@ def test_a_strip_outlines_each_view_in_the_one_before(trained, tmp_path):
 
 def test_the_newest_run_is_taken_and_the_bundled_model_before_there_is_one(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find_network(None) == MODEL
+    assert find_network(None) == BUNDLED
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "00000-a").symlink_to(trained)
     assert run(generate).output.strip() == "out/seed0000-1x.png"
@@ -521,16 +519,17 @@ def test_snapshots_that_are_not_whole_or_not_ours(trained, tmp_path):
     assert "not a whole safetensors file" in refused(generate, "--network", path)
     path.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}))
     assert "not a generator of this program" in refused(generate, "--network", path)
-    path.write_bytes(good.replace(b'"format_version":"1"', b'"format_version":"x"'))
+    version = b'"format_version":"%d"' % FORMAT_VERSION
+    path.write_bytes(good.replace(version, b'"format_version":"x"'))
     assert "does not say which snapshot format" in refused(generate, "--network", path)
     snapshot = load_snapshot(snapshots_of(trained)[-1])
     next(snapshot.generator.parameters()).fill_(float("nan"))
     save_snapshot(path, snapshot.generator, {})
     assert "not finite" in refused(generate, "--network", path)
-    newer = good.replace(b'"format_version":"1"', b'"format_version":"9"')
+    newer = good.replace(version, b'"format_version":"9"')
     assert newer != good
     path.write_bytes(newer)
-    assert "newer than the format 1" in refused(generate, "--network", path)
+    assert f"newer than the format {FORMAT_VERSION}" in refused(generate, "--network", path)
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(trained, tmp_path):

@@ -1,12 +1,20 @@
-"""Which device to compute on, and how memory is had there."""
+"""Devices: which to compute on, copies to and from them, and the memory of the CPU."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 from typing import Any
 
 import torch
+
+from dnnlib.errors import UserError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -16,6 +24,31 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
+    """Devices to compute on: ``gpus`` CUDA devices, the CPU for 0; None: one CUDA device, else MPS, else the CPU.
+
+    ``procs`` processes share the CPU.
+
+    Raises:
+        UserError: the machine has fewer CUDA devices, or several processes are asked for but not the CPU.
+    """
+    if procs > 1:
+        if gpus != 0:
+            raise UserError(f"--procs {procs} is for the CPU; give --gpus 0 with it, or --gpus {procs} instead.")
+        return [torch.device("cpu")] * procs
+    if gpus is None:
+        return [default_device()]
+    available = torch.cuda.device_count()
+    if gpus == 0:
+        return [torch.device("cpu")]
+    if gpus > available:
+        raise UserError(
+            f"--gpus {gpus} was given but this machine has {available} CUDA device{'s' * (available != 1)}; "
+            f"give --gpus {available}{'' if available == 0 else ' or fewer'}{' to train on the CPU' if available == 0 else ''}."
+        )
+    return [torch.device("cuda", i) for i in range(gpus)]
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -54,6 +87,15 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes in use so far: of this process, or on a CUDA device; None where the system does not say (Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def keep_freed_memory() -> None:
     """Have the C library keep large blocks that are freed, for this process, and hand them out again.
 
@@ -61,7 +103,7 @@ def keep_freed_memory() -> None:
     page of the next one anew: a quarter of the time of a large image on a CPU. Does nothing with other C libraries. The
     process's memory does not shrink any more, so this is for programs that do one thing.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

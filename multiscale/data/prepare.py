@@ -28,6 +28,7 @@ from PIL import Image, ImageOps
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
 from multiscale.data.container import PatchWriter, check_dest, encode_png
 from multiscale.data.cutting import Pyramid, cut_patch
@@ -203,8 +204,6 @@ def _zooms(octave: int) -> str:
 
 def _write_sheet(dataset: PatchDataset, bad: set[str], sheet: Path) -> None:
     """One row an octave: patches spread evenly over its scales."""
-    from multiscale.rendering.sheets import grid  # here, as it loads the networks
-
     rows, titles = [], []
     for octave in range(dataset.octaves):
         members = [int(i) for i in np.flatnonzero(dataset.patch_octaves == octave) if dataset.names[i] not in bad]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 
 from dnnlib.errors import UserError
-from multiscale.bundled import MODEL
-from multiscale.config import GeneratorConfig, build
 from multiscale.explorer.scheduler import Owner, Rank, RenderQueue
 from multiscale.rendering.renderer import Renderer, provenance
-from multiscale.training.checkpoint import Snapshot, find_network, load_snapshot, snapshots_of
+from multiscale.runs.snapshots import BUNDLED, Snapshot, find_network, load_snapshot, read_header, snapshots_of
 
 LOADED = 3
 
@@ -73,7 +69,7 @@ class Library:
         """
         path = find_network(self.network)
         self._file = path
-        if (self.network is None and path != MODEL) or (self.network is not None and Path(self.network).is_dir()):
+        if (self.network is None and path != BUNDLED) or (self.network is not None and Path(self.network).is_dir()):
             self.run = path.parent
         self._owner = Owner()
         self._loaded: OrderedDict[tuple[str, tuple[int, int]], Network] = OrderedDict()
@@ -170,12 +166,10 @@ def header_facts(path: Path) -> dict[str, Any]:
     """What a snapshot's header says, without reading weights; None for each thing that it does not."""
     facts: dict[str, Any] = dict.fromkeys(("kimg", "resolution", "octaves", "world_px", "layers", "channels"))
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        config = build(GeneratorConfig, json.loads(metadata["config"]), source=str(path))
-        kimg = dict(json.loads(metadata["info"])).get("kimg")
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
+        config, info = read_header(path)
+    except UserError:
         return facts
+    kimg = info.get("kimg")
     facts |= {
         "resolution": config.img_resolution,
         "octaves": config.octaves,

@@ -23,9 +23,9 @@ from multiscale.metrics.reals import content_digest
 from multiscale.metrics.report import Measured, table_lines, write_report
 from multiscale.metrics.scales import Evaluation
 from multiscale.networks.generator import Generator
-from multiscale.training.checkpoint import Snapshot, find_network, load_snapshot, snapshots_of
-from multiscale.training.launch import choose_devices
+from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot, snapshots_of
 from torch_utils import distributed
+from torch_utils.devices import choose_devices
 from torch_utils.distributed import Process, from_first
 
 PICTURES = 64

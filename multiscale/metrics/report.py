@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.files import atomic_write
+from dnnlib.pictures import grid
 from multiscale.metrics import plots
 from multiscale.metrics.compare import Result
 from multiscale.metrics.frechet import nearest
@@ -27,8 +28,7 @@ from multiscale.metrics.pools import Patches
 from multiscale.metrics.reals import fixed_order
 from multiscale.metrics.scales import NEIGHBOURS_AMONG, Evaluation
 from multiscale.rendering.files import encode_png
-from multiscale.rendering.sheets import grid
-from multiscale.training.journal import METRICS, metrics_line, read_metrics
+from multiscale.runs.journal import METRICS, metrics_line, read_metrics
 
 PAGE = "report.html"
 PICTURED = 4

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from dnnlib.errors import UserError
+from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
 from multiscale.rendering.files import save_png
 from multiscale.rendering.pyramid import Pyramid, tiff_tiles, write_deep_zoom, write_tiff
 from multiscale.rendering.renderer import Renderer, provenance, to_uint8, to_uint16
-from multiscale.rendering.sheets import grid, zoom_strip
+from multiscale.rendering.sheets import zoom_strip
 from multiscale.rendering.video import Keyframe, write_film
 from multiscale.rendering.worlds import World
-from multiscale.training.checkpoint import find_network, load_snapshot
+from multiscale.runs.snapshots import find_network, load_snapshot
 from multiscale.view import Region
 from torch_utils.devices import default_device, keep_freed_memory
 

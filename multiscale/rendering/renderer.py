@@ -23,7 +23,7 @@ from dnnlib.errors import UserError
 from multiscale.networks.generator import Generator
 from multiscale.rendering.replay import Replay
 from multiscale.rendering.worlds import World
-from multiscale.training.checkpoint import Snapshot
+from multiscale.runs.snapshots import Snapshot
 from multiscale.view import Region, centre_limit, view_transform
 
 RENDER_BATCH = 16

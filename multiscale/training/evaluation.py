@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib.errors import UserError
+from dnnlib.pictures import grid
 from multiscale.config import TrainingConfig
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.features import load_features
@@ -16,7 +18,6 @@ from multiscale.metrics.names import parse_metrics
 from multiscale.metrics.scales import Evaluation
 from multiscale.metrics.sliced_wasserstein import swd_per_octave
 from multiscale.networks.generator import Generator
-from multiscale.rendering.sheets import grid
 from multiscale.view import unchecked_transform, uniform_centres
 from torch_utils.distributed import Process
 from torch_utils.random import normal, stream
@@ -71,13 +72,19 @@ def snapshot_evaluation(
         digest: Of the data's content, for the cache; None: no cache.
 
     Raises:
-        UserError: a weight file is missing or another one, or the data do not have what a measure needs.
+        UserError: an unknown measure, a weight file is missing or another one, or the data do not have what a measure needs.
     """
     if training.metrics is None:
         return None
+    try:
+        metrics = parse_metrics(training.metrics)
+    except UserError as error:
+        raise UserError(
+            f"training.metrics={training.metrics!r} in the run's configuration is not allowed: {error}"
+        ) from error
     weights = None if training.metrics_weights is None else Path(training.metrics_weights)
     features = load_features(training.metrics_features, dataset.resolution, process.device, weights)
-    return Evaluation(parse_metrics(training.metrics), dataset, features, process, seed=training.seed, digest=digest)
+    return Evaluation(metrics, dataset, features, process, seed=training.seed, digest=digest)
 
 
 def is_best(evaluation: Evaluation, lines: Sequence[Mapping[str, Any]]) -> bool:

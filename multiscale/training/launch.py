@@ -17,23 +17,16 @@ from dnnlib.errors import UserError
 from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
+from multiscale.runs.folder import held, holds_run, write_beside
+from multiscale.runs.states import identity_of, load_newest_state, load_state
 from multiscale.training.estimate import describe_run, describe_settings, device_capacity, fit_batch_gpu
 from multiscale.training.evaluation import snapshot_evaluation
-from multiscale.training.folder import (
-    check_resumed,
-    choose_folder,
-    held,
-    holds_run,
-    report_end,
-    report_start,
-    write_beside,
-)
 from multiscale.training.perceptual import SMALLEST_SIDE_PX, load_lpips, missing_files
-from multiscale.training.state import identity_of, load_newest_state, load_state
+from multiscale.training.resume import check_resumed, choose_folder, report_end, report_start
 from multiscale.training.trainer import Trainer
 from multiscale.training.transfer import load_learned
 from torch_utils import distributed
-from torch_utils.devices import allow_tf32, default_device
+from torch_utils.devices import allow_tf32, choose_devices
 
 LPIPS_MIN_RESOLUTION = 2 ** math.ceil(math.log2(SMALLEST_SIDE_PX))
 """Smallest patch side, a power of two, that AlexNet's pooling leaves something of."""
@@ -232,31 +225,6 @@ def choose_batch_gpu(config: RunConfig, devices: list[torch.device]) -> int:
             f"device{'s' * (number != 1)}); give one of {', '.join(divisors)}."
         )
     return training.batch_gpu
-
-
-def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
-    """Devices to train on: ``gpus`` CUDA devices, the CPU for 0; None: one CUDA device, else MPS, else the CPU.
-
-    ``procs`` processes share the CPU.
-
-    Raises:
-        UserError: the machine has fewer CUDA devices, or several processes are asked for but not the CPU.
-    """
-    if procs > 1:
-        if gpus != 0:
-            raise UserError(f"--procs {procs} is for the CPU; give --gpus 0 with it, or --gpus {procs} instead.")
-        return [torch.device("cpu")] * procs
-    if gpus is None:
-        return [default_device()]
-    available = torch.cuda.device_count()
-    if gpus == 0:
-        return [torch.device("cpu")]
-    if gpus > available:
-        raise UserError(
-            f"--gpus {gpus} was given but this machine has {available} CUDA device{'s' * (available != 1)}; "
-            f"give --gpus {available}{'' if available == 0 else ' or fewer'}{' to train on the CPU' if available == 0 else ''}."
-        )
-    return [torch.device("cuda", i) for i in range(gpus)]
 
 
 def choose_preset(dataset: PatchDataset) -> str:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.metrics.names import parse_metric
-from multiscale.training.journal import STATS, read_metrics, read_stats
+from multiscale.runs.journal import STATS, read_metrics, read_stats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-import resource
 import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,16 +34,16 @@ from multiscale.networks.generator import Generator
 from multiscale.rendering.files import save_png
 from multiscale.rendering.renderer import Renderer
 from multiscale.rendering.sheets import sample_sheet
+from multiscale.runs.journal import Journal, read_metrics, read_stats
+from multiscale.runs.snapshots import save_snapshot
+from multiscale.runs.states import identity_of, save_state, states_of
 from multiscale.training import adversarial
 from multiscale.training.augment import augmentation
-from multiscale.training.checkpoint import save_snapshot
 from multiscale.training.evaluation import is_best, patch_distance, real_sheet, snapshot_evaluation
-from multiscale.training.journal import Journal, read_metrics, read_stats
 from multiscale.training.objective import Generated, Losses, Objective, Part
 from multiscale.training.perceptual import load_lpips
-from multiscale.training.state import identity_of, save_state, states_of
 from multiscale.view import unchecked_transform, uniform_centres
-from torch_utils.devices import Arriving, to_device
+from torch_utils.devices import Arriving, peak_memory, to_device
 from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first, from_first
 from torch_utils.ema import half_life_decay, update_ema
 from torch_utils.gradients import Gradients
@@ -458,8 +456,9 @@ class Trainer:
             "seconds/data": data,
             "seconds/cpu": cpu,
             "img/s": self.config.training.batch / step,
-            "memory/peak GiB": self._peak_memory() / 2**30,
         }
+        if (peak := peak_memory(self.device)) is not None:
+            timing["memory/peak GiB"] = peak / 2**30
         self.journal.write(self.images_seen, {**stats, **augment_p, "octave mix": mix.round(4).tolist(), **timing})
         losses = " ".join(
             f"{name} {stats[f'loss/{name}']:.2f}" for name in ("D", "G", "consistency") if f"loss/{name}" in stats
@@ -467,12 +466,6 @@ class Trainer:
         bar.set_description(f"{self.images_seen / 1000:.1f} kimg", refresh=False)
         octaves = "/".join(f"{100 * p:.0f}" for p in mix)
         bar.set_postfix_str(f"{losses} octaves {octaves}% data {data / step:.1%}", refresh=False)
-
-    def _peak_memory(self) -> int:
-        """Most bytes in use so far: of this process, on a GPU of the device."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def _save_state(self) -> None:
         """Write the training state; to be called by all processes at the same step."""

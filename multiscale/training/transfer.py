@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from multiscale.config import RunConfig, to_dict
-from multiscale.training.checkpoint import load_snapshot
-from multiscale.training.folder import check_changes
-from multiscale.training.state import load_state
+from multiscale.runs.snapshots import load_snapshot
+from multiscale.runs.states import load_state
+from multiscale.training.resume import check_changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,5 +45,6 @@ def load_learned(path: Path) -> Learned:
             path=path, config={"generator": to_dict(generator.config)}, weights={"G": weights, "G_ema": weights}
         )
     state = load_state(path)
-    config = {section: state["config"][section] for section in ("generator", "discriminator")}
+    settings = to_dict(state["config"])
+    config = {section: settings[section] for section in ("generator", "discriminator")}
     return Learned(path=path, config=config, weights={name: state[name] for name in ("G", "D", "G_ema")})

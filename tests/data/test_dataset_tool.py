@@ -15,7 +15,7 @@ import skimage.data
 from click.testing import CliRunner
 from PIL import Image
 
-from dataset_tool import main
+from multiscale.cli.dataset_tool import main
 from multiscale.data.patches import PatchDataset
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from dataset_tool import main
 from dnnlib.errors import UserError
+from multiscale.cli.dataset_tool import main
 from multiscale.data.earth import PICTURE, earth_counts, find_picture
 from multiscale.data.patches import PatchDataset
 

@@ -1,14 +1,15 @@
 """Files are whole or absent; mistakes are sentences."""
 
 import os
+import secrets
 import subprocess
 import sys
-import tempfile
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from dnnlib import files
 from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError, nearest_name, sentence_of
 from dnnlib.files import atomic_write, cache_folder, sha256
@@ -49,18 +50,34 @@ with atomic_write({str(path)!r}) as stream:
     assert path.read_text() == "old"
 
 
-def test_permissions_follow_the_umask(tmp_path):
-    with atomic_write(tmp_path / "file") as stream:
-        stream.write(b"x")
-    umask = os.umask(0)
-    os.umask(umask)
+@pytest.mark.skipif(os.name == "nt", reason="permissions as POSIX has them; Linux and macOS run it")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_follow_the_umask_which_nobody_changes(tmp_path, monkeypatch, umask):
+    before = os.umask(umask)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", None)  # it is the whole process's: another thread's files would have it too
+            with atomic_write(tmp_path / "file") as stream:
+                stream.write(b"x")
+    finally:
+        os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_temporary_name_that_is_taken_is_left_alone(tmp_path, monkeypatch):
+    names = iter(["taken", "free"])
+    monkeypatch.setattr(secrets, "token_hex", lambda _: next(names))
+    (tmp_path / ".file.taken.tmp").write_text("another's")
+    with atomic_write(tmp_path / "file", "w") as stream:
+        stream.write("mine")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / ".file.taken.tmp").read_text() == "another's"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full (Linux)")
 def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
     (tmp_path / "t").symlink_to("/dev/full")
-    monkeypatch.setattr(tempfile, "mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "t")))
+    monkeypatch.setattr(files, "_new_file_beside", lambda _: tmp_path / "t")
     with pytest.raises(UserError, match="No space left on device"), atomic_write(tmp_path / "file") as stream:
         stream.write(b"x" * 100_000)
     assert not (tmp_path / "file").exists()

@@ -22,7 +22,7 @@ from multiscale.explorer.films import Films
 from multiscale.explorer.networks import Library
 from multiscale.explorer.scheduler import RenderQueue
 from multiscale.explorer.services import Services
-from multiscale.training.checkpoint import save_snapshot
+from multiscale.runs.snapshots import save_snapshot
 
 WORLD_PX = 512
 """Of the networks that ``small_run`` makes: 32 pixels, 4 octaves."""

@@ -21,7 +21,7 @@ from PIL import Image
 
 from dnnlib.errors import UserError
 from multiscale.rendering.worlds import World
-from multiscale.training.checkpoint import save_snapshot
+from multiscale.runs.snapshots import save_snapshot
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402

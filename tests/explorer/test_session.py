@@ -20,7 +20,7 @@ from multiscale.explorer import app, networks
 from multiscale.explorer.networks import Network
 from multiscale.explorer.scheduler import UNSENT
 from multiscale.rendering.renderer import Cancelled, Renderer, Tile, to_uint8
-from multiscale.training.checkpoint import load_snapshot, snapshots_of
+from multiscale.runs.snapshots import load_snapshot, snapshots_of
 from multiscale.view import Region
 
 

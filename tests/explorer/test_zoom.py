@@ -18,7 +18,7 @@ from aiohttp import web
 from click.testing import CliRunner
 from serving import Socket, small_run
 
-import zoom
+from multiscale.cli import zoom
 from multiscale.explorer import server
 
 ROOT = Path(__file__).parent.parent.parent

@@ -65,7 +65,7 @@ def test_input_features_agree(published):
 
 
 def test_imported_generator_survives_a_snapshot(published, tmp_path):
-    from multiscale.training.checkpoint import load_snapshot, save_snapshot
+    from multiscale.runs.snapshots import load_snapshot, save_snapshot
 
     g, _, generator = published
     save_snapshot(tmp_path / "generator-000000000.safetensors", generator, {"kimg": 0})

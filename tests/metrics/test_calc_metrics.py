@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from conftest import calibrated_generator, small_config, small_patches
 from PIL import Image
 
-import calc_metrics
 from dnnlib.errors import UserError
+from multiscale.cli import calc_metrics
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics import plots, reals
 from multiscale.metrics.commands import find_networks, labels_of
@@ -25,8 +25,8 @@ from multiscale.metrics.names import parse_metrics
 from multiscale.metrics.pools import Patches
 from multiscale.metrics.report import histories, neighbours_of
 from multiscale.metrics.scales import Evaluation
-from multiscale.training.checkpoint import load_snapshot, save_snapshot
-from multiscale.training.journal import METRICS, metrics_line
+from multiscale.runs.journal import METRICS, metrics_line
+from multiscale.runs.snapshots import load_snapshot, save_snapshot
 from torch_utils.distributed import Process
 
 CPU = Process(torch.device("cpu"))

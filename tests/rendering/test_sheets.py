@@ -6,8 +6,9 @@ import torch
 from conftest import calibrated_generator, small_config
 
 from dnnlib.errors import UserError
+from dnnlib.pictures import GAP_PX, TITLE_PX, enlarge, grid
 from multiscale.rendering.renderer import Renderer, nearest_centre, to_uint8
-from multiscale.rendering.sheets import GAP_PX, TITLE_PX, enlarge, grid, sample_sheet, zoom_strip
+from multiscale.rendering.sheets import sample_sheet, zoom_strip
 from multiscale.view import view_transform
 
 

@@ -1,13 +1,16 @@
 """Random streams, running means and the small helpers of torch_utils."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from torch_utils.devices import default_device
+from torch_utils.devices import default_device, peak_memory
 from torch_utils.distributed import Process, average
 from torch_utils.ema import half_life_decay, update_ema
 from torch_utils.random import Share, latents, normal, stream
@@ -91,3 +94,15 @@ def test_one_process_averages_with_nobody():
 
 def test_default_device_is_one_that_exists():
     torch.zeros(1, device=default_device())
+
+
+def test_peak_memory_is_left_out_where_the_system_does_not_say():
+    program = """
+import sys
+sys.modules["resource"] = None  # as on Windows: importing it fails
+import torch
+from torch_utils.devices import peak_memory
+assert peak_memory(torch.device("cpu")) is None
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
+    assert 2**24 < peak_memory(torch.device("cpu")) < 2**40

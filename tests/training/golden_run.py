@@ -28,7 +28,7 @@ def golden_run(folder: Path, parts: int) -> dict:
     from test_trainer import tiny_run
 
     from multiscale.data.patches import PatchDataset
-    from multiscale.training.journal import read_stats
+    from multiscale.runs.journal import read_stats
     from multiscale.training.trainer import Trainer
     from torch_utils.distributed import Process
 

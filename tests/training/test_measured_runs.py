@@ -14,8 +14,8 @@ from conftest import small_patches
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_trainer import stats, tiny_run
 
-import train
 from dnnlib.errors import UserError
+from multiscale.cli import train
 from multiscale.config import RunConfig, build, load_preset, merge
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
@@ -23,9 +23,9 @@ from multiscale.metrics import reals
 from multiscale.metrics.features import load_features
 from multiscale.metrics.names import parse_metrics
 from multiscale.metrics.scales import Evaluation
-from multiscale.training.checkpoint import find_network, load_snapshot, snapshots_of
+from multiscale.runs.journal import Journal, metrics_line, read_metrics
+from multiscale.runs.snapshots import find_network, load_snapshot, snapshots_of
 from multiscale.training.evaluation import is_best
-from multiscale.training.journal import Journal, metrics_line, read_metrics
 from multiscale.training.launch import data_layer
 from multiscale.training.status import report_status
 from multiscale.training.trainer import Trainer

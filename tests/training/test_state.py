@@ -17,9 +17,9 @@ from training.test_trainer import CPU, beyond_run, stats, tiny_run
 from dnnlib.errors import UserError
 from dnnlib.signals import StopRequest
 from multiscale.data.patches import PatchDataset
-from multiscale.training.checkpoint import load_snapshot, snapshots_of
-from multiscale.training.journal import Journal
-from multiscale.training.state import load_newest_state, load_state, save_state, states_of
+from multiscale.runs.journal import Journal
+from multiscale.runs.snapshots import load_snapshot, snapshots_of
+from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
 from multiscale.training.trainer import Trainer
 from torch_utils.distributed import Process
 
@@ -88,7 +88,7 @@ def test_a_run_may_go_on_with_one_probability_for_each_octave_or_for_all(tmp_pat
 
 def test_two_states_are_kept_and_the_older_serves_if_the_newer_is_damaged(tmp_path, capsys):
     for images in (1, 2, 3):
-        save_state(tmp_path, images, {"step": images})
+        save_state(tmp_path, images, {"step": images, "config": {}})
     assert [path.name for path in states_of(tmp_path)] == ["state-000000002.pt", "state-000000003.pt"]
     newest = states_of(tmp_path)[-1]
     newest.write_bytes(newest.read_bytes()[:-100])

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from filelock import FileLock
 from PIL import Image
 
-import train
 from dnnlib.errors import UserError
+from multiscale.cli import train
 from multiscale.training.status import command_to_go_on, find_run, is_training, report_status, save_plot
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +193,8 @@ def test_damaged_files_beside_a_run_are_named(run):
 
 def test_the_command_reports_without_data_and_without_pytorch(run):
     program = f"""
-import sys, train
+import sys
+from multiscale.cli import train
 train.main(["--status", {str(run.parent)!r}], standalone_mode=False)
 assert "torch" not in sys.modules
 """

@@ -14,12 +14,12 @@ from dnnlib.errors import UserError
 from multiscale.config import RunConfig, build, load_preset, merge, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
+from multiscale.runs.journal import read_stats
+from multiscale.runs.snapshots import load_snapshot, snapshots_of
+from multiscale.runs.states import load_newest_state
 from multiscale.training import trainer as trainer_module
-from multiscale.training.checkpoint import load_snapshot, snapshots_of
-from multiscale.training.journal import read_stats
 from multiscale.training.launch import data_layer
 from multiscale.training.objective import Part
-from multiscale.training.state import load_newest_state
 from multiscale.training.trainer import Trainer
 from multiscale.view import unchecked_transform
 from torch_utils import distributed

@@ -9,7 +9,7 @@ import torch
 from conftest import calibrated_generator, small_config
 
 from dnnlib.errors import UserError
-from multiscale.training.checkpoint import load_snapshot, save_snapshot
+from multiscale.runs.snapshots import load_snapshot, save_snapshot
 from multiscale.view import view_transform
 
 VIEWS = view_transform([1.0, 8.0], [[0, 0], [0.2, -0.1]])

@@ -1,31 +1,22 @@
-"""A run's folder: which one a command means, who may write into it, and what stands beside the weights."""
+"""Runs that go on: which folder a command means, what may change there, and what is printed of where the run stands."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import json
-import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from filelock import FileLock, Timeout
-
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write
-from multiscale.config import RunConfig, merge, to_dict
+from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
-from multiscale.training.checkpoint import snapshots_of
-from multiscale.training.state import identity_of, images_of, load_newest_state, load_state, states_of
+from multiscale.runs.folder import began_with, data_facts, holds_run, launcher
+from multiscale.runs.snapshots import snapshots_of
+from multiscale.runs.states import identity_of, images_of, load_newest_state, load_state, states_of
 from multiscale.training.status import command_to_go_on
-from torch_utils.distributed import under_torchrun
 
-MODEL = re.compile(r"(generator|discriminator)\.(?!num_half_res|half_dtype)|training\.batch:")
+FIXED = re.compile(r"(generator|discriminator)\.(?!num_half_res|half_dtype)|training\.batch:")
 """Settings that a run cannot change: what shapes the networks, and the unit in which its steps count."""
 
 
@@ -57,7 +48,7 @@ def choose_folder(
             raise UserError(
                 f"--outdir {folder} already holds a run; give another folder, or leave out --fresh or --resume."
             )
-        began = _facts(folder)
+        began = began_with(folder)
         if began is None and (state := load_newest_state(folder)) is not None:
             began = state["config"], state["data"]
         if began is None or (snapshots_of(folder) and not states_of(folder)):
@@ -65,11 +56,11 @@ def choose_folder(
                 f"--outdir {folder} holds a run without a training state to go on from; give another folder."
             )
         _check_data(began[1], dataset, str(folder))
-        return folder, check_changes(began[0], to_dict(config), f"The run in {folder}")
+        return folder, check_changes(to_dict(began[0]), to_dict(config), f"The run in {folder}")
     runs = Path("runs")
     for folder in [] if is_new else sorted(runs.glob("*-*"), reverse=True):
-        began = _facts(folder)
-        if began is None or differences(began[0], to_dict(config)) or began[1] != _data_facts(dataset):
+        began = began_with(folder)
+        if began is None or differences(to_dict(began[0]), to_dict(config)) or began[1] != data_facts(dataset):
             continue
         if states_of(folder) or not snapshots_of(folder):
             return folder, []
@@ -77,22 +68,20 @@ def choose_folder(
     return runs / f"{max(numbers, default=-1) + 1:05d}-{name}", []
 
 
-def holds_run(folder: Path) -> bool:
-    """Whether there is a run in the folder, begun at least."""
-    return (folder / "config.yaml").exists() or bool(snapshots_of(folder) or states_of(folder))
-
-
 def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> list[str]:
     """Settings that a run which begins from another's state changes; UserError if the model or the data do not fit."""
     state = load_state(path)
     _check_data(state["data"], dataset, str(path))
-    return check_changes(state["config"], to_dict(config), f"The run of {path}")
+    return check_changes(to_dict(state["config"]), to_dict(config), f"The run of {path}")
 
 
 def check_changes(began: Mapping[str, Any], now: Mapping[str, Any], whose: str) -> list[str]:
-    """``section.key: old -> new`` of the settings that changed; UserError if they are of the model."""
+    """``section.key: old -> new`` of the settings that changed; UserError if they are of the model.
+
+    ``began`` is whole in each section that ``now`` has.
+    """
     changed = differences(began, now)
-    fixed = [text for text in changed if MODEL.match(text)]
+    fixed = [text for text in changed if FIXED.match(text)]
     if fixed:
         raise UserError(
             f"{whose} has another model or batch ({'; '.join(fixed)}); give its settings again, or train another run (--fresh)."
@@ -101,42 +90,13 @@ def check_changes(began: Mapping[str, Any], now: Mapping[str, Any], whose: str) 
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, as ``section.key: old -> new``; one that ``old`` does not know yet had its default."""
-    completed = merge(to_dict(RunConfig()), old)
+    """Settings that differ, as ``section.key: old -> new``."""
     return [
-        f"{section}.{key}: {completed[section][key]} -> {value}"
+        f"{section}.{key}: {old[section][key]} -> {value}"
         for section, values in new.items()
         for key, value in values.items()
-        if completed[section][key] != value
+        if old[section][key] != value
     ]
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep others from training in it; the lock goes with the process, however that ends.
-
-    Temporary files of processes that were killed while they wrote are removed.
-
-    Raises:
-        UserError: another process trains there, or the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", blocking=False, fallback_to_soft=False)
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"Another process trains in {folder} now; wait for it or stop it, or train another run with --fresh."
-        ) from error
-    except OSError as error:
-        raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
-    try:
-        for left in folder.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                left.unlink()
-        yield
-    finally:
-        lock.release()
 
 
 def report_start(folder: Path, resumed: Path | None, config: RunConfig) -> int:
@@ -166,47 +126,6 @@ def report_end(folder: Path, config: RunConfig) -> None:
             f"Stopped after {images / 1000:g} of {config.training.kimg:g} kimg. "
             f"To go on: {command_to_go_on(sys.argv, folder, launcher())}"
         )
-
-
-def launcher() -> str:
-    """What starts the command line of this process: ``python``, or ``torchrun`` with options that it does not know."""
-    return "torchrun ..." if under_torchrun() else "python"
-
-
-def write_beside(
-    folder: Path, config: RunConfig, dataset: PatchDataset, *, preset: str, devices: Sequence[torch.device]
-) -> None:
-    """Write the resolved config, and how and on what it began, into a run's folder."""
-    packages = ("torch", "numpy", "scipy", "pillow", "safetensors", "pydantic")
-    environment = {
-        "command": sys.argv,
-        "launcher": launcher(),
-        **_data_facts(dataset),
-        "preset": preset,
-        "devices": [torch.cuda.get_device_name(d) if d.type == "cuda" else d.type for d in devices],
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-    with atomic_write(folder / "environment.json", "w") as stream:
-        json.dump(environment, stream, indent=1)
-    with atomic_write(folder / "config.yaml", "w") as stream:
-        yaml.safe_dump(to_dict(config), stream, sort_keys=False)
-
-
-def _data_facts(dataset: PatchDataset) -> dict[str, Any]:
-    return {"data": str(dataset.path), **identity_of(dataset)}
-
-
-def _facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Config and data that a run began with; None if the folder does not say."""
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-        environment = json.loads((folder / "environment.json").read_text("utf-8"))
-        data = {key: environment[key] for key in ("data", "patches", "labels_crc32")}
-        is_whole = isinstance(config, dict) and all(isinstance(section, dict) for section in config.values())
-        return (config, data) if is_whole else None
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return None
 
 
 def _check_data(began: Mapping[str, Any], dataset: PatchDataset, whose: str) -> None:

@@ -7,20 +7,19 @@ import safetensors
 import torch
 from conftest import calibrated_generator, small_config
 
-from multiscale.bundled import MODEL
-from multiscale.bundled.__main__ import pack
 from multiscale.rendering.renderer import Renderer
-from multiscale.training.checkpoint import load_snapshot, save_snapshot
+from multiscale.runs.packing import pack
+from multiscale.runs.snapshots import BUNDLED, load_snapshot, save_snapshot
 
 
 @pytest.fixture(scope="module")
 def bundled():
-    return load_snapshot(MODEL)
+    return load_snapshot(BUNDLED)
 
 
 def test_it_is_small_and_in_half_precision():
-    assert MODEL.stat().st_size < 6e6
-    with safetensors.safe_open(MODEL, framework="pt") as file:
+    assert BUNDLED.stat().st_size < 6e6
+    with safetensors.safe_open(BUNDLED, framework="pt") as file:
         kinds = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - not a dict
     assert {kind for name, kind in kinds.items() if name.endswith(("weight", "bias"))} == {torch.float16}
     assert kinds["synthesis.input.omega"] == torch.float32

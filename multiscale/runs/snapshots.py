@@ -11,16 +11,20 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, sha256
-from multiscale.bundled import MODEL
-from multiscale.config import GeneratorConfig, build, to_dict
+from multiscale.config import GeneratorConfig, to_dict
 from multiscale.networks.generator import Generator
+from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 
 FORMAT = "multiscale-generator"
-FORMAT_VERSION = 1
 PATTERN = "generator-*.safetensors"
+
+BUNDLED = Path(__file__).parent / "bundled" / "planet64.safetensors"
+"""The model that comes with the program, trained by it on its own procedural planet (docs/training.md, section 10):
+64 x 64 pixels, 6 octaves; parameters in half precision, how it was trained in its metadata."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,34 @@ def load_snapshot(path: str | Path) -> Snapshot:
         UserError: the file is missing, truncated, not ours, of a newer format, or its tensors do not fit its config.
     """
     path = Path(path)
+    config, weights, info = _read(path, with_weights=True)
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UserError(f"{path} holds weights that are not finite ({broken[0]}); use an older snapshot of the run.")
+    generator = Generator(config)
+    try:
+        generator.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"The tensors of {path} do not fit its config: {reason}.") from error
+    return Snapshot(generator.eval().requires_grad_(False), path, sha256(path), info)
+
+
+def read_header(path: Path) -> tuple[GeneratorConfig, dict[str, Any]]:
+    """Config and facts of a snapshot, without reading weights.
+
+    Raises:
+        UserError: as :func:`load_snapshot`.
+    """
+    config, _, info = _read(path, with_weights=False)
+    return config, info
+
+
+def _read(path: Path, *, with_weights: bool) -> tuple[GeneratorConfig, dict[str, torch.Tensor], dict[str, Any]]:
+    """Config, weights (none unless asked for) and facts."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            weights = {name: file.get_tensor(name) for name in file.keys()} if with_weights else {}  # noqa: SIM118
     except OSError as error:
         raise UserError(f"Cannot read the network {path}: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
@@ -82,25 +110,14 @@ def load_snapshot(path: str | Path) -> Snapshot:
     version = metadata.get("format_version", "")
     if not re.fullmatch(r"[1-9][0-9]{0,3}", version):
         raise UserError(f"{path} does not say which snapshot format it has; its metadata are damaged: use another one.")
-    if int(version) > FORMAT_VERSION:
-        raise UserError(
-            f"{path} has snapshot format {version}, newer than the format {FORMAT_VERSION} that this version reads; "
-            "update the program."
-        )
+    check_version(int(version), kind="snapshot", source=str(path))
     try:
         values, info = json.loads(metadata["config"]), dict(json.loads(metadata["info"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"The metadata of {path} are damaged; use another snapshot of the run.") from error
-    config = build(GeneratorConfig, values, source=str(path))
-    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise UserError(f"{path} holds weights that are not finite ({broken[0]}); use an older snapshot of the run.")
-    generator = Generator(config)
-    try:
-        generator.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"The tensors of {path} do not fit its config: {reason}.") from error
-    return Snapshot(generator.eval().requires_grad_(False), path, sha256(path), info)
+    contents = {"config": {"generator": values}, "G_ema": weights}
+    config, contents = read_stored(contents, version=int(version), source=str(path))
+    return config.generator, contents["G_ema"], info
 
 
 def find_network(network: str | Path | None, runs: str | Path = "runs") -> Path:
@@ -113,7 +130,7 @@ def find_network(network: str | Path | None, runs: str | Path = "runs") -> Path:
     """
     if network is None:
         found = [path for folder in _subfolders(Path(runs)) for path in snapshots_of(folder)]
-        return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=MODEL)
+        return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
     path = Path(network)
     if path.is_dir():
         found = snapshots_of(path)

@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dnnlib.errors import UserError
-from multiscale.training.journal import EVENTS, SHEET_WIDTH_PX, STATS, Journal, drop_lines_after, read_stats
+from multiscale.runs.journal import EVENTS, SHEET_WIDTH_PX, STATS, Journal, drop_lines_after, read_stats
 
 ROOT = Path(__file__).parents[2]
 
@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
 def test_a_full_disk_ends_the_call_that_meets_it_with_one_sentence(tmp_path, limit, action, name):
     program = f"""
 import resource, sys, numpy
-from multiscale.training.journal import Journal
+from multiscale.runs.journal import Journal
 from dnnlib.errors import UserError
 import tensorboardX
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))

@@ -14,9 +14,11 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.data.patches import PatchDataset
+from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 
 FORMAT = "multiscale-training-state"
-FORMAT_VERSION = 2
+OLDEST_VERSION = 2
+"""Of the states that can be read."""
 PATTERN = "state-*.pt"
 KEPT = 2
 """States of a run that stay on disk: the newest, and the one before in case the disk damages it."""
@@ -48,8 +50,11 @@ def save_state(folder: Path, images: int, state: dict[str, Any]) -> Path:
 def load_state(path: Path) -> dict[str, Any]:
     """Read a state onto the CPU; nothing in the file is executed.
 
+    Returns:
+        What was saved; ``config`` is a whole ``RunConfig``.
+
     Raises:
-        UserError: the file is missing, damaged, not ours, or of a newer format.
+        UserError: the file is missing, damaged, not ours, of a format that cannot be read, or has unknown settings.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -68,13 +73,9 @@ def load_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a training state of this program; give a {PATTERN} file of a run.")
     version = state["format_version"]
-    if version != FORMAT_VERSION:
-        newer = version > FORMAT_VERSION
-        raise UserError(
-            f"{path} has state format {version}, {'newer' if newer else 'older'} than the format {FORMAT_VERSION} that this "
-            f"version reads; {'update the program' if newer else 'finish the run with the version that began it'}."
-        )
-    return state
+    check_version(version, kind="state", source=str(path), oldest=OLDEST_VERSION)
+    config, state = read_stored(state, version=version, source=str(path))
+    return state | {"config": config}
 
 
 def load_newest_state(folder: Path) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""The commands: options, their words, and nothing else."""

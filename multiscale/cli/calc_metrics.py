@@ -1,0 +1,57 @@
+"""Measure how good models are, at every scale: ``python calc_metrics.py --network RUN --data patches.zip``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from click_option_group import optgroup
+
+from dnnlib.cli import reports_user_errors
+from multiscale.metrics.commands import Request, calc_metrics
+from multiscale.metrics.features import NAMES
+from multiscale.metrics.names import DEFAULT, KINDS
+
+MEASURES = "\n".join(f"  {name:<17} {kind.says}; {kind.count:,} {kind.unit}" for name, kind in KINDS.items())
+
+
+@click.command(
+    context_settings={"show_default": True, "max_content_width": 110},
+    epilog=f"\b\nMeasures, each with a number of its own if you like (msfid10k, swd500):\n{MEASURES}",
+)
+@optgroup.group("What is measured")
+@optgroup.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="RUN|FILE|PATTERN",
+    help="Several may be given: 'run/generator-*.safetensors'.  [default: newest run, else the bundled model]",
+)
+@optgroup.option("--data", required=True, metavar="ZIP|FOLDER|PATTERN", help="The patches that it was trained on.")
+@optgroup.option("--metrics", default=DEFAULT, metavar="NAME,NAME,...", help="See below.")
+@optgroup.option("--seed", type=click.IntRange(0), default=0, help="Of what is generated: same seed, same numbers.")
+@optgroup.group("Features")
+@optgroup.option(
+    "--features",
+    type=click.Choice(NAMES),
+    default="random",
+    help="For msfid, mskid, precision_recall and the report; random needs no file, but its values are no FID.",
+)
+@optgroup.option(
+    "--weights", metavar="FILE|FOLDER", help="Weight file of inception or dinov2.  [default: the cache folder]"
+)
+@optgroup.group("Machine")
+@optgroup.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0: the CPU.  [default: one GPU if there is one]")
+@optgroup.option("--procs", type=click.IntRange(1, 256), default=1, help="With --gpus 0: processes that share the CPU.")
+@optgroup.option("--batch", type=click.IntRange(1), help="Views at a time.  [default: 16 on a CPU, 64 on a GPU]")
+@optgroup.group("Other")
+@optgroup.option("--out", default="out/metrics", metavar="FOLDER", help="For report.html, plots and metrics.jsonl.")
+@optgroup.option("--dry-run", is_flag=True, help="Print what each measure costs, from a few views; then exit.")
+@reports_user_errors
+def main(*, dry_run: bool, **options: Any) -> None:
+    """Measure models against the patches that they were trained on, octave by octave, and write a report."""
+    calc_metrics(Request(**options), dry_run=dry_run)
+
+
+if __name__ == "__main__":
+    main()

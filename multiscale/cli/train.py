@@ -1,0 +1,64 @@
+"""Train a multiscale generator on a bag of patches: ``python train.py --data patches.zip``."""
+
+from __future__ import annotations
+
+import click
+from click_option_group import optgroup
+
+from dnnlib.cli import reports_user_errors
+from multiscale.training.status import report_status
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@optgroup.group("Data and output")
+@optgroup.option(
+    "--data", metavar="ZIP|FOLDER|PATTERN", help="Patches with scale labels; several sets: 'part-*.zip'.  [required]"
+)
+@optgroup.option(
+    "--outdir", metavar="FOLDER", help="The run's own folder; a run there goes on.  [default: a numbered one in runs/]"
+)
+@optgroup.option("--resume", metavar="FILE", help="Begin a run with the training state (state-*.pt) of another.")
+@optgroup.option(
+    "--transfer", metavar="FILE", help="Begin with its networks alone: a state-*.pt, or a generator-*.safetensors."
+)
+@optgroup.option("--fresh", is_flag=True, help="Begin another run; without it the same command goes on with its run.")
+@optgroup.group("Machine")
+@optgroup.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0: the CPU.  [default: one GPU if there is one]")
+@optgroup.option("--procs", type=click.IntRange(1, 256), default=1, help="With --gpus 0: processes that share the CPU.")
+@optgroup.group("Settings")
+@optgroup.option("--config", metavar="FILE|PRESET", help="A YAML file, or a preset.  [default: chosen from the data]")
+@optgroup.option("--set", "assignments", multiple=True, metavar="PATH=VALUE", help="Such as training.r1_gamma=5.")
+@optgroup.option(
+    "--kimg", type=click.FloatRange(0, min_open=True), help="Length in thousands of images.  [default: the preset's]"
+)
+@optgroup.option("--batch", type=click.IntRange(1), help="Images a step over all devices.  [default: the preset's]")
+@optgroup.option(
+    "--batch-gpu",
+    type=click.IntRange(1),
+    help="Images that a device computes at a time; gradients add up to --batch.  [default: what fits its memory]",
+)
+@optgroup.option("--seed", type=click.IntRange(0), help="Seed of every random stream.  [default: the preset's]")
+@optgroup.group("Other")
+@optgroup.option("--dry-run", is_flag=True, help="Print the resolved run, layer plan, parameters, memory; then exit.")
+@optgroup.option(
+    "--status", metavar="RUN", help="Print where a run stands, the newest of a folder of runs, and plot it; then exit."
+)
+@reports_user_errors
+def main(*, status: str | None, dry_run: bool, assignments: tuple[str, ...], **options: object) -> None:
+    """Train a multiscale generator.
+
+    --data alone is enough: device, preset, batch and output folder are chosen and printed. The same command typed again goes
+    on with the same run, to the bit; Ctrl-C or SIGTERM finishes the step and keeps the state.
+    """
+    if status is not None:
+        report_status(status)
+        return
+    if options["data"] is None:
+        raise click.MissingParameter(param_hint="'--data'", param_type="option")
+    from multiscale.training.launch import Request, train  # here: PyTorch takes seconds, and --status does without
+
+    train(Request(assignments=assignments, **options), dry_run=dry_run)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

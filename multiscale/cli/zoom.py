@@ -1,0 +1,66 @@
+"""Explore a trained model in the browser: ``python zoom.py``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import webbrowser
+from urllib.parse import urlsplit
+
+import click
+from click_option_group import optgroup
+
+from dnnlib.cli import reports_user_errors
+from multiscale.explorer.access import is_loopback, token_for
+from multiscale.explorer.server import Options, serve
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@optgroup.group("Model")
+@optgroup.option(
+    "--network",
+    metavar="RUN|FILE",
+    help="A run's folder, new snapshots included.  [default: newest run, else the bundled model]",
+)
+@optgroup.group("Server")
+@optgroup.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 for other machines, with a token.")
+@optgroup.option("--port", type=click.IntRange(1, 65535), help="Port.  [default: the first free one from 8000]")
+@optgroup.option("--token", help="What every request must have.  [default: made up if others can connect]")
+@optgroup.option("--no-browser", is_flag=True, help="Do not open the page in a browser.")
+@optgroup.option("--cache-mb", type=click.IntRange(0), default=512, help="Tiles for other viewers kept on disk, in MB.")
+@reports_user_errors
+def main(
+    network: str | None,
+    host: str,
+    port: int | None,
+    token: str | None,
+    no_browser: bool,
+    cache_mb: int,
+) -> None:
+    """Fly through the worlds of a model in the browser, and save images and films; Ctrl-C ends it."""
+    options = Options(network=network, host=host, port=port, token=token_for(host, token), cache_mb=cache_mb)
+
+    def ready(url: str) -> None:
+        print(f"Explore at {url} (Ctrl-C ends it)", flush=True)
+        if "SSH_CONNECTION" in os.environ and is_loopback(host):
+            number = urlsplit(url).port
+            print(
+                f"From another machine: ssh -L {number}:localhost:{number} HOST, then open the same address.",
+                flush=True,
+            )
+        elif not no_browser and has_display():
+            threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()
+
+    serve(options, ready)
+    sys.stdout.flush()
+    os._exit(0)  # at once: a thread may be within a layer or an encoder yet, and nobody waits for it
+
+
+def has_display() -> bool:
+    """Whether a browser has somewhere to open."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A run's folder: whether it holds a run, who may write into it, and what stands beside the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_write
+from multiscale.config import RunConfig, to_dict
+from multiscale.data.patches import PatchDataset
+from multiscale.runs.snapshots import snapshots_of
+from multiscale.runs.states import identity_of, states_of
+from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
+from torch_utils.distributed import under_torchrun
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is a run in the folder, begun at least."""
+    return (folder / "config.yaml").exists() or bool(snapshots_of(folder) or states_of(folder))
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep others from training in it; the lock goes with the process, however that ends.
+
+    Temporary files of processes that were killed while they wrote are removed.
+
+    Raises:
+        UserError: another process trains there, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", blocking=False, fallback_to_soft=False)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"Another process trains in {folder} now; wait for it or stop it, or train another run with --fresh."
+        ) from error
+    except OSError as error:
+        raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
+    try:
+        for left in folder.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                left.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def launcher() -> str:
+    """What starts the command line of this process: ``python``, or ``torchrun`` with options that it does not know."""
+    return "torchrun ..." if under_torchrun() else "python"
+
+
+def write_beside(
+    folder: Path, config: RunConfig, dataset: PatchDataset, *, preset: str, devices: Sequence[torch.device]
+) -> None:
+    """Write the resolved config, and how and on what it began, into a run's folder."""
+    packages = ("torch", "numpy", "scipy", "pillow", "safetensors", "pydantic")
+    environment = {
+        "format_version": FORMAT_VERSION,
+        "command": sys.argv,
+        "launcher": launcher(),
+        **data_facts(dataset),
+        "preset": preset,
+        "devices": [torch.cuda.get_device_name(d) if d.type == "cuda" else d.type for d in devices],
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+    with atomic_write(folder / "environment.json", "w") as stream:
+        json.dump(environment, stream, indent=1)
+    with atomic_write(folder / "config.yaml", "w") as stream:
+        yaml.safe_dump(to_dict(config), stream, sort_keys=False)
+
+
+def data_facts(dataset: PatchDataset) -> dict[str, Any]:
+    """Where the patches are, and what tells them from others."""
+    return {"data": str(dataset.path), **identity_of(dataset)}
+
+
+def began_with(folder: Path) -> tuple[RunConfig, dict[str, Any]] | None:
+    """Config and data (as :func:`data_facts`) that a run began with; None if the folder does not say."""
+    try:
+        contents = {"config": yaml.safe_load((folder / "config.yaml").read_text("utf-8"))}
+        environment = json.loads((folder / "environment.json").read_text("utf-8"))
+        data = {key: environment[key] for key in ("data", "patches", "labels_crc32")}
+        version = environment.get("format_version", 1)
+        check_version(version, kind="run", source=str(folder))
+        config, _ = read_stored(contents, version=version, source=str(folder / "config.yaml"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return None
+    return config, data

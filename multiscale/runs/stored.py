@@ -1,0 +1,62 @@
+"""The one rule for files of other versions: a setting that a file lacks has its default; what changed its meaning is migrated.
+
+A new setting needs nothing here: files without it were written when its default was all there was. Where a setting or a
+tensor is renamed, removed or comes to mean something else, ``FORMAT_VERSION`` goes up by one, ``MIGRATIONS`` gets the step from
+the version before, and ``tests/golden`` keeps files of that version.
+
+Snapshots, training states and run folders are read as the same nested contents: ``config`` (sections of settings, all or
+some), and, where the file has them, weights by tensor name in ``G``, ``D`` and ``G_ema``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dnnlib.errors import UserError
+from multiscale.config import RunConfig, build
+
+FORMAT_VERSION = 2
+"""Of everything that a run writes; snapshots and folders of version 1 mean the same, states of version 1 cannot be read."""
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: dict}
+"""By version: contents of that version -> contents of the next."""
+
+
+def check_version(version: int, *, kind: str, source: str, oldest: int = 1) -> None:
+    """Refuse a file that this version cannot read.
+
+    Args:
+        version: Of the file.
+        kind: Of file, for messages: ``snapshot``, ``state`` or ``run``.
+        source: Its path.
+        oldest: Version of the oldest files of this kind that can be read.
+
+    Raises:
+        UserError: it is of a newer format, or too old.
+    """
+    if oldest <= version <= FORMAT_VERSION:
+        return
+    newer = version > FORMAT_VERSION
+    raise UserError(
+        f"{source} has {kind} format {version}, {'newer' if newer else 'older'} than the format {FORMAT_VERSION} that this "
+        f"version reads; {'update the program' if newer else 'finish the run with the version that began it'}."
+    )
+
+
+def read_stored(contents: Mapping[str, Any], *, version: int, source: str) -> tuple[RunConfig, dict[str, Any]]:
+    """The settings that a file holds, completed by defaults, and its contents, both as they are meant now.
+
+    Args:
+        contents: As the module says.
+        version: Of the file; one that can be read.
+        source: Its path, for messages.
+
+    Raises:
+        UserError: it holds a setting that this version does not know or allow.
+    """
+    upgraded = dict(contents)
+    for step in range(version, FORMAT_VERSION):
+        upgraded = MIGRATIONS[step](upgraded)
+    settings: Any = upgraded.get("config")
+    return build(RunConfig, settings, source=source), upgraded
