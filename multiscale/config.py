@@ -49,7 +49,7 @@ class GeneratorConfig:
     feature_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Part of a layer's width that mixed features take where they are injected (the input is all features)."""
     feature_style: bool = False
-    """Amplitude and phase of each feature follow from w, so that worlds differ in layout and not only in style."""
+    """Amplitude and phase of each feature follow from z, so that worlds differ in layout and not only in style."""
     world_frame: bool = False
     """An angle and a shift of the world follow from w (StyleGAN3's input has the same)."""
     z_dim: Annotated[int, Field(ge=1, le=65536)] = 512

@@ -93,7 +93,7 @@ def test_presets_load_and_are_as_published():
         "himalayas": (3, 1536, 4, 4, 3000, 6000),
         "rembrandt": (3, 1536, 4, 4, 3000, 6000),
     }
-    assert set(preset_names()) == {*table, "demo", "zoom64", "zoom256"}
+    assert set(preset_names()) == {*table, "demo", "small", "zoom64", "zoom256"}
     for name, expected in table.items():
         c = build(RunConfig, load_preset(name))
         s = c.schedule
@@ -104,7 +104,7 @@ def test_presets_load_and_are_as_published():
         t = c.training
         assert (t.batch, t.kimg, t.r1_gamma, t.r1_interval, t.consistency_weight) == (32, 25000, 2, 16, 4)
         assert (t.g_lr, t.d_lr) == (0.0025, 0.002)
-    for name in ("demo", "zoom64", "zoom256"):
+    for name in ("demo", "small", "zoom64", "zoom256"):
         build(RunConfig, load_preset(name))
 
 

@@ -33,3 +33,22 @@ def test_the_demo_trains_on_earth_where_pip_can_get_it_else_on_the_planet_and_sa
     again = output("false")
     assert f"ran train.py --data demo/{scene}.zip --config demo\n" in again, "the choice is kept"
     assert "procedural planet" not in again
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize("browser, user, installs", [("1", 0, True), ("0", 0, False), ("1", 1000, False)])
+def test_chromium_is_installed_for_root_only_and_never_unsaid_or_unwanted(tmp_path, browser, user, installs):
+    for name, script in (("id", f"echo {user}"), ("apt-get", f"echo apt-get >>{tmp_path}/calls; exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [shutil.which("make"), "browser", f"BROWSER={browser}"],
+        cwd=ROOT,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (tmp_path / "calls").exists() == installs
+    assert ("system-wide" in done.stdout) == installs
+    assert done.stdout.endswith("the tests of the page will be skipped.\n")

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from multiscale.config import GeneratorConfig
@@ -25,6 +26,9 @@ from multiscale.view import zoom_log2
 CALIBRATED_AT_A_TIME = 4
 """Images; few, so that calibration takes less memory than a training step."""
 
+ANCHORED = 1.5
+"""Cycles over the world below which features have no style."""
+
 Maps: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """What a layer sees: the output of the one before it, and features that are appended to it."""
 
@@ -35,7 +39,8 @@ Size: TypeAlias = tuple[int, int]
 class FeatureInjection(nn.Module):
     """The Fourier features of one injection point, evaluated on that layer's grid.
 
-    With ``feature_style`` each has an amplitude A and B of its sine and cosine for each world, which follow from w.
+    With ``feature_style`` each has an amplitude A of its sine and B of its cosine for each world, linear in w; the few of less
+    than ``ANCHORED`` cycles over the world are the same in all, so that what belongs to a place (a pole) can be told by them.
     """
 
     omega: torch.Tensor
@@ -51,7 +56,7 @@ class FeatureInjection(nn.Module):
         self.register_buffer("omega", omega)
         self.register_buffer("phase", phase)
         self.register_buffer("bins", bins, persistent=False)
-        self.style = Linear(config.w_dim, 2 * len(radii), bias_init=1.0) if config.feature_style else None
+        self.style = nn.Parameter(torch.randn(2 * len(radii), config.w_dim)) if config.feature_style else None
 
     def forward(
         self,
@@ -74,7 +79,10 @@ class FeatureInjection(nn.Module):
         waves = self.waves(transform, size)
         if self.style is not None:
             assert w is not None
-            waves = waves.styled(self.style(w).unflatten(1, (-1, 2)))
+            amplitude = (w @ (self.style / math.sqrt(w.shape[1])).t()).unflatten(1, (-1, 2))
+            scale = torch.exp2(self.config.bin_offset * self.bins)
+            anchored = (self.omega.norm(dim=1) * scale < ANCHORED).to(amplitude)[:, None]  # [K, 1]
+            waves = waves.styled(amplitude * (1 - anchored) + F.pad(anchored, (0, 1)))
         return waves.maps() if mixing is None else waves.mixed(mixing / math.sqrt(mixing.shape[1]))
 
     def waves(self, transform: torch.Tensor, size: Size | None = None) -> Waves:
@@ -267,7 +275,7 @@ class Generator(nn.Module):
     def calibrate(self, z: torch.Tensor, transform: torch.Tensor) -> None:
         """Set w_avg and every layer's running input magnitude to what this batch shows (a fresh network's are 0 and 1)."""
         ws = self.mapping(z)
-        self.mapping.w_avg.copy_(ws[:, 0].mean(dim=0))
+        self.mapping.w_avg.copy_(ws[:, -1].mean(dim=0))
         transform = self.synthesis.framed(transform, ws)
         parts = list(zip(ws.split(CALIBRATED_AT_A_TIME), transform.split(CALIBRATED_AT_A_TIME), strict=True))
         maps = [self.synthesis.first_maps(t, w) for w, t in parts]

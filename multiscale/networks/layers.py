@@ -97,18 +97,26 @@ class MappingNetwork(nn.Module):
         )
         self.register_buffer("w_avg", torch.zeros(config.w_dim))
         self.register_buffer("w_seen", torch.zeros(config.w_dim), persistent=False)
+        self.layout = nn.Parameter(torch.randn(config.w_dim, config.z_dim)) if config.feature_style else None
 
     def forward(self, z: torch.Tensor, truncation_psi: float = 1.0, *, observe: bool = False) -> torch.Tensor:
-        """z [B, z_dim] -> ws [B, num_ws, w_dim]; truncation: w_avg + psi (w - w_avg). ``observe``: add mean w to ``w_seen``."""
+        """z [B, z_dim] -> ws [B, num_ws, w_dim]; truncation: w_avg + psi (w - w_avg). ``observe``: add mean w to ``w_seen``.
+
+        With ``feature_style`` the first of the ws, which the features follow, is linear in z and not truncated: its mean over
+        worlds is 0, so that what is laid out by it is laid out anew in every world.
+        """
         x = z.float()
-        x = x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+        code = x = x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
         for layer in self.layers:
             x = layer(x)
         if observe:
             self.w_seen += x.detach().mean(dim=0)
         if truncation_psi != 1:
             x = self.w_avg.lerp(x, truncation_psi)
-        return x[:, None].expand(-1, self.num_ws, -1)
+        if self.layout is None:
+            return x[:, None].expand(-1, self.num_ws, -1)
+        layout = code @ (self.layout / math.sqrt(code.shape[1])).t()
+        return torch.cat([layout[:, None], x[:, None].expand(-1, self.num_ws - 1, -1)], dim=1)
 
 
 class SynthesisLayer(nn.Module):

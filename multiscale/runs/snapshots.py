@@ -23,7 +23,7 @@ FORMAT = "multiscale-generator"
 PATTERN = "generator-*.safetensors"
 
 BUNDLED = Path(__file__).parent / "bundled" / "planet64.safetensors"
-"""The model that comes with the program, trained by it on its own procedural planet (docs/training.md, section 10):
+"""The model that comes with the program, trained by it on its own procedural planet (docs/lab/long-run-planet.md):
 64 x 64 pixels, 6 octaves; parameters in half precision, how it was trained in its metadata."""
 
 

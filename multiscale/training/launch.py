@@ -228,9 +228,9 @@ def choose_batch_gpu(config: RunConfig, devices: list[torch.device]) -> int:
 
 
 def choose_preset(dataset: PatchDataset) -> str:
-    """Small patches train with ``demo``; from 128 pixels on, up to 6 octaves with ``zoom64`` and more with ``zoom256``."""
-    if dataset.resolution < 128:
-        return "demo"
+    """Below 64 pixels ``demo``, below 256 ``small``; from there up to 6 octaves ``zoom64`` and for more ``zoom256``."""
+    if dataset.resolution < 256:
+        return "demo" if dataset.resolution < 64 else "small"
     return "zoom64" if dataset.octaves <= 6 else "zoom256"
 
 

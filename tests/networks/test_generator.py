@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import calibrated_generator, small_config
 
-from multiscale.networks.generator import Generator
+from multiscale.networks.generator import ANCHORED, Generator
 from multiscale.networks.layers import modulated_conv2d
 from multiscale.view import view_transform
 
@@ -108,13 +108,33 @@ def test_worlds_with_styles_and_frames_differ_in_their_features():
         assert torch.equal(a, b) == (changes in ({}, MIXED))
 
 
+def test_the_code_of_the_features_has_no_mean_over_worlds_and_is_not_truncated():
+    mapping = Generator(small_config(**MIXED | {"feature_style": True})).mapping
+    z = torch.randn(20000, 16)
+    ws = mapping(z)
+    assert ws[:, 0].mean(dim=0).abs().max() < 0.05
+    assert 0.5 < ws[:, 0].square().mean() < 2
+    torch.testing.assert_close(mapping(-z)[:, 0], -ws[:, 0])
+    torch.testing.assert_close(mapping(z, 0.3)[:, 0], ws[:, 0])
+    assert (mapping(z, 0.3)[:, 1] - ws[:, 1]).abs().max() > 0.1
+
+
+def test_only_the_lowest_frequencies_are_alike_in_all_worlds():
+    generator = Generator(small_config(**MIXED | {"feature_style": True, "n_bins": 1}))
+    point, transform = generator.synthesis.input, view_transform([1.0], [[0.0, 0.0]])
+    a, b = (point(transform, w=w) for w in generator.mapping(torch.randn(2, 16))[:, 0].split(1))
+    same = (a == b).flatten(2).all(dim=2)[0] & (a != 0).flatten(2).any(dim=2)[0]
+    assert same.any()
+    assert torch.equal(same, point.omega.norm(dim=1) < ANCHORED)
+
+
 def test_gradients_reach_styles_mixing_and_frame():
     generator = Generator(small_config(img_resolution=64, **STYLED))
     generator(torch.randn(4, 16), view_transform([1.0, 2.0, 9.0, 60.0], [[0, 0]] * 4)).square().mean().backward()
     synthesis = generator.synthesis
     injections = [synthesis.input, *synthesis.injections.values()]
     reached = [synthesis.input_weight, *synthesis.mixing.values(), *synthesis.frame.parameters()]
-    reached += [p for injection in injections for p in injection.style.parameters()]
+    reached += [generator.mapping.layout, *(injection.style for injection in injections)]
     assert len(reached) > 5, "a layer injects, too"
     for parameter in reached:
         assert parameter.grad.isfinite().all()
