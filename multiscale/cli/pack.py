@@ -7,21 +7,25 @@ from pathlib import Path
 import click
 
 from dnnlib.cli import reports_user_errors
-from multiscale.runs.packing import pack
+from multiscale.runs.packing import pack, pack_networks
 from multiscale.runs.snapshots import BUNDLED
 
 
 @click.command()
 @click.argument("run")
 @click.argument("file", default=str(BUNDLED))
+@click.option("--networks", metavar="FILE", help="Also write both networks, for train.py --transfer.")
 @reports_user_errors
-def main(run: str, file: str) -> None:
+def main(run: str, file: str, networks: str | None) -> None:
     """Write the newest generator of the folder RUN to FILE, with the run's settings and last distances beside it.
 
     Parameters become float16; frequencies, phases and running means stay in float32, which deep zooms need.
     """
     pack(Path(run), Path(file))
     print(f"{file}: {Path(file).stat().st_size / 1e6:.2f} MB")
+    if networks is not None:
+        pack_networks(Path(run), Path(networks))
+        print(f"{networks}: {Path(networks).stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small snapshots: half precision, with the run's settings and last distances beside the weights."""
+"""Small files of a run: its generator in half precision, with settings and last distances; and what a transfer goes on from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 
 import torch
 
-from multiscale.config import load_yaml
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_write
+from multiscale.config import load_yaml, to_dict
 from multiscale.runs.snapshots import find_network, load_snapshot, save_snapshot
+from multiscale.runs.states import FORMAT, load_newest_state
+from multiscale.runs.stored import FORMAT_VERSION
 
 
 def pack(run: Path, file: Path) -> None:
@@ -29,3 +33,29 @@ def pack(run: Path, file: Path) -> None:
     distance = {"swd by octave": measured[-1]["swd"], "swd mean": measured[-1]["swd mean"]} if measured else {}
     settings = {section: values for section, values in load_yaml(run / "config.yaml").items() if section != "generator"}
     save_snapshot(file, snapshot.generator, {**snapshot.info, **distance, "trained with": settings})
+
+
+def pack_networks(run: Path, file: Path) -> None:
+    """Write both networks and the mean generator of a run's newest state to a file that ``--transfer`` takes.
+
+    A sixth of a state: weights become float16 and the optimisers' moments are left out, so what begins with it is a new run,
+    not the same one to the bit.
+
+    Raises:
+        UserError: the run has no state, or the file cannot be written.
+    """
+    state = load_newest_state(run)
+    if state is None:
+        raise UserError(f"{run} holds no training state (state-*.pt); give the folder of a run.")
+    kept = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "images": state["images"],
+        "config": to_dict(state["config"]),
+    }
+    for name in ("G", "D", "G_ema"):
+        # Frequencies and phases need float32 at deep zooms, as do running means.
+        exact = (".omega", ".phase", "magnitude_ema", "w_avg")
+        kept[name] = {key: t if key.endswith(exact) else t.half() for key, t in state[name].items()}
+    with atomic_write(file) as stream:
+        torch.save(kept, stream)
