@@ -17,17 +17,19 @@ from filelock import FileLock, Timeout
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
-from multiscale.config import RunConfig, to_dict
+from multiscale.config import RunConfig, load_yaml, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.snapshots import snapshots_of
 from multiscale.runs.states import identity_of, states_of
 from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 from torch_utils.distributed import under_torchrun
 
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+
 
 def holds_run(folder: Path) -> bool:
     """Whether there is a run in the folder, begun at least."""
-    return (folder / "config.yaml").exists() or bool(snapshots_of(folder) or states_of(folder))
+    return (folder / CONFIG).exists() or bool(snapshots_of(folder) or states_of(folder))
 
 
 @contextlib.contextmanager
@@ -78,9 +80,9 @@ def write_beside(
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
-    with atomic_write(folder / "environment.json", "w") as stream:
+    with atomic_write(folder / ENVIRONMENT, "w") as stream:
         json.dump(environment, stream, indent=1)
-    with atomic_write(folder / "config.yaml", "w") as stream:
+    with atomic_write(folder / CONFIG, "w") as stream:
         yaml.safe_dump(to_dict(config), stream, sort_keys=False)
 
 
@@ -92,12 +94,32 @@ def data_facts(dataset: PatchDataset) -> dict[str, Any]:
 def began_with(folder: Path) -> tuple[RunConfig, dict[str, Any]] | None:
     """Config and data (as :func:`data_facts`) that a run began with; None if the folder does not say."""
     try:
-        contents = {"config": yaml.safe_load((folder / "config.yaml").read_text("utf-8"))}
-        environment = json.loads((folder / "environment.json").read_text("utf-8"))
-        data = {key: environment[key] for key in ("data", "patches", "labels_crc32")}
-        version = environment.get("format_version", 1)
-        check_version(version, kind="run", source=str(folder))
-        config, _ = read_stored(contents, version=version, source=str(folder / "config.yaml"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        config, environment = _read(folder)
+        return config, {key: environment[key] for key in ("data", "patches", "labels_crc32")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return config, data
+
+
+def load_settings(path: str | Path) -> dict[str, Any]:
+    """Settings of a YAML file: differences, but all that a run has where the file is the ``config.yaml`` of its folder.
+
+    Raises:
+        UserError: the file is missing or not YAML; or it is a run's, of a newer format or with unknown settings.
+    """
+    path = Path(path)
+    if path.name != CONFIG or not path.with_name(ENVIRONMENT).exists():
+        return load_yaml(path)
+    try:
+        return to_dict(_read(path.parent)[0])
+    except (OSError, json.JSONDecodeError, TypeError, AttributeError):  # how it was written is not known any more
+        return load_yaml(path)
+
+
+def _read(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """The settings of a run's folder, as they are meant now, and its environment; raises whatever is wrong with them."""
+    environment = json.loads((folder / ENVIRONMENT).read_text("utf-8"))
+    version = environment.get("format_version", 1)
+    check_version(version, kind="run", source=str(folder))
+    contents = {"config": load_yaml(folder / CONFIG)}
+    config, _ = read_stored(contents, version=version, source=str(folder / CONFIG))
+    return config, environment

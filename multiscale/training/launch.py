@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from dnnlib.errors import UserError
-from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, parse_assignment
+from multiscale.config import RunConfig, build, check_keys, load_preset, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
-from multiscale.runs.folder import held, holds_run, write_beside
+from multiscale.runs.folder import held, holds_run, load_settings, write_beside
 from multiscale.runs.states import identity_of, load_newest_state, load_state
 from multiscale.training.estimate import describe_run, describe_settings, device_capacity, fit_batch_gpu
 from multiscale.training.evaluation import snapshot_evaluation
@@ -256,7 +256,7 @@ def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
     preset, layers = None, []
     if request.config is not None:
         if Path(request.config).is_file() or Path(request.config).suffix:
-            layers.append((request.config, load_yaml(request.config)))
+            layers.append((request.config, load_settings(request.config)))
         else:
             load_preset(request.config)
             preset = request.config

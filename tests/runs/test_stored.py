@@ -19,6 +19,7 @@ from multiscale.runs.folder import began_with
 from multiscale.runs.journal import read_stats
 from multiscale.runs.snapshots import find_network, load_snapshot, read_header, save_snapshot
 from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
+from multiscale.training import launch
 from multiscale.training.resume import choose_folder
 from multiscale.training.trainer import Trainer
 from multiscale.view import view_transform
@@ -61,6 +62,15 @@ def test_a_run_of_before_is_found_and_goes_on_as_it_would_have(old):
     for line, values in zip(lines, expected, strict=True):
         assert {key: line[key] for key in values} == pytest.approx(values, rel=2e-3)
     assert load_newest_state(old)["images"] == 40
+
+
+def test_a_config_that_is_given_back_means_what_the_run_had_whatever_presets_say_now(old, monkeypatch):
+    monkeypatch.setattr(launch, "load_preset", lambda _: {"generator": {"feature_style": True, "fourier_features": 99}})
+    settings = {"data": "patches.zip", "outdir": str(old), "gpus": 0, "kimg": 0.04}
+    run = launch.resolve(launch.Request(config=str(old / "config.yaml"), **settings))
+    assert run.changes == ["training.kimg: 0.02 -> 0.04"]
+    with pytest.raises(UserError, match="has another model"):
+        launch.resolve(launch.Request(**settings))
 
 
 def test_a_setting_that_files_do_not_know_has_its_default_in_all_three_of_them(old):
