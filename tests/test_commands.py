@@ -109,7 +109,7 @@ def test_a_preset_is_meant_even_where_a_folder_has_its_name(trained, tmp_path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
     request = Request(data=str(trained.parent / "patches.zip"), config="demo", gpus=0)
-    assert resolve(request).config.generator.channel_max == 96
+    assert resolve(request).config.generator.channel_max == 64
 
 
 def test_numbered_folders_count_up(trained, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from test_trainer import stats, tiny_run
 
 from dnnlib.errors import UserError
 from multiscale.cli import train
-from multiscale.config import RunConfig, build, load_preset, merge
+from multiscale.config import RunConfig, build, load_preset, load_yaml, merge
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
 from multiscale.metrics import reals
@@ -155,12 +155,13 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(tmp_path,
 
 
 def test_measures_with_random_features_put_snapshots_in_the_order_of_their_training(tmp_path):
-    """The demo preset on the demo's planet at 16 pixels, as in ``test_trainer.py``."""
+    """A small logistic GAN on the demo's planet at 16 pixels, which learns steadily from its first steps on."""
     make_demo(tmp_path / "p.zip", resolution=16, octaves=3, counts=(80, 80, 80), workers=1)
     dataset = PatchDataset(tmp_path / "p.zip")
     measures = "msfid200,mskid200,msfid_octave60,mskid_octave60"
     training = {"kimg": 0.072, "snapshot_kimg": 0.024, "swd_patches": 0, "metrics": measures}
-    values = merge(data_layer(dataset), load_preset("demo"), {"training": training})
+    steady = load_yaml(Path(__file__).parents[2] / "benchmarks" / "recipes" / "before.yaml")
+    values = merge(data_layer(dataset), load_preset("demo"), steady, {"training": training})
     folder = tmp_path / "run"
     folder.mkdir()
     Trainer(build(RunConfig, values), dataset, folder, CPU).run()
