@@ -50,6 +50,9 @@ class GeneratorConfig:
     """Part of a layer's width that mixed features take where they are injected (the input is all features)."""
     feature_style: bool = False
     """Amplitude and phase of each feature follow from z, so that worlds differ in layout and not only in style."""
+    feature_anchor: NotNegative = 1.5
+    """With ``feature_style``, features of fewer cycles over the world are the same in all worlds: what belongs to a place, such
+    as a pole, can be told by them."""
     world_frame: bool = False
     """An angle and a shift of the world follow from w (StyleGAN3's input has the same)."""
     z_dim: Annotated[int, Field(ge=1, le=65536)] = 512

@@ -26,9 +26,6 @@ from multiscale.view import zoom_log2
 CALIBRATED_AT_A_TIME = 4
 """Images; few, so that calibration takes less memory than a training step."""
 
-ANCHORED = 1.5
-"""Cycles over the world below which features have no style."""
-
 Maps: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """What a layer sees: the output of the one before it, and features that are appended to it."""
 
@@ -39,8 +36,8 @@ Size: TypeAlias = tuple[int, int]
 class FeatureInjection(nn.Module):
     """The Fourier features of one injection point, evaluated on that layer's grid.
 
-    With ``feature_style`` each has an amplitude A of its sine and B of its cosine for each world, linear in w; the few of less
-    than ``ANCHORED`` cycles over the world are the same in all, so that what belongs to a place (a pole) can be told by them.
+    With ``feature_style`` each has an amplitude A of its sine and B of its cosine for each world, linear in w, but for those
+    below ``feature_anchor``.
     """
 
     omega: torch.Tensor
@@ -81,7 +78,7 @@ class FeatureInjection(nn.Module):
             assert w is not None
             amplitude = (w @ (self.style / math.sqrt(w.shape[1])).t()).unflatten(1, (-1, 2))
             scale = torch.exp2(self.config.bin_offset * self.bins)
-            anchored = (self.omega.norm(dim=1) * scale < ANCHORED).to(amplitude)[:, None]  # [K, 1]
+            anchored = (self.omega.norm(dim=1) * scale < self.config.feature_anchor).to(amplitude)[:, None]  # [K, 1]
             waves = waves.styled(amplitude * (1 - anchored) + F.pad(anchored, (0, 1)))
         return waves.maps() if mixing is None else waves.mixed(mixing / math.sqrt(mixing.shape[1]))
 
