@@ -47,7 +47,8 @@ from dnnlib.pictures import grid
 from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.features import load_features
-from multiscale.metrics.names import Metric, parse_metrics
+from multiscale.metrics.measure import Metric
+from multiscale.metrics.names import parse_metrics
 from multiscale.metrics.reals import content_digest
 from multiscale.metrics.scales import Evaluation
 from multiscale.rendering.files import save_png

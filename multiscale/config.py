@@ -121,8 +121,10 @@ class GeneratorConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DiscriminatorConfig:
-    """The residual discriminator of StyleGAN2 (Karras et al. 2020, appendix B)."""
+    """The residual discriminator of StyleGAN2 (Karras et al. 2020, appendix B), or another of ``ARCHITECTURES``."""
 
+    architecture: str = "residual"
+    """Which network."""
     channel_base: Annotated[int, Field(ge=16, le=2**24)] = 131072
     """Width at resolution r is channel_base/r, at most channel_max."""
     channel_max: Annotated[int, Field(ge=1, le=8192)] = 1024

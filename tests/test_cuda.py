@@ -13,7 +13,7 @@ from training.test_trainer import beyond_run, stats, tiny_run
 from dnnlib.errors import UserError
 from multiscale.config import DiscriminatorConfig
 from multiscale.data.patches import PatchDataset
-from multiscale.networks.discriminator import Discriminator
+from multiscale.networks.discriminator import ResidualDiscriminator
 from multiscale.networks.fourier import fourier_features
 from multiscale.networks.generator import Generator
 from multiscale.rendering import renderer as renderer_module
@@ -87,8 +87,8 @@ def test_ops_and_gradients_are_the_same_on_both(dense):
 @pytest.mark.parametrize("changes", [{}, {"scale_embedding": 16, "local_heads": True}], ids=["as published", "local"])
 def test_the_discriminator_in_half_precision_judges_as_in_float32(dtype, near, changes):
     config = DiscriminatorConfig(channel_base=2048, channel_max=64, num_half_res=0, **changes)
-    exact = Discriminator(config, img_resolution=64).cuda()
-    half = Discriminator(replace(config, num_half_res=4, half_dtype=dtype), img_resolution=64).cuda()
+    exact = ResidualDiscriminator(config, img_resolution=64).cuda()
+    half = ResidualDiscriminator(replace(config, num_half_res=4, half_dtype=dtype), img_resolution=64).cuda()
     half.load_state_dict(exact.state_dict())
     x = torch.randn(8, 3, 64, 64, device="cuda")
     zoom_log2 = torch.rand(8, device="cuda") * 6

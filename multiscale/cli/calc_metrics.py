@@ -10,7 +10,8 @@ from click_option_group import optgroup
 from dnnlib.cli import reports_user_errors
 from multiscale.metrics.commands import Request, calc_metrics
 from multiscale.metrics.features import NAMES
-from multiscale.metrics.names import DEFAULT, KINDS
+from multiscale.metrics.measure import KINDS
+from multiscale.metrics.names import DEFAULT
 
 MEASURES = "\n".join(f"  {name:<17} {kind.says}; {kind.count:,} {kind.unit}" for name, kind in KINDS.items())
 

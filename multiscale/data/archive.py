@@ -15,6 +15,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from multiscale.data.source import FilesSource
+
 _END = struct.Struct("<4sHHHHIIH")
 """End record: signature, this disk, the directory's, members here, members, size and offset of the directory, length of the
 comment that follows."""
@@ -248,7 +250,7 @@ def _check(names: list[str], headers: np.ndarray, members: np.ndarray, *, room: 
         raise zipfile.BadZipFile(f"it holds {twice} twice")
 
 
-class ZipSource:
+class ZipSource(FilesSource):
     """Patches inside a ZIP: 30 bytes of index a patch, and one file handle that threads and forked processes may share.
 
     Pickled, it leaves the handle behind and opens the file anew, which must be the same still.
@@ -260,7 +262,7 @@ class ZipSource:
 
     def __init__(self, path: Path) -> None:
         """Raises zipfile.BadZipFile (see ``read_directory``) or OSError."""
-        self.path = path
+        super().__init__(path)
         self._handle: list[IO[bytes]] = []
         with open(path, "rb") as stream:
             self._identity = _identity(stream)
@@ -308,10 +310,10 @@ class ZipSource:
         begin = data[start : start + first] if start + first <= len(data) else self._bytes(offset + start, first)
         return begin, self._bytes(offset + start + stored - last, last)
 
-    def unlike(self, begin: bytes, end: bytes) -> list[int]:
+    def unlike(self, count: int, begin: bytes, end: bytes) -> list[int]:
         """Which files cannot be seen, without unpacking them, to begin and end with these bytes; 2 microseconds each."""
         suspects: list[int] = []
-        for low in range(0, len(self._members), _BLOCK):
+        for low in range(0, count, _BLOCK):
             block = self._members[low : low + _BLOCK]
             span = _LOCAL.size + _LOCAL_SLACK + len(begin)
             data = b"".join([self._bytes(offset, span).ljust(span, b"\0") for offset in block["offset"].tolist()])

@@ -13,10 +13,10 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsIndex, overload
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,10 +24,10 @@ from PIL import Image
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.data.archive import ZipSource
+from multiscale.data.source import LABELS_FILE, MAX_LABEL, FilesSource, Names, PatchSource
 
-LABELS_FILE = "dataset.json"
-MAX_LABEL = 32.0
-"""Labels are log2 of a zoom; a label above this is a zoom factor written by mistake."""
+READERS: dict[str, Callable[[Path], PatchSource]] = {}
+"""How other stores are opened, by the suffix of their name, such as ``.sqlite``; all else is a folder or a ZIP."""
 
 
 class PatchWriter:
@@ -154,7 +154,7 @@ def _folder_sink(dest: Path) -> Any:
         raise UserError(f"Cannot write {dest}: {error.strerror or error}.") from error
 
 
-class FolderSource:
+class FolderSource(FilesSource):
     """Patches as files below a folder.
 
     Attributes:
@@ -163,8 +163,8 @@ class FolderSource:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.files: list[str] = []
+        super().__init__(path)
+        self.files = []
         for folder, _, files in os.walk(path):
             below = Path(folder).relative_to(path).as_posix()
             self.files += files if below == "." else [f"{below}/{file}" for file in files]
@@ -189,43 +189,9 @@ class FolderSource:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - tail))
             return begin, stream.read()
 
-    def unlike(self, begin: bytes, end: bytes) -> list[int]:
-        """Which files do not begin and end with these bytes, or cannot be read."""
-        suspects = []
-        for i in range(len(self._names)):
-            try:
-                found = self.ends(i, len(begin), len(end))
-            except OSError:
-                found = (b"", b"")
-            if found != (begin, end):
-                suspects.append(i)
-        return suspects
 
-
-class Names(Sequence[str]):
-    """Many names in one block of bytes: pickled and shared with forked processes at their bare length, 8 bytes more each."""
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._text = b"".join(encoded)
-        self._stops = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._stops) - 1
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: SupportsIndex | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        return self._text[self._stops[place] : self._stops[place + 1]].decode("utf-8", "surrogateescape")
-
-
-def open_sources(path: str | Path) -> list[FolderSource | ZipSource]:
-    """Open a ZIP, a folder, or every ZIP or folder that a pattern with ``*``, ``?`` or ``[...]`` matches, sorted by name.
+def open_sources(path: str | Path) -> list[PatchSource]:
+    """Open a ZIP, a folder, a store of ``READERS``, or all that a pattern with ``*``, ``?`` or ``[...]`` matches, by name.
 
     A path that exists is taken as it stands, whatever characters it holds.
 
@@ -241,9 +207,11 @@ def open_sources(path: str | Path) -> list[FolderSource | ZipSource]:
     return [_open_source(Path(match)) for match in matches]
 
 
-def _open_source(path: Path) -> FolderSource | ZipSource:
+def _open_source(path: Path) -> PatchSource:
     if not path.exists():
         raise UserError(f"There is no {path}; give a ZIP or a folder made by 'python dataset_tool.py make' or 'demo'.")
+    if path.suffix.lower() in READERS:
+        return READERS[path.suffix.lower()](path)
     if path.is_dir():
         return FolderSource(path)
     if path.stat().st_size == 0:
@@ -252,23 +220,3 @@ def _open_source(path: Path) -> FolderSource | ZipSource:
         return ZipSource(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{path} cannot be read as a ZIP: {error}.") from error
-
-
-def is_hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX/")) or "/." in name
-
-
-def reason_of(error: BaseException) -> str:
-    """An error as the end of "patch x ..."."""
-    text = str(error) or type(error).__name__
-    return text if text.startswith("is ") else f"cannot be decoded ({text})"
-
-
-def counted(number: int, noun: str) -> str:
-    plural = noun + ("es" if noun.endswith("ch") else "s")
-    return f"{number} {noun if number == 1 else plural}"
-
-
-def listed(items: list[str], separator: str = ", ", limit: int = 5) -> str:
-    more = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
-    return separator.join(items[:limit]) + more

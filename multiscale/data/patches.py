@@ -16,7 +16,6 @@ import contextlib
 import gc
 import io
 import itertools
-import json
 import math
 import shlex
 import struct
@@ -29,18 +28,8 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
-from multiscale.data.archive import ZipSource
-from multiscale.data.container import (
-    LABELS_FILE,
-    MAX_LABEL,
-    FolderSource,
-    Names,
-    counted,
-    is_hidden,
-    listed,
-    open_sources,
-    reason_of,
-)
+from multiscale.data.container import open_sources
+from multiscale.data.source import READ_ERRORS, Names, PatchSource, check_labels, counted, listed, reason_of
 
 MAX_OCTAVES = 10
 """Deepest data set: 1024x."""
@@ -51,7 +40,6 @@ _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3}
 _COLOUR_TYPE_NAMES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGBA"}
-_READ_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, EOFError, struct.error)
 
 
 class PatchFormat(NamedTuple):
@@ -107,9 +95,12 @@ class PatchDataset:
         self.path = Path(path)
         with _collector_paused():
             self._sources = open_sources(path)
-            parts = [_read_labels(source) for source in self._sources]
+            parts = [source.listing() for source in self._sources]
+        for source, (names, labels) in zip(self._sources, parts, strict=True):
+            check_labels(source.path, names, labels)
         self._starts = [0, *itertools.accumulate(len(names) for names, _ in parts)]
-        self.names: Names = parts[0][0]
+        first = parts[0][0]
+        self.names = first if isinstance(first, Names) else Names(first)
         if len(parts) > 1:
             self.names = Names(
                 f"{short}/{name}"
@@ -146,7 +137,7 @@ class PatchDataset:
         index = range(len(self.names))[index]
         try:
             pixels = _decode_png(self._read(index), self._format)
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise UserError(
                 f"Patch {self.names[index]} in {self.path} cannot be used: {reason_of(error)} "
                 f"('python dataset_tool.py inspect {shlex.quote(str(self.path))}' lists all that are bad)."
@@ -166,8 +157,8 @@ class PatchDataset:
         begin = _PNG_START + struct.pack(">IIBB", *self._format)
         suspects = [
             start + i
-            for start, source in zip(self._starts, self._sources, strict=False)
-            for i in source.unlike(begin, _PNG_END)
+            for (start, stop), source in zip(itertools.pairwise(self._starts), self._sources, strict=True)
+            for i in source.unlike(stop - start, begin, _PNG_END)
         ]
         found = ((i, self._header_problem(i)) for i in suspects)
         problems = [f"{self.names[i]} {problem}" for i, problem in found if problem is not None]
@@ -183,7 +174,7 @@ class PatchDataset:
         if problem is None:
             try:
                 _decode_png(self._read(index), self._format)
-            except _READ_ERRORS as error:
+            except READ_ERRORS as error:
                 problem = reason_of(error)
         return problem
 
@@ -195,11 +186,11 @@ class PatchDataset:
                 return f"is {found}"
             if tail != _PNG_END and _PNG_END not in self._read(index):
                 return "is truncated"
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             return reason_of(error)
         return None
 
-    def _place(self, index: int) -> tuple[FolderSource | ZipSource, int]:
+    def _place(self, index: int) -> tuple[PatchSource, int]:
         """The container of a patch, and its index there."""
         part = bisect.bisect_right(self._starts, index) - 1
         return self._sources[part], index - self._starts[part]
@@ -232,7 +223,7 @@ class PatchDataset:
         where = f"Patch {self.names[index]} in {self.path}"
         try:
             found = _png_format(self._ends(index)[0])
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise UserError(f"{where} cannot be used: {reason_of(error)}.") from error
         side = found.width
         if found.height != side:
@@ -311,57 +302,6 @@ def check_patches(
     return problems
 
 
-def _read_labels(source: FolderSource | ZipSource) -> tuple[Names, np.ndarray]:
-    """Names, sorted, and labels, float64 [n], of all patches of a container, which keeps no other file; or a UserError."""
-    path, files = source.path, source.files
-    if not files:
-        raise UserError(f"{path} is empty: it holds neither patches nor {LABELS_FILE}.")
-    if LABELS_FILE not in files:
-        inner = [name for name in files if name.endswith("/" + LABELS_FILE)]
-        hint = f"; it stands at {inner[0]}, but must be at the top level" if inner else ""
-        raise UserError(f"{path} holds no {LABELS_FILE}, which gives each patch its scale{hint}.")
-    try:
-        pairs = json.loads(source.read_name(LABELS_FILE))["labels"]
-        names = [str(name) for name, _ in pairs]
-        values = [value if type(value) is float else _as_label(value) for _, value in pairs]
-    except (*_READ_ERRORS, KeyError, TypeError, RecursionError) as error:
-        form = '{"labels": [["00000/img00000000.png", 3.27], ...]}'
-        raise UserError(
-            f"{LABELS_FILE} in {path} is not of the form {form} ({type(error).__name__}: {error})."
-        ) from error
-    del pairs  # most of the memory that opening takes
-    labels = np.array(values, dtype=np.float64)
-    _match(path, names, files)
-    ordered = sorted(names)
-    if ordered != names:
-        labels = labels[sorted(range(len(names)), key=names.__getitem__)]
-    wrong = [f"{ordered[i]} = {labels[i]:g}" for i in np.flatnonzero(~((labels >= 0) & (labels <= MAX_LABEL)))]
-    if wrong:
-        raise UserError(
-            f"{counted(len(wrong), 'label')} in {path} outside 0 ... {MAX_LABEL:g}: {listed(wrong)}; "
-            "a label is log2 of the zoom, 0 for the whole scene."
-        )
-    source.keep(ordered)
-    return Names(ordered), labels
-
-
-def _match(path: Path, names: list[str], files: list[str]) -> None:
-    """Refuse patches without a label, labels without a patch, and two labels of one patch."""
-    labelled, held = set(names), set(files)
-    unlabelled = sorted(name for name in held - labelled if name.lower().endswith(".png") and not is_hidden(name))
-    if not names and not unlabelled:
-        raise UserError(f"{path} holds no patches.")
-    if unlabelled:
-        raise UserError(f"{counted(len(unlabelled), 'patch')} in {path} without a label: {listed(unlabelled)}.")
-    absent = sorted(labelled - held)
-    if absent:
-        raise UserError(
-            f"{LABELS_FILE} in {path} names {counted(len(absent), 'patch')} that {path} lacks: {listed(absent)}."
-        )
-    if len(names) != len(labelled):
-        raise UserError(f"{LABELS_FILE} in {path} names {counted(len(names) - len(labelled), 'patch')} twice.")
-
-
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
     """Keep the garbage collector from walking, again and again, a million lists of JSON that are none: half of the time."""
@@ -372,15 +312,6 @@ def _collector_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _as_label(value: Any) -> float:
-    """A label is a number, or a list that holds one number, as some tools write it."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"a label is {value!r}, not a number")
-    return float(value)
 
 
 def _png_format(head: bytes) -> PatchFormat:

@@ -20,7 +20,7 @@ from dnnlib.errors import UserError
 from multiscale.explorer.messages import FrameRequest
 from multiscale.explorer.networks import Network
 from multiscale.explorer.scheduler import Cancelling
-from multiscale.rendering.renderer import Renderer, to_uint8
+from multiscale.rendering.renderer import Renderer, placed, to_uint8
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
 
@@ -85,9 +85,8 @@ def image(
     """Pixels [H, W, C] of a region; ``convert`` makes them, of ``dtype``, from each tile [C, h, w]."""
     pixels = np.empty((region.height, region.width, renderer.generator.config.img_channels), dtype)
     tiles = renderer.tiles(world, region, truncation_psi, extrapolate=extrapolate, cancelled=cancelled)
-    for tile in tiles:
+    for tile in placed(tiles, pixels, convert):
         height, width = tile.pixels.shape[1:]
-        pixels[tile.y : tile.y + height, tile.x : tile.x + width] = convert(tile.pixels)
         if (tile.x + width, tile.y + height) != (region.width, region.height):
             yield
     return pixels

@@ -13,7 +13,7 @@ import torch
 
 from dnnlib.errors import UserError
 from multiscale.config import DiscriminatorConfig, GeneratorConfig, build
-from multiscale.networks.discriminator import Discriminator
+from multiscale.networks.discriminator import ResidualDiscriminator
 from multiscale.networks.generator import Generator
 from multiscale.networks.plan import Plan, make_plan, split_features
 
@@ -86,7 +86,7 @@ def generator_from_official(
 
 def discriminator_from_official(
     state: Mapping[str, torch.Tensor], *, img_resolution: int, channel_base: int, channel_max: int
-) -> Discriminator:
+) -> ResidualDiscriminator:
     """Build our discriminator from tensors named ``b{res}.{fromrgb,conv0,conv1,skip}`` and ``b4.{conv,fc,out}``.
 
     Raises:
@@ -95,7 +95,7 @@ def discriminator_from_official(
     source = _Source(state)
     config = DiscriminatorConfig(channel_base=channel_base, channel_max=channel_max)
     img_channels = source[f"b{img_resolution}.fromrgb.weight"].shape[1]
-    discriminator = Discriminator(config, img_resolution=img_resolution, img_channels=img_channels)
+    discriminator = ResidualDiscriminator(config, img_resolution=img_resolution, img_channels=img_channels)
     ours = {
         name: source[name.removeprefix("blocks.") if name.startswith("blocks.") else f"b4.{name.removeprefix('head.')}"]
         for name in discriminator.state_dict()

@@ -17,8 +17,9 @@ from dnnlib.progress import progress_bar
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.draws import patch_views, quantised
 from multiscale.metrics.features import Features, load_features
-from multiscale.metrics.names import DEFAULT, Metric, parse_metrics
-from multiscale.metrics.pools import Patches, views_needed
+from multiscale.metrics.measure import Metric
+from multiscale.metrics.names import DEFAULT, parse_metrics
+from multiscale.metrics.pools import Patches
 from multiscale.metrics.reals import content_digest
 from multiscale.metrics.report import Measured, table_lines, write_report
 from multiscale.metrics.scales import Evaluation
@@ -183,7 +184,7 @@ def _print_cost(job: Job, evaluation: Evaluation, generator: Generator, devices:
 
     counts = dataset.counts()
     for metric in job.metrics:
-        views = views_needed(metric, dataset.octaves)
+        views = metric.kind.views(metric.count, dataset.octaves)
         needs_features = bool(metric.kind.needs & {"moments", "bank"})
         every = len(dataset) if "moments" in metric.kind.needs else 0
         taken = [len(dataset)] if metric.kind.per == "mixture" else counts.tolist()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multiscale.metrics.compare import Result
+from multiscale.metrics.measure import Result
 from multiscale.metrics.spectra import FLOOR, spectrum_difference
 
 if TYPE_CHECKING:
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 REAL = "#222222"
 DPI = 110
-OCTAVE_KEYS = {
-    "octaves": "",
-    "precision": ", precision",
-    "recall": ", recall",
-    "swd": ", sliced Wasserstein distance",
-}
-"""Keys of results that have a number for each octave, and what is added to the measure's name for them."""
 
 Results = Mapping[str, Result]
 
@@ -37,16 +30,17 @@ def octave_name(octave: int) -> str:
     return f"{2**octave}x - {2 ** (octave + 1)}x"
 
 
-def octave_curves(networks: Mapping[str, Results]) -> bytes | None:
+def octave_curves(networks: Mapping[str, Results], curves: Mapping[str, Mapping[str, str]]) -> bytes | None:
     """A panel for each measure that is taken by octave, a curve for each network; None if there is none.
 
-    The grey dashes are what two halves of the real patches give.
+    ``curves``: for each measure the keys of results that have a number for each octave, and what is added to its name for
+    them. The grey dashes are what two halves of the real patches give.
     """
     panels = [
         (name, key, suffix)
         for name, result in _first(networks).items()
-        for key, suffix in OCTAVE_KEYS.items()
-        if key in result and not (name.startswith("precision") and key == "octaves")
+        for key, suffix in curves[name].items()
+        if key in result
     ]
     if not panels:
         return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from multiscale.metrics.frechet import Moments
-from multiscale.metrics.names import Metric
+from multiscale.metrics.measure import Metric
 
 
 @dataclass
@@ -46,17 +46,6 @@ class Patches:
     """float32 [n, D]."""
     images: np.ndarray
     """uint8 [n, C, N, N]."""
-
-
-def views_needed(metric: Metric, octaves: int) -> int:
-    """Views that a measure has rendered for one model of S octaves; measures of the same patches share them."""
-    octave_views = metric.count * octaves
-    factors = {"equivariance": 2, "seam": 8}  # a view and the same moved; four tiles and the area of four
-    if metric.kind_name in ("consistency", "compression"):
-        return metric.count * (octaves + 1)
-    return (
-        metric.count if metric.kind.per in ("mixture", "coarsest") else octave_views * factors.get(metric.kind_name, 1)
-    )
 
 
 def pools_for(metrics: Sequence[Metric], octaves: int, pictures: int = 0) -> list[Pool]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from dnnlib.files import atomic_write, cache_folder, sha256
-from multiscale.data.container import open_sources
+from multiscale.data.container import FolderSource, open_sources
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.draws import done_by_all, gathered, shares
 from multiscale.metrics.features import Features
@@ -43,8 +43,9 @@ def content_digest(path: str | Path) -> str:
         if source.path.is_file():
             digest.update(_remembered_sha256(source.path).encode())
         else:
-            for name in sorted(source.files):
-                content = hashlib.sha256(source.read_name(name)).hexdigest()
+            folder = FolderSource(source.path)
+            for name in sorted(folder.files):
+                content = hashlib.sha256(folder.read_name(name)).hexdigest()
                 digest.update(f"{name}\n{content}\n".encode())
     return digest.hexdigest()
 

@@ -21,9 +21,8 @@ from PIL import Image
 from dnnlib.files import atomic_write
 from dnnlib.pictures import grid
 from multiscale.metrics import plots
-from multiscale.metrics.compare import Result
 from multiscale.metrics.frechet import nearest
-from multiscale.metrics.names import KINDS, Metric
+from multiscale.metrics.measure import Metric, Result
 from multiscale.metrics.pools import Patches
 from multiscale.metrics.reals import fixed_order
 from multiscale.metrics.scales import NEIGHBOURS_AMONG, Evaluation
@@ -145,22 +144,13 @@ def neighbours_of(patches: Patches, octave: int, evaluation: Evaluation) -> Neig
 def _sections(measured: Sequence[Measured], evaluation: Evaluation) -> Iterator[tuple[str, str, str, bytes]]:
     """File name, title, explanation and PNG of each picture."""
     networks = {m.label: m.results for m in measured}
-    if (png := plots.octave_curves(networks)) is not None:
+    curves = {metric.name: metric.kind.curves for metric in evaluation.metrics}
+    if (png := plots.octave_curves(networks, curves)) is not None:
         text = "From coarse to fine; x is the zoom at which an octave begins. The dashes are two halves of the real patches."
         yield "octaves", "By octave", text, png
     for metric in evaluation.metrics:
-        if metric.kind_name == "spectrum":
-            text = (
-                "Power over the frequency of each octave's patches, and fake over real in dB. Below 0 detail is missing; above "
-                "0, most of all near the Nyquist limit at 0.5, there is aliasing or noise."
-            )
-            yield metric.name, "Power spectra", text, plots.spectra(networks, metric.name)
-        if metric.kind_name == "consistency":
-            text = (
-                "PSNR in dB between a view (row), reduced by averaging whole pixels, and the same part of a coarser view "
-                "(column) of the same world. The mean is over all pairs."
-            )
-            yield metric.name, "Scale consistency", text, plots.consistency_matrices(networks, metric.name)
+        if (picture := metric.kind.picture) is not None:
+            yield metric.name, picture.title, picture.text, picture.draw(networks, metric.name)
     if (png := plots.training_curves(histories(measured, evaluation.facts))) is not None:
         yield "training", "Over training", "Each measure over thousands of images seen.", png
     for number, m in enumerate(measured[-PICTURED:] if evaluation.pictures else []):
@@ -276,7 +266,7 @@ def _table(measured: Sequence[Measured], metrics: Sequence[Metric]) -> str:
             f"<td{' class=best' if len(values) > 1 and value == best else ''}>{value:.5g}</td>" for value in values
         )
         direction = "higher" if metric.kind.higher_is_better else "lower"
-        says = KINDS[metric.kind_name].says
+        says = metric.kind.says
         rows.append(
             f"<tr><th>{escape(metric.name)}</th>{cells}<td class=quiet>{direction}</td>"
             f"<td class='text quiet'>{escape(says)}</td></tr>"

@@ -8,8 +8,7 @@ Shapes: n patches, C channels, N side in pixels, S octaves, D features.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,26 +16,21 @@ import torch
 
 from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
-from multiscale.metrics import consistency, worlds
-from multiscale.metrics.compare import Result, compare
+from multiscale.metrics.compare import compare
 from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, patch_views, quantised, shares
 from multiscale.metrics.features import Features
 from multiscale.metrics.frechet import Moments, merged
-from multiscale.metrics.names import Metric
-from multiscale.metrics.pools import Patches, Pool, pools_for, views_needed
+from multiscale.metrics.measure import Metric, Result
+from multiscale.metrics.pools import Patches, Pool, pools_for
 from multiscale.metrics.reals import MOMENTS_ROWS, RealFeatures, fixed_order
-from multiscale.metrics.sliced_wasserstein import sliced_wasserstein
+from multiscale.metrics.render import Model, Progress, ViewKind
 from multiscale.networks.generator import Generator
-from multiscale.rendering.renderer import Renderer
 from torch_utils.distributed import Process, from_first
-from torch_utils.random import stream
 
 BATCH = {"cpu": 16, "cuda": 64}
 """Views that a device computes at a time, unless somebody says otherwise."""
 NEIGHBOURS_AMONG = 1000
 """Real patches of each octave among which those nearest to generated ones are looked for, at least."""
-
-Progress = Callable[[int], object]
 
 
 class Evaluation:
@@ -78,7 +72,9 @@ class Evaluation:
         if self.reals is None and any(pool.moments or pool.bank for pool in self.pools):
             raise ValueError("These measures need features.")
         self._check_counts()
-        self.scene = worlds.scene_seed(dataset) if self._asks_for("truth") else None
+        for kind in {metric.kind_name: metric.kind for metric in metrics}.values():
+            if isinstance(kind, ViewKind):
+                kind.check(dataset)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -103,7 +99,7 @@ class Evaluation:
     def total_views(self) -> int:
         """Views that :meth:`measure` renders of a model."""
         others = [m for m in self.metrics if not m.kind.needs]
-        return sum(pool.count for pool in self.pools) + sum(views_needed(m, self.dataset.octaves) for m in others)
+        return sum(pool.count for pool in self.pools) + sum(m.kind.views(m.count, self.dataset.octaves) for m in others)
 
     def check(self, generator: Generator) -> Shape:
         """What the measures must know of a network; UserError if it makes other patches than the data's."""
@@ -147,28 +143,17 @@ class Evaluation:
         patches: Mapping[int | None, Patches],
         tell: Progress,
     ) -> Result:
-        if metric.kind.needs:
-            return from_first(self.process, lambda: compare(metric, self.dataset, self.reals, patches))
-        by_name = {
-            "consistency": self._consistency,
-            "equivariance": self._equivariance,
-            "seam": self._seam,
-            "truth": self._truth,
-            "compression": self._compression,
-        }
-        return by_name[metric.kind_name](generator, shape, metric.count, tell)
-
-    @property
-    def _octaves(self) -> range:
-        return range(self.dataset.octaves)
-
-    def _asks_for(self, kind: str) -> bool:
-        return any(metric.kind_name == kind for metric in self.metrics)
+        if isinstance(metric.kind, ViewKind):
+            model = Model(
+                metric.count, generator, shape, self.dataset, self.process, seed=self.seed, batch=self.batch, tell=tell
+            )
+            return metric.kind.measured(model)
+        return from_first(self.process, lambda: compare(metric, self.dataset, self.reals, patches))
 
     def _check_counts(self) -> None:
         """Each octave has enough real patches for what is asked."""
         counts = self.dataset.counts()
-        for octaves, per in ((self._octaves, ("octave",)), (range(1), ("octave", "coarsest"))):
+        for octaves, per in ((range(self.dataset.octaves), ("octave",)), (range(1), ("octave", "coarsest"))):
             asked = [m for m in self.metrics if m.kind.needs and m.kind.per in per]
             least = max((m.kind.least for m in asked), default=0)
             for j in octaves:
@@ -220,106 +205,3 @@ class Evaluation:
         return Patches(
             joined, np.stack(rows) if rows else np.zeros((0, dimension)), np.stack(pictures) if pictures else empty
         )
-
-    def _shared(self, count: int, work: Callable[[list[int]], Sequence[Any]], tell: Progress, views: int) -> list[Any]:
-        """``work(indices)`` for all indices below ``count``, shared by the processes, in order; ``views`` a sample."""
-        found: dict[int, Any] = {}
-        for indices in shares(self.process, count, self.batch):
-            found |= dict(zip(indices, work(indices), strict=True))
-            tell(views * done_by_all(self.process, indices, count))
-        return in_order(gathered(self.process, found))
-
-    def _consistency(self, generator: Generator, shape: Shape, count: int, tell: Progress) -> Result:
-        def work(indices: list[int]) -> list[Any]:
-            return list(consistency.scale_errors(generator, shape, self.seed, indices, self.process.device))
-
-        errors = np.mean(self._shared(count, work, tell, shape.octaves + 1), axis=0)  # [S + 1, S + 1, 3]
-        psnr = consistency.psnr(errors[..., 0])
-        return {
-            "value": float(np.nanmean(psnr)),
-            "psnr": _listed(psnr),
-            "l1": _listed(errors[..., 1]),
-            "ssim": _listed(errors[..., 2]),
-            "l1_mean": float(np.nanmean(errors[..., 1])),
-            "ssim_mean": float(np.nanmean(errors[..., 2])) if np.isfinite(errors[..., 2]).any() else None,
-        }
-
-    def _equivariance(self, generator: Generator, shape: Shape, count: int, tell: Progress) -> Result:
-        means = []
-        for octave in self._octaves:
-
-            def work(indices: list[int], octave: int = octave) -> list[Any]:
-                views = patch_views(self.seed, f"shift {octave}", indices, self._labels(octave), shape.z_dim)
-                seeds = [stream(self.seed, "measure shift", octave, i) for i in indices]
-                return list(consistency.shift_errors(generator, *views, seeds, self.process.device))
-
-            means.append(float(np.mean(self._shared(count, work, tell, 2))))
-        value = float(consistency.psnr(float(np.mean(means))))
-        return {"value": value, "octaves": [float(consistency.psnr(mean)) for mean in means]}
-
-    def _seam(self, generator: Generator, _: Shape, count: int, tell: Progress) -> Result:
-        renderer = Renderer(generator, self.process.device)
-        worst = []
-        for octave in self._octaves:
-
-            def work(indices: list[int], octave: int = octave) -> list[Any]:
-                return list(worlds.seam_steps(renderer, octave, self.seed, indices))
-
-            worst.append(float(np.max(self._shared(count, work, tell, 8))))
-        return {"value": max(worst), "octaves": worst}
-
-    def _truth(self, generator: Generator, shape: Shape, count: int, tell: Progress) -> Result:
-        assert self.scene is not None
-        scene = self.scene
-        rows = []
-        for octave in self._octaves:
-
-            def work(indices: list[int], octave: int = octave) -> list[tuple[np.ndarray, np.ndarray]]:
-                z, transform = patch_views(self.seed, f"truth {octave}", indices, self._labels(octave), shape.z_dim)
-                fake = quantised(generator(z.to(self.process.device), transform)).cpu().numpy()
-                true = worlds.scene_patches(transform, shape.resolution, scene)
-                return list(zip(true, fake, strict=True))
-
-            pairs = self._shared(count, work, tell, 1)
-            true, fake = (np.stack([pair[k] for pair in pairs]) for k in (0, 1))
-            rows.append(
-                {
-                    "psnr": _mean_psnr(true, fake),
-                    "psnr_by_chance": _mean_psnr(true, np.roll(true, 1, axis=0)),
-                    "swd": sliced_wasserstein(true, fake)["mean"],
-                }
-            )
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
-        means = {f"{name}_mean": float(np.mean(values)) for name, values in columns.items()}
-        return {"value": means["psnr_mean"], "octaves": columns["psnr"], "scene_seed": scene, **columns, **means}
-
-    def _compression(self, generator: Generator, shape: Shape, count: int, tell: Progress) -> Result:
-        renderer = Renderer(generator, self.process.device)
-        pixels = worlds.pyramid_pixels(shape.resolution, shape.octaves)
-        totals = dict.fromkeys(worlds.ENCODINGS, 0.0)
-        for level, area in enumerate(pixels):
-
-            def work(indices: list[int], level: int = level) -> list[dict[str, float]]:
-                return list(worlds.tile_bytes(renderer, level, self.seed, indices).values())
-
-            tiles = self._shared(count, work, tell, 1)
-            for name in totals:
-                totals[name] += area * float(np.mean([tile[name] for tile in tiles]))
-        model = sum(tensor.nbytes for tensor in generator.state_dict().values())
-        raw = shape.channels * sum(pixels)
-        return {
-            "value": totals["png"] / model,
-            "model_bytes": model,
-            "raw_bytes": raw,
-            **{f"{name}_bytes": round(total) for name, total in totals.items()},
-            **{f"{name}_ratio": total / model for name, total in (("raw", raw), *totals.items())},
-        }
-
-
-def _mean_psnr(a: np.ndarray, b: np.ndarray) -> float:
-    difference = (a.astype(np.float64) - b) / 127.5
-    return float(consistency.psnr(np.square(difference).mean(axis=(1, 2, 3))).mean())
-
-
-def _listed(matrix: np.ndarray) -> list[list[float | None]]:
-    return [[None if math.isnan(v) else float(v) for v in row] for row in matrix]

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import nn
 
+from dnnlib.errors import UserError, nearest_name
 from multiscale.config import DiscriminatorConfig
 from multiscale.networks.layers import Conv2d, Linear
 
@@ -75,27 +76,51 @@ class DiscriminatorHead(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """``D(image, zoom_log2)`` -> logits, high for real patches.
+    """``D(image, zoom_log2)`` -> logits, high for real patches: what the objective and the trainer know of any.
 
-    With ``scale_embedding`` = C > 0 the head gives C numbers h, and the logit is <h, e(s)>/sqrt(C) (projection, Miyato and
-    Koyama 2018); otherwise the zoom is not looked at. With ``local_heads`` there is a logit for each place of the maps behind
-    every block beside the one of the whole image (patches of several sizes, as in Isola et al. 2017); ``shares`` says what
-    each counts: all heads alike, and all places of a head alike.
+    One of another architecture is a subclass that is made with the same arguments, has ``forward``, and is named in
+    ``ARCHITECTURES``.
 
     Args:
         config: Its section of the run's configuration.
         img_resolution: N.
         img_channels: C.
-        octaves: S, which the embedding needs.
+        octaves: S.
     """
 
     shares: torch.Tensor
+    """What each of the L logits of an image counts, [L]; their sum is 1. A buffer that is not saved."""
 
     def __init__(
         self, config: DiscriminatorConfig, *, img_resolution: int, img_channels: int = 3, octaves: int = 6
     ) -> None:
         super().__init__()
-        self.config, self.img_resolution, self.img_channels = config, img_resolution, img_channels
+        self.config, self.img_resolution, self.img_channels, self.octaves = (
+            config,
+            img_resolution,
+            img_channels,
+            octaves,
+        )
+        self.register_buffer("shares", torch.ones(1), persistent=False)
+
+    def forward(self, image: torch.Tensor, zoom_log2: torch.Tensor | None = None) -> torch.Tensor:
+        """Images [B, C, N, N] in [-1, 1] and their zooms s [B] -> logits [B, L]; a mean over L weighs by ``shares``."""
+        raise NotImplementedError
+
+
+class ResidualDiscriminator(Discriminator):
+    """That of StyleGAN2, ``"residual"``.
+
+    With ``scale_embedding`` = C > 0 the head gives C numbers h, and the logit is <h, e(s)>/sqrt(C) (projection, Miyato and
+    Koyama 2018); otherwise the zoom is not looked at. With ``local_heads`` there is a logit for each place of the maps behind
+    every block beside the one of the whole image (patches of several sizes, as in Isola et al. 2017); ``shares`` says what
+    each counts: all heads alike, and all places of a head alike.
+    """
+
+    def __init__(
+        self, config: DiscriminatorConfig, *, img_resolution: int, img_channels: int = 3, octaves: int = 6
+    ) -> None:
+        super().__init__(config, img_resolution=img_resolution, img_channels=img_channels, octaves=octaves)
         self.half_dtype = getattr(torch, config.half_dtype)
 
         def width(resolution: int) -> int:
@@ -117,8 +142,7 @@ class Discriminator(nn.Module):
         if config.local_heads:
             self.local.update({f"b{r}": Conv2d(width(r // 2), size or 1, 1, act="linear") for r in resolutions})
         places = [1, *((int(name[1:]) // 2) ** 2 for name in self.local)]
-        shares = torch.cat([torch.full([n], 1 / (n * len(places))) for n in places])
-        self.register_buffer("shares", shares, persistent=False)
+        self.shares = torch.cat([torch.full([n], 1 / (n * len(places))) for n in places])
 
     def forward(self, image: torch.Tensor, zoom_log2: torch.Tensor | None = None) -> torch.Tensor:
         """Images [B, C, N, N] in [-1, 1] and their zooms s [B] (needed if there is an embedding) -> logits [B, L].
@@ -139,6 +163,27 @@ class Discriminator(nn.Module):
             raise ValueError("this discriminator knows the zoom: give zoom_log2")
         e = self.embedding(zoom_log2) / math.sqrt(h.shape[1])
         return torch.bmm(e[:, None], h)[:, 0]
+
+
+ARCHITECTURES: dict[str, type[Discriminator]] = {"residual": ResidualDiscriminator}
+"""By the name that ``discriminator.architecture`` gives."""
+
+
+def make_discriminator(
+    config: DiscriminatorConfig, *, img_resolution: int, img_channels: int, octaves: int
+) -> Discriminator:
+    """The discriminator that a configuration names; arguments as those of :class:`Discriminator`.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if config.architecture not in ARCHITECTURES:
+        raise UserError(
+            f"There is no discriminator of architecture {config.architecture!r}"
+            f"{nearest_name(config.architecture, ARCHITECTURES)}"
+        )
+    network = ARCHITECTURES[config.architecture]
+    return network(config, img_resolution=img_resolution, img_channels=img_channels, octaves=octaves)
 
 
 def append_minibatch_stddev(x: torch.Tensor, group: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,9 @@ class Renderer:
         centres: Sequence[tuple[float, float]],
         truncation_psi: float = 1.0,
     ) -> np.ndarray:
-        """The generator's own N x N images, one for each world, zoom and centre (three sequences of one length M).
+        """Images of N x N pixels, one for each world, zoom and centre (three sequences of one length M).
+
+        They are those of :meth:`image`, several at a time.
 
         Args:
             worlds: Worlds or seeds.
@@ -117,14 +119,14 @@ class Renderer:
                     f"Scale {zoom:g} is out of range: this model zooms from 1 to {self.max_zoom:g} "
                     f"({self.generator.config.octaves} octaves)."
                 )
-        transforms = view_transform(
-            torch.tensor(zooms, dtype=torch.float64), torch.tensor(centres, dtype=torch.float64)
-        )
+        size = (self.resolution, self.resolution)
+        view_transform(torch.tensor(zooms, dtype=torch.float64), torch.tensor(centres, dtype=torch.float64))  # checks
+        places = [(Region.of_view(zoom, centre, *size), 0, 0) for zoom, centre in zip(zooms, centres, strict=True)]
         images = []
         for i in range(0, len(worlds), RENDER_BATCH):
             ws = torch.cat([self.styles(world, truncation_psi) for world in worlds[i : i + RENDER_BATCH]])
-            images.append(self.generator.synthesis(ws, transforms[i : i + RENDER_BATCH]))
-        return to_uint8(torch.cat(images))
+            images.append(to_uint8(self._evaluate(ws, places[i : i + RENDER_BATCH], size)))
+        return np.concatenate(images)
 
     def image(
         self,
@@ -152,9 +154,9 @@ class Renderer:
             Cancelled: ``cancelled`` said so.
         """
         image = torch.empty(self.generator.config.img_channels, region.height, region.width)
-        for tile in self.tiles(world, region, truncation_psi, extrapolate=extrapolate, cancelled=cancelled):
-            height, width = tile.pixels.shape[1:]
-            image[:, tile.y : tile.y + height, tile.x : tile.x + width] = tile.pixels.cpu()
+        tiles = self.tiles(world, region, truncation_psi, extrapolate=extrapolate, cancelled=cancelled)
+        for _ in placed(tiles, image.movedim(0, -1), lambda pixels: pixels.movedim(0, -1).cpu()):
+            pass
         return image
 
     @torch.no_grad()
@@ -174,15 +176,15 @@ class Renderer:
         factor = self._oversampling(region)
         if factor > 1:  # coarser than the model's coarsest view: render that and average; the result is small
             fine = region.finer(factor)
-            pixels = self._evaluate(ws, fine, [(0, 0)], (fine.width, fine.height), give_up)
+            pixels = self._evaluate(ws, [(fine, 0, 0)], (fine.width, fine.height), give_up)
             yield Tile(0, 0, torch.nn.functional.avg_pool2d(pixels, factor)[0])
             return
         width, height, together = self._tile_size(region)
-        places = [(x, y) for y in range(0, region.height, height) for x in range(0, region.width, width)]
+        places = [(region, x, y) for y in range(0, region.height, height) for x in range(0, region.width, width)]
         for i in range(0, len(places), together):
             batch = places[i : i + together]
-            images = self._evaluate(ws, region, batch, (width, height), give_up)
-            for (x, y), pixels in zip(batch, images, strict=True):
+            images = self._evaluate(ws.expand(len(batch), -1, -1), batch, (width, height), give_up)
+            for (_, x, y), pixels in zip(batch, images, strict=True):
                 yield Tile(x, y, pixels[:, : region.height - y, : region.width - x])
 
     def check(self, region: Region, *, extrapolate: bool = False) -> None:
@@ -236,17 +238,18 @@ class Renderer:
     def _evaluate(
         self,
         ws: torch.Tensor,
-        region: Region,
-        places: Sequence[tuple[int, int]],
+        places: Sequence[tuple[Region, int, int]],
         size: tuple[int, int],
-        before_layer: Callable[[], None] | None,
+        before_layer: Callable[[], None] | None = None,
     ) -> torch.Tensor:
-        """Pixels of ``region`` from each place on: [len(places), C, height, width]; ``size`` may be any."""
+        """Pixels from each place (a region, and x and y of a pixel in it) on: [len(places), C, height, width].
+
+        Everything that is rendered comes from here. ``ws``: [len(places), num_ws, w_dim]; ``size`` (width, height) may be any.
+        """
         step, halo = self.generator.plan.step, self.halo
         wide, high = (math.ceil(side / step) * step + 2 * halo for side in size)
-        parts = [region.part(x - halo, y - halo, wide, high) for x, y in places]
+        parts = [region.part(x - halo, y - halo, wide, high) for region, x, y in places]
         transform = torch.cat([part.transform(self.resolution) for part in parts])
-        ws = ws.expand(len(places), -1, -1)
         if self._replay is not None:
             images = self._replay(ws, transform, (wide, high))
         else:
@@ -273,6 +276,16 @@ class Renderer:
         pixels = (width + 2 * self.halo) * (height + 2 * self.halo)
         together = 1 if kind == "cpu" else max(int(TILE_BYTES[kind] / bytes_a_pixel / pixels), 1)
         return width, height, together
+
+
+def placed(
+    tiles: Iterable[Tile], pixels: torch.Tensor | np.ndarray, convert: Callable[[torch.Tensor], Any]
+) -> Iterator[Tile]:
+    """Write tiles into an image [H, W, C], each as ``convert`` ([C, h, w] -> [h, w, C]) gives it, and say which is done."""
+    for tile in tiles:
+        height, width = tile.pixels.shape[1:]
+        pixels[tile.y : tile.y + height, tile.x : tile.x + width] = convert(tile.pixels)
+        yield tile
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:

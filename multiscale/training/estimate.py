@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_iter
 
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
-from multiscale.networks.discriminator import Discriminator
+from multiscale.networks.discriminator import Discriminator, make_discriminator
 from multiscale.networks.generator import Generator
 from multiscale.networks.plan import Plan
 from multiscale.training.augment import augmentation
@@ -317,7 +317,7 @@ def networks_on_meta(config: RunConfig, device_type: str = "cpu") -> tuple[Gener
     if device_type != "cuda":  # half precision is for CUDA alone
         g, d = replace(g, num_half_res=0), replace(d, num_half_res=0)
     with torch.device("meta"):
-        discriminator = Discriminator(
+        discriminator = make_discriminator(
             d, img_resolution=g.img_resolution, img_channels=g.img_channels, octaves=g.octaves
         )
     return Generator(g).to("meta"), discriminator

@@ -29,7 +29,7 @@ from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import Mirrored, PatchDataset, octave_of
 from multiscale.data.sampling import SamplerState, ScaleSampler
 from multiscale.metrics.reals import content_digest
-from multiscale.networks.discriminator import Discriminator
+from multiscale.networks.discriminator import make_discriminator
 from multiscale.networks.generator import Generator
 from multiscale.rendering.files import save_png
 from multiscale.rendering.renderer import Renderer
@@ -102,7 +102,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.G = Generator(config.generator).to(self.device)
-            self.D = Discriminator(
+            self.D = make_discriminator(
                 config.discriminator,
                 img_resolution=config.generator.img_resolution,
                 img_channels=config.generator.img_channels,

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sqlite3
 import zipfile
 
 import numpy as np
@@ -11,9 +12,10 @@ from PIL import Image
 
 from dnnlib.errors import UserError
 from multiscale.config import ScheduleConfig
-from multiscale.data.container import Names, PatchWriter, encode_png
+from multiscale.data.container import READERS, PatchWriter, encode_png
 from multiscale.data.patches import Mirrored, PatchDataset, check_patches, count_octaves, octave_of
 from multiscale.data.sampling import ScaleSampler
+from multiscale.data.source import Names, PatchSource
 
 
 def patch(i, side=16, channels=3):
@@ -54,6 +56,49 @@ def test_what_is_written_is_read_back(tmp_path, name, channels):
     assert check_patches(dataset, workers=1) == []
     with pytest.raises(IndexError):
         dataset[5]
+
+
+class Database(PatchSource):
+    """All that a store of another kind takes."""
+
+    def listing(self):
+        with sqlite3.connect(self.path) as database:
+            names, labels = zip(*database.execute("SELECT name, label FROM patches ORDER BY rowid"), strict=True)
+        return names, np.array(labels)
+
+    def read(self, index):
+        with sqlite3.connect(self.path) as database:
+            return database.execute("SELECT png FROM patches WHERE rowid = ?", (index + 1,)).fetchone()[0]
+
+
+def test_a_store_of_another_kind_is_one_class(tmp_path, monkeypatch):
+    monkeypatch.setitem(READERS, ".sqlite", Database)
+    zipped = PatchDataset(write_set(tmp_path / "set.zip"))
+
+    def database(name, damage=(), **changed):
+        with sqlite3.connect(tmp_path / name) as connection:
+            connection.execute("CREATE TABLE patches (name, label, png)")
+            for i, patch_name in enumerate(zipped.names):
+                png = encode_png(patch(i))
+                row = (patch_name, changed.get("label", zipped.labels[i]), png[: len(png) // 2] if i in damage else png)
+                connection.execute("INSERT INTO patches VALUES (?, ?, ?)", row)
+        return tmp_path / name
+
+    dataset = pickle.loads(pickle.dumps(PatchDataset(database("a.sqlite"))))
+    assert list(dataset.names) == list(zipped.names)
+    np.testing.assert_array_equal(dataset.labels, zipped.labels)
+    for (ours, _), (theirs, _) in zip(dataset, zipped, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    dataset.check_headers()
+    assert check_patches(dataset, workers=2) == []
+    assert len(PatchDataset(tmp_path / "[as]*.[sz][qi]*")) == 10  # a database and a ZIP are one set
+    damaged = PatchDataset(database("b.sqlite", damage=[2]))
+    with pytest.raises(UserError, match=r"1 patch of 5 .*img00000002\.png is truncated"):
+        damaged.check_headers()
+    with pytest.raises(UserError, match=r"img00000002\.png .* cannot be used"):
+        damaged[2]
+    with pytest.raises(UserError, match=r"5 labels in .*c\.sqlite outside 0"):
+        PatchDataset(database("c.sqlite", label=-1.0))
 
 
 def test_equal_patches_give_equal_bytes(tmp_path):

@@ -14,7 +14,9 @@ from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
 from multiscale.data.procedural import render
-from multiscale.metrics.worlds import pyramid_pixels, scene_patches, scene_seed, seam_steps, tile_bytes
+from multiscale.metrics.measures.compression import pyramid_pixels, tile_bytes
+from multiscale.metrics.measures.seam import seam_steps
+from multiscale.metrics.measures.truth import scene_patches, scene_seed
 from multiscale.rendering.renderer import Renderer, to_uint8
 from multiscale.view import Region, view_transform
 

@@ -14,12 +14,14 @@ from scipy import ndimage
 from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
-from multiscale.metrics.compare import compare, pairwise_distances, real_images
+from multiscale.metrics.compare import compare, real_images
 from multiscale.metrics.draws import done_by_all, shares
 from multiscale.metrics.features import load_features
 from multiscale.metrics.frechet import Moments
-from multiscale.metrics.names import KINDS, parse_metric, parse_metrics
-from multiscale.metrics.pools import Patches, pools_for, views_needed
+from multiscale.metrics.measure import KINDS
+from multiscale.metrics.measures.diversity import pairwise_distances
+from multiscale.metrics.names import parse_metric, parse_metrics
+from multiscale.metrics.pools import Patches, pools_for
 from multiscale.metrics.reals import RealFeatures, content_digest, fixed_order
 from multiscale.metrics.scales import Evaluation
 from torch_utils import distributed
@@ -116,7 +118,7 @@ def test_views_are_counted_as_they_are_rendered(evaluation):
     counted = []
     evaluation.measure(tiny_generator(), counted.append)
     assert sum(counted) == evaluation.total_views()
-    assert views_needed(parse_metric("consistency3"), 3) == 12
+    assert KINDS["consistency"].views(3, 3) == 12
 
 
 def test_numbers_do_not_depend_on_the_batch_and_do_on_the_seed(data, measured):
@@ -269,7 +271,7 @@ def test_pools_are_as_large_as_the_greediest_measure_asks():
     assert [(p.count, p.moments, p.bank, p.images) for p in octaves] == [(9, {9}, 7, 7)] * 2
     assert pools_for(parse_metrics("consistency,seam"), 2) == []
     assert [(p.octave, p.count, p.images) for p in pools_for(parse_metrics("diversity20"), 3)] == [(0, 20, 20)]
-    assert views_needed(parse_metric("diversity20"), 3) == 20
+    assert KINDS["diversity"].views(20, 3) == 20
 
 
 def test_what_does_not_fit_is_refused_before_any_work(data, tmp_path):

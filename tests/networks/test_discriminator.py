@@ -5,20 +5,28 @@ import math
 import pytest
 import torch
 
-from multiscale.config import DiscriminatorConfig
-from multiscale.networks.discriminator import Discriminator, ScaleEmbedding, append_minibatch_stddev
+from dnnlib.errors import UserError
+from multiscale.config import DiscriminatorConfig, RunConfig, build
+from multiscale.networks.discriminator import (
+    ARCHITECTURES,
+    Discriminator,
+    ResidualDiscriminator,
+    ScaleEmbedding,
+    append_minibatch_stddev,
+)
+from multiscale.training.estimate import networks_on_meta
 
 
-def small(*, img_resolution: int = 16, octaves: int = 6, **changes) -> Discriminator:
+def small(*, img_resolution: int = 16, octaves: int = 6, **changes) -> ResidualDiscriminator:
     config = DiscriminatorConfig(channel_base=128, channel_max=16, **changes)
-    return Discriminator(config, img_resolution=img_resolution, octaves=octaves)
+    return ResidualDiscriminator(config, img_resolution=img_resolution, octaves=octaves)
 
 
 @pytest.mark.parametrize("resolution", [16, 32, 1024])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_resolution_gives_one_logit_an_image(resolution, channels):
     config = DiscriminatorConfig(channel_base=128, channel_max=16)
-    discriminator = Discriminator(config, img_resolution=resolution, img_channels=channels)
+    discriminator = ResidualDiscriminator(config, img_resolution=resolution, img_channels=channels)
     assert discriminator(torch.randn(2, channels, resolution, resolution)).shape == (2, 1)
 
 
@@ -117,3 +125,29 @@ def test_second_derivatives_reach_local_heads_and_embedding(changes):
     for weight in weights:
         assert weight.grad.isfinite().all()
         assert weight.grad.any()
+
+
+class Linear(Discriminator):
+    """All that another architecture takes."""
+
+    def __init__(self, config, *, img_resolution, img_channels=3, octaves=6):
+        super().__init__(config, img_resolution=img_resolution, img_channels=img_channels, octaves=octaves)
+        self.fc = torch.nn.Linear(img_channels * img_resolution**2, 1)
+
+    def forward(self, image, zoom_log2=None):
+        return self.fc(image.flatten(1))
+
+
+def test_another_architecture_is_one_class_and_its_name(monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "linear", Linear)
+
+    def made(**settings):
+        contents = {"generator": {"img_resolution": 32}, "discriminator": settings}
+        return networks_on_meta(build(RunConfig, contents))[1]
+
+    assert type(made()) is ResidualDiscriminator
+    linear = made(architecture="linear")
+    assert type(linear) is Linear
+    assert linear(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, len(linear.shares))
+    with pytest.raises(UserError, match=r"no discriminator of architecture 'residul', did you mean 'residual'\?"):
+        made(architecture="residul")

@@ -70,6 +70,19 @@ def test_steps_across_tile_borders_are_no_larger_than_inside(narrow, monkeypatch
     assert borders.max() <= inside.max() * 1.05
 
 
+@pytest.mark.parametrize("margin", [0, 4, 7, 10])
+def test_views_are_those_of_images_up_to_their_borders(margin):
+    """A bare view of a generator of margin 4 is 51 dB from the image, and up to 8 levels off at its borders."""
+    torch.manual_seed(0)
+    config = small_config(octaves=4, margin=margin, num_layers=8)
+    renderer = Renderer(calibrated_generator(config), torch.device("cpu"))
+    zooms, centres = [4.0, 1.0, 2.5], [(0.2, 0.1), (0.0, 0.0), (0.13, -0.1)]
+    views = renderer.render([3, 4, 3], zooms, centres)
+    for view, world, zoom, centre in zip(views, (3, 4, 3), zooms, centres, strict=True):
+        image = renderer.image(world, Region.of_view(zoom, centre, 32, 32))
+        assert np.abs(view.astype(int) - to_uint8(image)).max() <= 1  # of 255, by rounding
+
+
 def test_a_tile_is_the_generators_own_view(renderer):
     own = renderer.render([3], [4.0], [(0.2, 0.1)])[0]
     image = to_uint8(renderer.image(3, Region.of_view(4, (0.2, 0.1), 32, 32)))

@@ -1,0 +1,119 @@
+"""What a measure is, and the register of all of them: each is one file in ``multiscale/metrics/measures/``.
+
+A file there registers what it measures when it is imported; the register imports them all when somebody first looks at it,
+so that nobody keeps a list, and commands that only name measures load nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FOLDER = "multiscale.metrics.measures"
+
+Result = dict[str, Any]
+"""JSON values: ``value`` is the number to compare models by, ``octaves`` the same of each octave, where it has any, and
+``floor`` what two halves of up to twice as many real patches give."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a report draws of a measure."""
+
+    title: str
+    text: str
+    draw: Callable[[Mapping[str, Mapping[str, Result]], str], bytes]
+    """Of the results of each network by measure, and the measure's name: a PNG."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A measure: what it says, of how many samples if nobody says otherwise, and which direction is good.
+
+    Those that look at patches, which measures share, are ``PatchKind`` (``multiscale/metrics/compare.py``); those that
+    render views of their own are ``ViewKind`` (``multiscale/metrics/render.py``).
+    """
+
+    name: str
+    says: str
+    count: int
+    """Samples: over the mixture, of each octave, of the coarsest octave, or worlds."""
+    per: Literal["mixture", "octave", "coarsest", "world"]
+    needs: frozenset[Literal["moments", "bank", "images"]] = frozenset()
+    """Of the shared patches: statistics of their features, the features, the images; nothing: it renders its own."""
+    higher_is_better: bool = False
+    least: int = 1
+    curves: Mapping[str, str] = field(default_factory=lambda: {"octaves": ""})
+    """Keys of its result with a number for each octave that a report draws, where there are any, and what is added to the
+    measure's name for them."""
+    picture: Picture | None = None
+
+    @property
+    def unit(self) -> str:
+        """What ``count`` counts."""
+        units = {"mixture": "patches", "octave": "of each octave", "coarsest": "of the coarsest", "world": "worlds"}
+        return units[self.per]
+
+    def views(self, count: int, octaves: int) -> int:
+        """Views that ``count`` samples take of one model of S octaves, if no other measure shares them."""
+        return count * octaves if self.per == "octave" else count
+
+
+class Register(Mapping[str, Kind]):
+    """Measures by name: those that look at features first, then those of images, then those that render; each by name."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, Kind] = {}
+        self._loaded = False
+
+    def add(self, kind: Kind) -> None:
+        """Add a measure; also one from outside this project, before its name is parsed.
+
+        Raises:
+            ValueError: another has the name.
+        """
+        if kind.name in self._kinds:
+            raise ValueError(f"There are two measures of the name {kind.name!r}.")
+        self._kinds[kind.name] = kind
+
+    def __getitem__(self, name: str) -> Kind:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._all(), key=lambda name: (self._group(name), name)))
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def _group(self, name: str) -> int:
+        needs = self._kinds[name].needs
+        return 0 if "moments" in needs else 1 if "bank" in needs else 2 if needs else 3
+
+    def _all(self) -> dict[str, Kind]:
+        if not self._loaded:
+            for module in pkgutil.iter_modules(importlib.import_module(FOLDER).__path__, FOLDER + "."):
+                importlib.import_module(module.name)
+            self._loaded = True
+        return self._kinds
+
+
+KINDS = Register()
+"""All measures."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measure that is asked for."""
+
+    name: str
+    """As it was written: the name of its result."""
+    kind_name: str
+    count: int
+
+    @property
+    def kind(self) -> Kind:
+        """What is measured."""
+        return KINDS[self.kind_name]

@@ -1,0 +1,94 @@
+"""Measures that render views of their own: what such a measure is given, and how processes share its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from multiscale.data.patches import PatchDataset
+from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, patch_views, shares
+from multiscale.metrics.measure import Kind, Result
+from multiscale.networks.generator import Generator
+from multiscale.rendering.renderer import Renderer
+from torch_utils.distributed import Process
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A generator to measure, and the samples of it that are asked for."""
+
+    count: int
+    """Samples that the measure was asked to take."""
+    generator: Generator
+    """In evaluation mode, on the device of the process."""
+    shape: Shape
+    dataset: PatchDataset
+    """The real patches."""
+    process: Process
+    seed: int
+    """Of all draws."""
+    batch: int
+    """Samples at a time."""
+    tell: Progress
+    """Told how many views were rendered, over all processes; :meth:`shared` does it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the generator is."""
+        return self.process.device
+
+    @property
+    def octaves(self) -> range:
+        """All octaves of the data."""
+        return range(self.dataset.octaves)
+
+    @property
+    def renderer(self) -> Renderer:
+        """For images of any size."""
+        return Renderer(self.generator, self.device)
+
+    def octave_views(self, purpose: str, octave: int, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents and views of patches of an octave, as :func:`patch_views`; each purpose has its own."""
+        labels = self.dataset.labels[self.dataset.patch_octaves == octave]
+        return patch_views(self.seed, f"{purpose} {octave}", indices, labels, self.shape.z_dim)
+
+    def shared(self, work: Callable[[list[int]], Sequence[Any]], views: int) -> list[Any]:
+        """``work(indices)``, a value for each, for all indices below ``count``: shared by the processes, in order, in all.
+
+        ``views``: how many a sample takes.
+        """
+        found: dict[int, Any] = {}
+        for indices in shares(self.process, self.count, self.batch):
+            found |= dict(zip(indices, work(indices), strict=True))
+            self.tell(views * done_by_all(self.process, indices, self.count))
+        return in_order(gathered(self.process, found))
+
+    def shared_by_octave(self, work: Callable[[int, list[int]], Sequence[Any]], views: int) -> list[np.ndarray]:
+        """``work(octave, indices)``, a number for each sample of each octave: float [count], octave by octave."""
+        return [np.array(self.shared(partial(work, octave), views)) for octave in self.octaves]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewKind(Kind):
+    """A measure that renders its own views."""
+
+    measured: Callable[[Model], Result]
+    """Called in every process, and the same result in each."""
+    rendered: Callable[[int, int], int]
+    """Views that (count, octaves) take of a model."""
+    check: Callable[[PatchDataset], object] = lambda _: None
+    """Called before any work; raises a UserError if the data do not have what the measure needs."""
+
+    def __post_init__(self) -> None:
+        assert not self.needs, "what is needed of patches is for a PatchKind"
+
+    def views(self, count: int, octaves: int) -> int:
+        """Views that ``count`` samples take of one model of S octaves."""
+        return self.rendered(count, octaves)
