@@ -105,6 +105,7 @@ def all_options() -> dict[str, set[str]]:
             found |= {f"{name}.py {sub}": options_of(command) for sub, command in main.commands.items()}
         else:
             found[f"{name}.py"] = options_of(main)
+    found["multiscale.cli.pack"] = options_of(importlib.import_module("multiscale.cli.pack").main)
     for script in [*(ROOT / "benchmarks").glob("*.py"), ROOT / "tests/training/golden_run.py"]:
         relative = script.relative_to(ROOT).as_posix()
         found[relative] = set(re.findall(r'"(--[a-z-]+)"', script.read_text(encoding="utf-8")))
