@@ -19,15 +19,42 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
+from multiscale.runs.journal import read_stats
 from multiscale.runs.snapshots import snapshots_of
 from multiscale.runs.states import identity_of, states_of
 from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 from torch_utils.distributed import under_torchrun
 
+LOCK = ".lock"
+FIRST_SNAPSHOT = "generator-000000000.safetensors"
+
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is a run in the folder, begun at least."""
-    return (folder / "config.yaml").exists() or bool(snapshots_of(folder) or states_of(folder))
+    """Whether a run has begun in the folder: its first state is whole, or it has got further (and somebody removed states).
+
+    What a run leaves that was ended before its first state is nobody's: the next one begins there.
+    """
+    if states_of(folder) or any(path.name != FIRST_SNAPSHOT for path in snapshots_of(folder)):
+        return True
+    return any(line["kimg"] > 0 for line in read_stats(folder))
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what a run has left that was ended before its first state: the next one's are others."""
+    for name in (FIRST_SNAPSHOT, "samples-000000000.png", "reals.png"):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / name).unlink()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process trains in the folder now."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, blocking=False, fallback_to_soft=False):
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 @contextlib.contextmanager
@@ -41,7 +68,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", blocking=False, fallback_to_soft=False)
+        lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
         lock.acquire()
     except Timeout as error:
         raise UserError(

@@ -36,7 +36,7 @@ class Journal:
 
     Args:
         folder: Of the run; it exists.
-        images: Images seen so far: 0 for a new run.
+        images: Images seen so far; -1 for a new run, before which nothing counts.
 
     Raises:
         UserError: the folder cannot be written or the disk is full. All methods raise it; what stands stays readable.
@@ -60,7 +60,9 @@ class Journal:
             self._records = RecordWriter(str(self._path))
         self._add(file_version="brain.Event:2")
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(step=images + 1, session_log=session)  # one that shows older files now forgets them from there on
+        self._add(
+            step=max(images, 0) + 1, session_log=session
+        )  # one that shows older files now forgets them from there on
 
     def write(self, images: int, values: Mapping[str, float | Sequence[float | None]]) -> None:
         """Append one line, ``{"kimg": images / 1000, **values}``, and the same numbers for TensorBoard.
