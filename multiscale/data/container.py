@@ -11,7 +11,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write
+from dnnlib.files import atomic_write, new_temporary_folder
 from multiscale.data.archive import ZipSource
 
 LABELS_FILE = "dataset.json"
@@ -134,7 +133,7 @@ def _zip_sink(dest: Path) -> Any:
 def _folder_sink(dest: Path) -> Any:
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".tmp", dir=dest.parent))
+        temporary = new_temporary_folder(dest.name, dest.parent)
         try:
             new, old = temporary / "new", temporary / "old"
             new.mkdir()

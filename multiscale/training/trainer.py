@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.progress import Stopwatch, progress_bar
-from dnnlib.signals import StopRequest
+from dnnlib.signals import ENDING, StopRequest
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import Mirrored, PatchDataset, octave_of
 from multiscale.data.sampling import SamplerState, ScaleSampler
@@ -154,7 +154,7 @@ class Trainer:
         return self.step * self.config.training.batch
 
     def run(self) -> None:
-        """Train to the end, or until SIGINT or SIGTERM asks to stop: then the step is finished and the state kept.
+        """Train to the end, or until SIGINT, SIGTERM or SIGHUP asks to stop: then the step is finished and the state kept.
 
         Raises:
             UserError: memory or disk are full, gradients have not been finite for ``BAD_STEPS`` steps, or the processes
@@ -581,5 +581,6 @@ class Trainer:
 
 
 def _ignore_interrupt(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal; loader workers leave it to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals may reach every process of a terminal or job; loader workers, which end with the main process, leave it those."""
+    for number in (signal.SIGINT, *ENDING):
+        signal.signal(number, signal.SIG_IGN)
