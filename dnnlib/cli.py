@@ -15,6 +15,9 @@ from dnnlib.signals import ends_in_order
 DEBUG = "MULTISCALE_DEBUG"
 """Environment variable: 1 shows the tracebacks of errors that are one sentence otherwise."""
 
+LONGEST = 4000
+"""Characters of a sentence: what was given may be longer than anybody reads."""
+
 
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a click command's function, so that it ends with a sentence on stderr and a code, whatever happens to it.
@@ -46,7 +49,7 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, UserError):
-        return sentence_of(str(error))
+        return _shortened(sentence_of(str(error)), LONGEST)
     if isinstance(error, MemoryError):
         return "The memory does not hold what is asked for; ask for less, or close other programs."
     if isinstance(error, RecursionError):

@@ -53,6 +53,9 @@ _HEADER = np.dtype(
 MEMBER = np.dtype([("offset", "<i8"), ("stored", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("method", "<u2")])
 """What is kept of a member: where its local header begins, bytes in the ZIP, bytes unpacked, CRC-32, ZIP method."""
 
+LARGEST = 1 << 28
+"""Bytes that a file in a ZIP may have unpacked, until more is known of the set."""
+
 _ENCRYPTED = 1 | 1 << 6 | 1 << 13
 _UTF8 = 1 << 11
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
@@ -256,11 +259,13 @@ class ZipSource:
     Attributes:
         path: The ZIP.
         files: Names of all files in it, until ``keep``.
+        largest: Bytes that a file may have unpacked; a few bytes can claim any number.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises zipfile.BadZipFile (see ``read_directory``) or OSError."""
         self.path = path
+        self.largest = LARGEST
         self._handle: list[IO[bytes]] = []
         with open(path, "rb") as stream:
             self._identity = _identity(stream)
@@ -286,6 +291,8 @@ class ZipSource:
     def read(self, index: int) -> bytes:
         """A file, whole and with the right CRC, or ValueError ("is damaged ...") or OSError."""
         offset, stored, size, crc, method = self._members[index].item()
+        if size > self.largest:
+            raise ValueError(f"is damaged inside the ZIP (it claims {size} bytes, of at most {self.largest})")
         data = self._bytes(offset, _LOCAL.size + stored + _LOCAL_SLACK)
         start = _data_start(data)
         stop = start + stored

@@ -22,6 +22,7 @@ from PIL import Image
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, new_temporary_folder
+from dnnlib.reading import regular_size
 from multiscale.data.archive import ZipSource
 
 LABELS_FILE = "dataset.json"
@@ -245,7 +246,7 @@ def _open_source(path: Path) -> FolderSource | ZipSource:
         raise UserError(f"There is no {path}; give a ZIP or a folder made by 'python dataset_tool.py make' or 'demo'.")
     if path.is_dir():
         return FolderSource(path)
-    if path.stat().st_size == 0:
+    if regular_size(path, "the patches") == 0:
         raise UserError(f"{path} is an empty file, not a patch ZIP.")
     try:
         return ZipSource(path)

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
-from multiscale.data.archive import ZipSource
+from multiscale.data.archive import LARGEST, ZipSource
 from multiscale.data.container import (
     LABELS_FILE,
     MAX_LABEL,
@@ -51,6 +51,10 @@ _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3}
 _COLOUR_TYPE_NAMES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGBA"}
+LABELS_BYTES, LABEL_BYTES = 1 << 20, 4096
+"""Of the labels' file in a ZIP, at most: in all, and for each other file there."""
+PATCH_BYTES = 1 << 20
+"""Of a patch in a ZIP beyond its pixels, at most: captions and profiles."""
 _READ_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, EOFError, struct.error)
 
 
@@ -226,7 +230,11 @@ class PatchDataset:
                     f"{source.path} holds patches of {found}, but {self._sources[0].path} of {firsts[0]}; all that {self.path} "
                     "matches must agree: make them again with one --resolution, or name fewer."
                 )
-        return firsts[0]
+        first = firsts[0]
+        for source in self._sources:
+            if isinstance(source, ZipSource):
+                source.largest = PATCH_BYTES + 2 * first.height * (first.width * first.bits * 3 // 8 + 1)
+        return first
 
     def _format_of(self, index: int) -> PatchFormat:
         where = f"Patch {self.names[index]} in {self.path}"
@@ -321,7 +329,12 @@ def _read_labels(source: FolderSource | ZipSource) -> tuple[Names, np.ndarray]:
         hint = f"; it stands at {inner[0]}, but must be at the top level" if inner else ""
         raise UserError(f"{path} holds no {LABELS_FILE}, which gives each patch its scale{hint}.")
     try:
-        pairs = json.loads(source.read_name(LABELS_FILE))["labels"]
+        if isinstance(source, ZipSource):
+            source.largest = LABELS_BYTES + LABEL_BYTES * len(files)
+        text = source.read_name(LABELS_FILE)
+        if isinstance(source, ZipSource):
+            source.largest = LARGEST
+        pairs = json.loads(text)["labels"]
         names = [str(name) for name, _ in pairs]
         values = [value if type(value) is float else _as_label(value) for _, value in pairs]
     except (*_READ_ERRORS, KeyError, TypeError, RecursionError) as error:
@@ -329,7 +342,7 @@ def _read_labels(source: FolderSource | ZipSource) -> tuple[Names, np.ndarray]:
         raise UserError(
             f"{LABELS_FILE} in {path} is not of the form {form} ({type(error).__name__}: {error})."
         ) from error
-    del pairs  # most of the memory that opening takes
+    del pairs, text  # most of the memory that opening takes
     labels = np.array(values, dtype=np.float64)
     _match(path, names, files)
     ordered = sorted(names)

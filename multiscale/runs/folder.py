@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.reading import from_json, from_yaml, parsed, read_text
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.journal import read_stats
@@ -118,13 +119,16 @@ def data_facts(dataset: PatchDataset) -> dict[str, Any]:
 
 def began_with(folder: Path) -> tuple[RunConfig, dict[str, Any]] | None:
     """Config and data (as :func:`data_facts`) that a run began with; None if the folder does not say."""
-    try:
-        contents = {"config": yaml.safe_load((folder / "config.yaml").read_text("utf-8"))}
-        environment = json.loads((folder / "environment.json").read_text("utf-8"))
+
+    def read() -> tuple[RunConfig, dict[str, Any]]:
+        contents = {"config": from_yaml(read_text(folder / "config.yaml", "the config"))}
+        environment = from_json(read_text(folder / "environment.json", "the facts"))
         data = {key: environment[key] for key in ("data", "patches", "labels_crc32")}
         version = environment.get("format_version", 1)
         check_version(version, kind="run", source=str(folder))
-        config, _ = read_stored(contents, version=version, source=str(folder / "config.yaml"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return read_stored(contents, version=version, source=str(folder / "config.yaml"))[0], data
+
+    try:
+        return parsed(read, "damaged: {reason}")
+    except (UserError, OSError):
         return None
-    return config, data

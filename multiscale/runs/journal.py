@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,7 +153,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file cannot be read.
     """
-    return [values for _, values in _whole_lines(folder / METRICS) if isinstance(values.get("results"), dict)]
+    lines = [values for _, values in _whole_lines(folder / METRICS) if isinstance(values.get("results"), dict)]
+    for line in lines:
+        line["results"] = {name: result for name, result in line["results"].items() if _is_measured(result)}
+    return lines
+
+
+def _is_measured(result: Any) -> bool:
+    return isinstance(result, dict) and type(result.get("value")) in (int, float)
 
 
 def drop_lines_after(path: Path, images: int) -> None:
@@ -201,9 +209,9 @@ def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             values = json.loads(line)
-            if isinstance(values, dict) and isinstance(values.get("kimg"), int | float):
+            if isinstance(values, dict) and type(values.get("kimg")) in (int, float) and math.isfinite(values["kimg"]):
                 yield line, values
 
 

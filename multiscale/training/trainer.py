@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.progress import Stopwatch, progress_bar
+from dnnlib.reading import short_reason
 from dnnlib.signals import ENDING, StopRequest
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import Mirrored, PatchDataset, octave_of
@@ -312,7 +313,21 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()`` of a run with the same networks and data; the schedule may be another."""
+        """Go on from ``state_dict()`` of a run with the same networks and data; the schedule may be another.
+
+        Raises:
+            UserError: it is not what this program writes.
+        """
+        try:
+            self._load(state)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # whatever a field of another type or shape makes of itself
+            raise UserError(
+                f"The training state to go on from is damaged ({short_reason(error)}); remove it, to go on from the one before."
+            ) from error
+
+    def _load(self, state: Mapping[str, Any]) -> None:
         self.step = int(state["step"])
         if self.config.training.batch_gpu is None and self.share % state["batch_gpu"] == 0:
             self.batch_gpu = state["batch_gpu"]
