@@ -16,8 +16,14 @@ class UserError(ValueError):
 def nearest_name(name: str, allowed: Iterable[str]) -> str:
     """The end of a sentence: ``", did you mean 'batch'?"`` for a misspelt name, or the list of allowed names."""
     allowed = sorted(allowed)
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:200], allowed, n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed)}."
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """What somebody gave, as a message repeats it: cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]} ..."
 
 
 def sentence_of(text: str) -> str:

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from dnnlib.errors import UserError, nearest_name
+from dnnlib.errors import UserError, nearest_name, shown
+from dnnlib.reading import from_yaml, parsed, read_text
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -262,7 +262,7 @@ def build(schema: type[T], values: Mapping[str, Any], *, source: str = "the conf
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained", "function")))
         reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        given = "" if isinstance(first["input"], Mapping) else f"={first['input']!r}"
+        given = "" if isinstance(first["input"], Mapping) else f"={shown(first['input'])}"
         raise UserError(f"{path or 'a value'}{given} in {source} is not allowed: {reason}.") from error
 
 
@@ -281,13 +281,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is not YAML, or does not hold a mapping.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read the config {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"The config {path} is not valid YAML: {reason}.") from error
+    text = read_text(path, "the config")
+    values = parsed(lambda: from_yaml(text), f"The config {path} is not valid YAML: {{reason}}.")
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -306,10 +301,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise UserError(f"--set {text!r} is not an assignment; write it as path=value, such as training.batch=8.")
-    try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {text!r}: the value {value!r} cannot be read.") from error
+    nested: Any = parsed(lambda: from_yaml(value), f"--set {text!r}: the value {value!r} cannot be read: {{reason}}.")
     for key in reversed(path.strip().split(".")):
         nested = {key: nested}
     return nested
@@ -353,7 +345,7 @@ def check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:
     """Walk the sections so that a misspelt key is named with its path and its nearest neighbour."""
     if not isinstance(values, Mapping):
         raise UserError(
-            f"{prefix.rstrip('.') or 'The configuration'} in {source} must be a section of keys, not {values!r}."
+            f"{prefix.rstrip('.') or 'The configuration'} in {source} must be a section of keys, not {shown(values)}."
         )
     fields = _field_types(schema)
     for key, value in values.items():

@@ -51,7 +51,7 @@ def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: 
     """Call ``work(process, *arguments)`` in one process for each device (in this one if there is one device).
 
     A process that fails ends the others; its exception is raised here with its own traceback, a ``UserError`` as itself.
-    SIGINT and SIGTERM reach all processes as requests to stop (:class:`dnnlib.signals.StopRequest`).
+    SIGINT, SIGTERM and SIGHUP reach all processes as requests to stop (:class:`dnnlib.signals.StopRequest`).
     """
     if len(devices) == 1:
         work(Process(devices[0]), *arguments)

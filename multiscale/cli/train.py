@@ -48,7 +48,7 @@ def main(*, status: str | None, dry_run: bool, assignments: tuple[str, ...], **o
     """Train a multiscale generator.
 
     --data alone is enough: device, preset, batch and output folder are chosen and printed. The same command typed again goes
-    on with the same run, to the bit; Ctrl-C or SIGTERM finishes the step and keeps the state.
+    on with the same run, to the bit; Ctrl-C, SIGTERM or SIGHUP finishes the step and keeps the state.
     """
     if status is not None:
         report_status(status)

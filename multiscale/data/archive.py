@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from multiscale.data.source import FilesSource
+from multiscale.data.source import LABELS_FILE, FilesSource
 
 _END = struct.Struct("<4sHHHHIIH")
 """End record: signature, this disk, the directory's, members here, members, size and offset of the directory, length of the
@@ -54,6 +54,12 @@ _HEADER = np.dtype(
 
 MEMBER = np.dtype([("offset", "<i8"), ("stored", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("method", "<u2")])
 """What is kept of a member: where its local header begins, bytes in the ZIP, bytes unpacked, CRC-32, ZIP method."""
+
+LARGEST = 1 << 28
+"""Bytes that a file in a ZIP may have unpacked, until more is known of the set."""
+
+LABELS_BYTES, LABEL_BYTES = 1 << 20, 4096
+"""Of the file of labels, at most: in all, and for each other file there."""
 
 _ENCRYPTED = 1 | 1 << 6 | 1 << 13
 _UTF8 = 1 << 11
@@ -258,11 +264,13 @@ class ZipSource(FilesSource):
     Attributes:
         path: The ZIP.
         files: Names of all files in it, until ``keep``.
+        largest: Bytes that a file may have unpacked; a few bytes can claim any number.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises zipfile.BadZipFile (see ``read_directory``) or OSError."""
         super().__init__(path)
+        self.largest = LARGEST
         self._handle: list[IO[bytes]] = []
         with open(path, "rb") as stream:
             self._identity = _identity(stream)
@@ -285,9 +293,18 @@ class ZipSource(FilesSource):
         """A file by name, before ``keep``."""
         return self.read(self.files.index(name))
 
+    def read_labels(self) -> bytes:
+        """The file of labels, before ``keep``, of a size that goes with the number of files."""
+        self.largest = LABELS_BYTES + LABEL_BYTES * len(self.files)
+        text = self.read_name(LABELS_FILE)
+        self.largest = LARGEST
+        return text
+
     def read(self, index: int) -> bytes:
         """A file, whole and with the right CRC, or ValueError ("is damaged ...") or OSError."""
         offset, stored, size, crc, method = self._members[index].item()
+        if size > self.largest:
+            raise ValueError(f"is damaged inside the ZIP (it claims {size} bytes, of at most {self.largest})")
         data = self._bytes(offset, _LOCAL.size + stored + _LOCAL_SLACK)
         start = _data_start(data)
         stop = start + stored

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write
+from dnnlib.files import atomic_write, new_temporary_folder
+from dnnlib.reading import regular_size
 from multiscale.data.archive import ZipSource
 from multiscale.data.source import LABELS_FILE, MAX_LABEL, FilesSource, Names, PatchSource
 
@@ -134,7 +134,7 @@ def _zip_sink(dest: Path) -> Any:
 def _folder_sink(dest: Path) -> Any:
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".tmp", dir=dest.parent))
+        temporary = new_temporary_folder(dest.name, dest.parent)
         try:
             new, old = temporary / "new", temporary / "old"
             new.mkdir()
@@ -214,7 +214,7 @@ def _open_source(path: Path) -> PatchSource:
         return READERS[path.suffix.lower()](path)
     if path.is_dir():
         return FolderSource(path)
-    if path.stat().st_size == 0:
+    if regular_size(path, "the patches") == 0:
         raise UserError(f"{path} is an empty file, not a patch ZIP.")
     try:
         return ZipSource(path)

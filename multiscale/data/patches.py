@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
+from multiscale.data.archive import ZipSource
 from multiscale.data.container import open_sources
 from multiscale.data.source import READ_ERRORS, Names, PatchSource, check_labels, counted, listed, reason_of
 
@@ -40,6 +41,8 @@ _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3}
 _COLOUR_TYPE_NAMES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey + alpha", 6: "RGBA"}
+PATCH_BYTES = 1 << 20
+"""Of a patch in a ZIP beyond its pixels, at most: captions and profiles."""
 
 
 class PatchFormat(NamedTuple):
@@ -217,7 +220,11 @@ class PatchDataset:
                     f"{source.path} holds patches of {found}, but {self._sources[0].path} of {firsts[0]}; all that {self.path} "
                     "matches must agree: make them again with one --resolution, or name fewer."
                 )
-        return firsts[0]
+        first = firsts[0]
+        for source in self._sources:
+            if isinstance(source, ZipSource):
+                source.largest = PATCH_BYTES + 2 * first.height * (first.width * first.bits * 3 // 8 + 1)
+        return first
 
     def _format_of(self, index: int) -> PatchFormat:
         where = f"Patch {self.names[index]} in {self.path}"

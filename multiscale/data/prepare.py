@@ -30,6 +30,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
+from dnnlib.reading import regular_size
 from multiscale.data.container import PatchWriter, check_dest, encode_png
 from multiscale.data.cutting import Pyramid, cut_patch
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
@@ -344,6 +345,10 @@ class Photograph(NamedTuple):
         return max(0, (self.shorter_side // resolution).bit_length() - 1)
 
 
+DEFLATE_RATIO = 1032
+"""Bytes that one byte of a PNG can stand for, at most; of a JPEG it is less. A pixel has a bit or more."""
+
+
 def read_photograph(path: Path) -> Image.Image:
     """Decode an image file of any size in full: 8-bit grey (``L``) or ``RGB``, upright.
 
@@ -353,7 +358,13 @@ def read_photograph(path: Path) -> Image.Image:
     Raises:
         Exception: whatever the decoder raises for a broken file; ValueError for pixels of 32 bits.
     """
+    size = regular_size(path, "the image")
     with _without_size_limit(), Image.open(path) as opened:
+        claimed = opened.width * opened.height * len(opened.getbands())
+        if opened.format in ("PNG", "JPEG") and claimed > 8 * DEFLATE_RATIO * size:
+            raise ValueError(
+                f"has {size} bytes, too few for the {opened.width} x {opened.height} pixels that it claims"
+            )
         return _as_8_bit(ImageOps.exif_transpose(opened))
 
 

@@ -109,6 +109,10 @@ class FilesSource(PatchSource):
     def read_name(self, name: str) -> bytes:
         """A file by name, before ``keep``."""
 
+    def read_labels(self) -> bytes:
+        """The file of labels, before ``keep``."""
+        return self.read_name(LABELS_FILE)
+
     def listing(self) -> tuple[Names, np.ndarray]:
         """Names, sorted, and labels, float64 [n], of all patches; or a UserError."""
         path, files = self.path, self.files
@@ -119,7 +123,7 @@ class FilesSource(PatchSource):
             hint = f"; it stands at {inner[0]}, but must be at the top level" if inner else ""
             raise UserError(f"{path} holds no {LABELS_FILE}, which gives each patch its scale{hint}.")
         try:
-            pairs = json.loads(self.read_name(LABELS_FILE))["labels"]
+            pairs = json.loads(self.read_labels())["labels"]
             names = [str(name) for name, _ in pairs]
             values = [value if type(value) is float else _as_label(value) for _, value in pairs]
         except (*READ_ERRORS, KeyError, TypeError, RecursionError) as error:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dnnlib.errors import UserError
+from dnnlib.files import new_temporary_folder
 from multiscale.explorer.messages import FilmRequest
 from multiscale.explorer.networks import Network
 from multiscale.explorer.scheduler import Cancelling, Owner, Rank, RenderQueue
@@ -64,7 +64,7 @@ class Films:
         if sum(film.state == "rendering" for film in self._films.values()) >= UNFINISHED:
             raise UserError(f"{UNFINISHED} films are waiting or being rendered; wait for one, or cancel it.")
         if self.folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="multiscale-films-"))
+            self.folder = new_temporary_folder("multiscale-films")
         name = secrets.token_hex(12)
         film = self._films[name] = Film(name, self.folder / f"{name}.mp4")
         self._forget_oldest()

@@ -20,6 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from dnnlib.cache import DiskCache
 from dnnlib.errors import UserError
 from dnnlib.files import cache_folder
+from dnnlib.signals import are_heard
 from multiscale.explorer.access import Access
 from multiscale.explorer.app import Explorer
 from multiscale.explorer.films import Films
@@ -49,7 +50,7 @@ class Options:
 
 
 def serve(options: Options, ready: Callable[[str], None]) -> None:
-    """Run a server until SIGINT or SIGTERM. Threads that are within a layer or an encoder then may go on for a while.
+    """Run a server until SIGINT, SIGTERM or SIGHUP. Threads that are within a layer or an encoder then may go on for a while.
 
     Args:
         options: What to show, and where.
@@ -134,9 +135,9 @@ class _Refusal(asyncio.Protocol):
 
 
 def _stop_event() -> asyncio.Event:
-    """Set by SIGINT (Ctrl-C) or SIGTERM."""
+    """Set by SIGINT (Ctrl-C), SIGTERM or SIGHUP."""
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, *are_heard()):
         with contextlib.suppress(NotImplementedError):  # Windows interrupts the loop instead
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop

@@ -11,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, cache_folder, sha256
+from dnnlib.reading import from_json, parsed, read_text
 from multiscale.data.container import FolderSource, open_sources
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.draws import done_by_all, gathered, shares
@@ -54,8 +55,9 @@ def _remembered_sha256(path: Path) -> str:
     facts = path.stat()
     key = hashlib.sha256(f"{path.resolve()}\n{facts.st_size}\n{facts.st_mtime_ns}".encode()).hexdigest()
     memory = _folder() / "digests" / f"{key[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return str(json.loads(memory.read_text("utf-8"))["sha256"])
+    with contextlib.suppress(OSError, UserError):  # not there, or damaged: computed anew
+        text = read_text(memory, "the digest")
+        return parsed(lambda: str(from_json(text)["sha256"]), "{reason}")
     found = sha256(path)
     with atomic_write(memory, "w") as out:
         json.dump({"path": str(path.resolve()), "sha256": found}, out)
@@ -151,18 +153,21 @@ class RealFeatures:
         return np.stack([self._rows[int(i)] for i in indices])
 
     def _load(self) -> None:
-        if self._path is None or not self._path.is_file():
+        path = self._path
+        if path is None or not path.is_file():
             return
-        try:
-            with np.load(self._path) as held:
+
+        def read() -> tuple[dict[int, np.ndarray], dict[int, Moments] | None]:
+            with np.load(path) as held:
                 rows = dict(zip(held["indices"].tolist(), held["rows"], strict=True))
                 moments = None
                 if "counts" in held:
                     facts = zip(held["counts"], held["means"], held["scatters"], strict=True)
                     moments = {i: Moments(self.features.dimension, int(n), m, s) for i, (n, m, s) in enumerate(facts)}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return  # damaged: computed anew, and replaced
-        self._rows, self._moments = rows, moments
+                return rows, moments
+
+        with contextlib.suppress(OSError, UserError):  # damaged: computed anew, and replaced
+            self._rows, self._moments = parsed(read, "{reason}")
 
     def _save(self) -> None:
         if self._path is None:

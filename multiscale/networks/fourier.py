@@ -218,8 +218,8 @@ def draw_features(
         omega float32 [K, 2] with |omega| = rho r/n, phase float32 [K] in [-1/2, 1/2], bins int64 [K].
     """
     count = len(radii)
-    direction = torch.from_numpy(rng.uniform(0, 2 * np.pi, size=count))
-    phase = torch.from_numpy(rng.uniform(-0.5, 0.5, size=count))
+    direction = torch.as_tensor(rng.uniform(0, 2 * np.pi, size=count))
+    phase = torch.as_tensor(rng.uniform(-0.5, 0.5, size=count))
     omega = (radii * rate / size)[:, None] * torch.stack([direction.cos(), direction.sin()], dim=1)
     return omega.float(), phase.float(), torch.arange(count) % n_bins
 

@@ -110,7 +110,8 @@ class SynthesisNetwork(nn.Module):
     def __init__(self, config: GeneratorConfig, plan: Plan) -> None:
         super().__init__()
         self.config, self.plan = config, plan
-        rng = np.random.default_rng(int(torch.randint(2**31, [])))  # follows torch.manual_seed, as the weights do
+        seed = torch.randint(2**31, [], device="cpu")  # follows torch.manual_seed, as the weights do
+        rng = np.random.default_rng(int(seed))
         radii = torch.tensor(feature_radii(config), dtype=torch.float64)
         self.input = FeatureInjection(config, radii[: plan.input_waves], plan.input_size, plan.input_rate, rng)
         self.input_weight = nn.Parameter(torch.randn(plan.input_features, plan.input_waves))

@@ -161,10 +161,10 @@ def write_deep_zoom(path: Path, pyramid: Pyramid, facts: dict[str, Any], advance
     folder = path.with_name(f"{path.stem}_files")
     made_of = folder / "made-of.json"
     text = json.dumps({**facts, "side": pyramid.side, "tile": pyramid.tile_px}, indent=1)
-    if folder.exists():
+    if made_of.exists() or any(folder.glob("*/*.png")):
         try:
-            found = made_of.read_text()
-        except OSError:
+            found = made_of.read_text("utf-8")
+        except (OSError, ValueError):
             found = ""
         if found != text:
             raise UserError(

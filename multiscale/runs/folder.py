@@ -17,19 +17,45 @@ from filelock import FileLock, Timeout
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.reading import from_json, parsed, read_text
 from multiscale.config import RunConfig, load_yaml, to_dict
 from multiscale.data.patches import PatchDataset
+from multiscale.runs.journal import read_stats
 from multiscale.runs.snapshots import snapshots_of
 from multiscale.runs.states import identity_of, states_of
 from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 from torch_utils.distributed import under_torchrun
 
-CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+CONFIG, ENVIRONMENT, LOCK = "config.yaml", "environment.json", ".lock"
+FIRST_SNAPSHOT = "generator-000000000.safetensors"
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is a run in the folder, begun at least."""
-    return (folder / CONFIG).exists() or bool(snapshots_of(folder) or states_of(folder))
+    """Whether a run has begun in the folder: its first state is whole, or it has got further (and somebody removed states).
+
+    What a run leaves that was ended before its first state is nobody's: the next one begins there.
+    """
+    if states_of(folder) or any(path.name != FIRST_SNAPSHOT for path in snapshots_of(folder)):
+        return True
+    return any(line["kimg"] > 0 for line in read_stats(folder))
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove what a run has left that was ended before its first state: the next one's are others."""
+    for name in (FIRST_SNAPSHOT, "samples-000000000.png", "reals.png"):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / name).unlink()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process trains in the folder now."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, blocking=False, fallback_to_soft=False):
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 @contextlib.contextmanager
@@ -43,7 +69,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", blocking=False, fallback_to_soft=False)
+        lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
         lock.acquire()
     except Timeout as error:
         raise UserError(
@@ -96,7 +122,7 @@ def began_with(folder: Path) -> tuple[RunConfig, dict[str, Any]] | None:
     try:
         config, environment = _read(folder)
         return config, {key: environment[key] for key in ("data", "patches", "labels_crc32")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, OSError, KeyError, TypeError):
         return None
 
 
@@ -110,16 +136,26 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     if path.name != CONFIG or not path.with_name(ENVIRONMENT).exists():
         return load_yaml(path)
     try:
-        return to_dict(_read(path.parent)[0])
-    except (OSError, json.JSONDecodeError, TypeError, AttributeError):  # how it was written is not known any more
+        version = _environment(path.parent).get("format_version", 1)
+    except (UserError, OSError, AttributeError):  # how it was written is not known any more
         return load_yaml(path)
+    return to_dict(_stored(path.parent, version))
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """The facts beside a run's settings; a UserError for whatever is wrong with them."""
+    text = read_text(folder / ENVIRONMENT, "the facts")
+    return parsed(lambda: dict(from_json(text)), f"{folder / ENVIRONMENT} is damaged: {{reason}}.")
+
+
+def _stored(folder: Path, version: int) -> RunConfig:
+    """The settings of a run's folder that was written in this format, as they are meant now."""
+    check_version(version, kind="run", source=str(folder))
+    contents = {"config": load_yaml(folder / CONFIG)}
+    return read_stored(contents, version=version, source=str(folder / CONFIG))[0]
 
 
 def _read(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
-    """The settings of a run's folder, as they are meant now, and its environment; raises whatever is wrong with them."""
-    environment = json.loads((folder / ENVIRONMENT).read_text("utf-8"))
-    version = environment.get("format_version", 1)
-    check_version(version, kind="run", source=str(folder))
-    contents = {"config": load_yaml(folder / CONFIG)}
-    config, _ = read_stored(contents, version=version, source=str(folder / CONFIG))
-    return config, environment
+    """The settings of a run's folder and its environment."""
+    environment = _environment(folder)
+    return _stored(folder, environment.get("format_version", 1)), environment

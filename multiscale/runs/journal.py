@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ class Journal:
 
     Args:
         folder: Of the run; it exists.
-        images: Images seen so far: 0 for a new run.
+        images: Images seen so far; -1 for a new run, before which nothing counts.
 
     Raises:
         UserError: the folder cannot be written or the disk is full. All methods raise it; what stands stays readable.
@@ -60,7 +61,9 @@ class Journal:
             self._records = RecordWriter(str(self._path))
         self._add(file_version="brain.Event:2")
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(step=images + 1, session_log=session)  # one that shows older files now forgets them from there on
+        self._add(
+            step=max(images, 0) + 1, session_log=session
+        )  # one that shows older files now forgets them from there on
 
     def write(self, images: int, values: Mapping[str, float | Sequence[float | None]]) -> None:
         """Append one line, ``{"kimg": images / 1000, **values}``, and the same numbers for TensorBoard.
@@ -150,7 +153,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file cannot be read.
     """
-    return [values for _, values in _whole_lines(folder / METRICS) if isinstance(values.get("results"), dict)]
+    lines = [values for _, values in _whole_lines(folder / METRICS) if isinstance(values.get("results"), dict)]
+    for line in lines:
+        line["results"] = {name: result for name, result in line["results"].items() if _is_measured(result)}
+    return lines
+
+
+def _is_measured(result: Any) -> bool:
+    return isinstance(result, dict) and type(result.get("value")) in (int, float)
 
 
 def drop_lines_after(path: Path, images: int) -> None:
@@ -199,9 +209,9 @@ def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             values = json.loads(line)
-            if isinstance(values, dict) and isinstance(values.get("kimg"), int | float):
+            if isinstance(values, dict) and type(values.get("kimg")) in (int, float) and math.isfinite(values["kimg"]):
                 yield line, values
 
 

@@ -13,8 +13,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, shown
 from dnnlib.files import atomic_write, sha256
+from dnnlib.reading import from_json, parsed, regular_size
 from multiscale.config import GeneratorConfig, to_dict
 from multiscale.networks.generator import Generator
 from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
@@ -72,6 +73,7 @@ def load_snapshot(path: str | Path) -> Snapshot:
     config, weights, info = _read(path, with_weights=True)
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise UserError(f"{path} holds weights that are not finite ({broken[0]}); use an older snapshot of the run.")
+    check_shapes(path, config, weights)
     generator = Generator(config)
     try:
         generator.load_state_dict(weights)
@@ -79,6 +81,19 @@ def load_snapshot(path: str | Path) -> Snapshot:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The tensors of {path} do not fit its config: {reason}.") from error
     return Snapshot(generator.eval().requires_grad_(False), path, sha256(path), info)
+
+
+def check_shapes(path: Path, config: GeneratorConfig, weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights of other shapes than a config's network has, before that is built: it may claim any size."""
+    with torch.device("meta"):
+        claimed = parsed(lambda: Generator(config).state_dict(), f"The config of {path} makes no network: {{reason}}.")
+    shapes = {name: tuple(tensor.shape) for name, tensor in claimed.items()}
+    held = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if wrong := sorted(name for name in shapes.keys() | held.keys() if shapes.get(name) != held.get(name)):
+        raise UserError(
+            f"The tensors of {path} do not fit its config ({shown(wrong[0])} and {len(wrong) - 1} others); "
+            "use another snapshot of the run."
+        )
 
 
 def read_header(path: Path) -> tuple[GeneratorConfig, dict[str, Any]]:
@@ -93,16 +108,20 @@ def read_header(path: Path) -> tuple[GeneratorConfig, dict[str, Any]]:
 
 def _read(path: Path, *, with_weights: bool) -> tuple[GeneratorConfig, dict[str, torch.Tensor], dict[str, Any]]:
     """Config, weights (none unless asked for) and facts."""
-    try:
+    regular_size(path, "the network")
+
+    def read() -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()} if with_weights else {}  # noqa: SIM118
+            names = file.keys() if with_weights else ()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+
+    try:
+        metadata, weights = parsed(
+            read,
+            f"{path} is not a whole safetensors file ({{reason}}); it may be truncated: copy it again, or use an older one.",
+        )
     except OSError as error:
         raise UserError(f"Cannot read the network {path}: {error.strerror or error}.") from error
-    except safetensors.SafetensorError as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}); it may be truncated: copy it again or use an older snapshot."
-        ) from error
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{path} is a safetensors file but not a generator of this program; give a {PATTERN} file of a run."
@@ -111,12 +130,10 @@ def _read(path: Path, *, with_weights: bool) -> tuple[GeneratorConfig, dict[str,
     if not re.fullmatch(r"[1-9][0-9]{0,3}", version):
         raise UserError(f"{path} does not say which snapshot format it has; its metadata are damaged: use another one.")
     check_version(int(version), kind="snapshot", source=str(path))
-    try:
-        values, info = json.loads(metadata["config"]), dict(json.loads(metadata["info"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"The metadata of {path} are damaged; use another snapshot of the run.") from error
+    damaged = f"The metadata of {path} are damaged; use another snapshot of the run."
+    values, info = parsed(lambda: (from_json(metadata["config"]), dict(from_json(metadata["info"]))), damaged)
     contents = {"config": {"generator": values}, "G_ema": weights}
-    config, contents = read_stored(contents, version=int(version), source=str(path))
+    config, contents = parsed(lambda: read_stored(contents, version=int(version), source=str(path)), damaged)
     return config.generator, contents["G_ema"], info
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
 import re
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.reading import parsed, regular_size
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 
@@ -20,6 +21,22 @@ FORMAT = "multiscale-training-state"
 OLDEST_VERSION = 2
 """Of the states that can be read."""
 PATTERN = "state-*.pt"
+FIELDS: dict[str, Any] = {
+    "images": int,
+    "step": int,
+    "batch_gpu": int,
+    "data": dict,
+    "G": dict,
+    "D": dict,
+    "G_ema": dict,
+    "g_optimiser": dict,
+    "d_optimiser": dict,
+    "augment_p": (float, list, type(None)),
+    "ada": (dict, type(None)),
+    "drawn": list,
+    "means": dict,
+}
+"""What a state holds, by name, and the types."""
 KEPT = 2
 """States of a run that stay on disk: the newest, and the one before in case the disk damages it."""
 
@@ -56,26 +73,31 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, not ours, of a format that cannot be read, or has unknown settings.
     """
+    regular_size(path, "the training state")
+    damaged = f"{path} is not a whole training state; it may be truncated: use an older one."
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = parsed(lambda: _load(path), damaged)
     except OSError as error:
         raise UserError(f"Cannot read the training state {path}: {error.strerror or error}.") from error
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        raise UserError(f"{path} is not a whole training state; it may be truncated: use an older one.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a training state of this program; give a {PATTERN} file of a run.")
-    version = state["format_version"]
+    version = state.get("format_version")
+    if type(version) is not int:
+        raise UserError(damaged)
     check_version(version, kind="state", source=str(path), oldest=OLDEST_VERSION)
-    config, state = read_stored(state, version=version, source=str(path))
+    config, state = parsed(lambda: read_stored(state, version=version, source=str(path)), damaged)
+    wrong = [name for name, kind in FIELDS.items() if name in state and not isinstance(state[name], kind)]
+    if wrong:
+        raise UserError(f"{path} holds another {wrong[0]} than a training state does; it is damaged: use an older one.")
     return state | {"config": config}
+
+
+def _load(path: Path) -> Any:
+    """What PyTorch reads, of files that are as long as what they hold: its own are, for it packs nothing."""
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is packed")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_newest_state(folder: Path) -> dict[str, Any] | None:

@@ -11,8 +11,7 @@ from typing import Any
 from dnnlib.errors import UserError
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
-from multiscale.runs.folder import began_with, data_facts, holds_run, launcher
-from multiscale.runs.snapshots import snapshots_of
+from multiscale.runs.folder import began_with, data_facts, holds_run, is_held, launcher
 from multiscale.runs.states import identity_of, images_of, load_newest_state, load_state, states_of
 from multiscale.training.status import command_to_go_on
 
@@ -26,7 +25,7 @@ def choose_folder(
     """The folder that a command means, and which settings of the run there it changes.
 
     ``outdir`` itself if given, whose run goes on if it holds one; else the newest run under ``runs/`` of the same
-    settings and data goes on; else a new numbered one.
+    settings and data goes on; else one that was taken and given up before its run had begun; else a new numbered one.
 
     Args:
         outdir: As the user typed it.
@@ -51,18 +50,23 @@ def choose_folder(
         began = began_with(folder)
         if began is None and (state := load_newest_state(folder)) is not None:
             began = state["config"], state["data"]
-        if began is None or (snapshots_of(folder) and not states_of(folder)):
+        if began is None or not states_of(folder):
             raise UserError(
                 f"--outdir {folder} holds a run without a training state to go on from; give another folder."
             )
         _check_data(began[1], dataset, str(folder))
         return folder, check_changes(to_dict(began[0]), to_dict(config), f"The run in {folder}")
     runs = Path("runs")
-    for folder in [] if is_new else sorted(runs.glob("*-*"), reverse=True):
+    found = sorted((path for path in runs.glob("*-*") if path.is_dir()), reverse=True)
+    for folder in [] if is_new else found:
         began = began_with(folder)
         if began is None or differences(to_dict(began[0]), to_dict(config)) or began[1] != data_facts(dataset):
             continue
-        if states_of(folder) or not snapshots_of(folder):
+        if states_of(folder) or not holds_run(folder):
+            return folder, []
+    for folder in found:  # one that was taken, and given up before a run had begun
+        same_name = re.fullmatch(rf"\d{{5}}-{re.escape(name)}", folder.name)
+        if same_name and not holds_run(folder) and not is_held(folder):
             return folder, []
     numbers = [int(m[1]) for path in runs.glob("*") if (m := re.match(r"(\d{5})-", path.name))]
     return runs / f"{max(numbers, default=-1) + 1:05d}-{name}", []

@@ -5,7 +5,6 @@ Older runs may lack keys; what they do not say is left out.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import yaml
 from filelock import FileLock, Timeout
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.reading import from_json, from_yaml, parsed, read_text
 from multiscale.metrics.names import parse_metric
 from multiscale.runs.journal import STATS, read_metrics, read_stats
 
@@ -191,13 +190,11 @@ def _series(lines: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.n
 
 def _read(path: Path) -> dict[str, Any]:
     """A YAML or JSON file's mapping; empty if there is none."""
-    try:
-        text = path.read_text("utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
+    text = read_text(path, "the run's")
+    parse = from_json if path.suffix == ".json" else from_yaml
+    values = parsed(lambda: parse(text), f"Cannot read {path}: {{reason}}.")
     return values if isinstance(values, dict) else {}
 
 

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.progress import Stopwatch, progress_bar
-from dnnlib.signals import StopRequest
+from dnnlib.reading import short_reason
+from dnnlib.signals import ENDING, StopRequest
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import Mirrored, PatchDataset, octave_of
 from multiscale.data.sampling import SamplerState, ScaleSampler
@@ -34,6 +35,7 @@ from multiscale.networks.generator import Generator
 from multiscale.rendering.files import save_png
 from multiscale.rendering.renderer import Renderer
 from multiscale.rendering.sheets import sample_sheet
+from multiscale.runs.folder import remove_remains
 from multiscale.runs.journal import Journal, read_metrics, read_stats
 from multiscale.runs.snapshots import save_snapshot
 from multiscale.runs.states import identity_of, save_state, states_of
@@ -91,7 +93,6 @@ class Trainer:
         training = config.training
         self.share = training.batch // process.world_size
         self.batch_gpu = training.batch_gpu or batch_gpu or self.share
-        self.goes_on = False
         self.step = 0
         self.total_steps = max(math.ceil(training.kimg * 1000 / training.batch), 1)
         self.means = Means()
@@ -154,7 +155,7 @@ class Trainer:
         return self.step * self.config.training.batch
 
     def run(self) -> None:
-        """Train to the end, or until SIGINT or SIGTERM asks to stop: then the step is finished and the state kept.
+        """Train to the end, or until SIGINT, SIGTERM or SIGHUP asks to stop: then the step is finished and the state kept.
 
         Raises:
             UserError: memory or disk are full, gradients have not been finite for ``BAD_STEPS`` steps, or the processes
@@ -162,10 +163,14 @@ class Trainer:
         """
         if self.step >= self.total_steps:
             return
+        has_begun = from_first(self.process, lambda: bool(states_of(self.folder)))
         if self.process.is_first:
-            self.journal = Journal(self.folder, self.images_seen)
+            if not has_begun:
+                remove_remains(self.folder)
+            self.journal = Journal(self.folder, self.images_seen if has_begun else -1)
         try:
-            self._run()
+            with StopRequest() as stop:
+                self._run(stop, has_begun)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError(self._out_of_memory()) from error
         except RuntimeError as error:
@@ -181,12 +186,14 @@ class Trainer:
             if self.journal is not None:
                 self.journal.close()
 
-    def _run(self) -> None:
+    def _run(self, stop: StopRequest, has_begun: bool) -> None:
         training = self.config.training
         per_snapshot = self._steps(training.snapshot_kimg or min(training.kimg / 50, SNAPSHOT_KIMG))
         per_tick = max(min(self.total_steps // TICKS, self._steps(TICK_KIMG)), 1)
-        if not self.goes_on:
-            self._begin()
+        if not has_begun:
+            self._save_state()  # first: from here on the run can go on, whatever ends it
+        if not self._complete(stop, per_snapshot):
+            return
         bar = progress_bar(
             total=self.total_steps * training.batch,
             initial=self.images_seen,
@@ -194,7 +201,7 @@ class Trainer:
             disable=not self.process.is_first,
         )
         batches, watch = self._batches(), Stopwatch()
-        with bar, StopRequest() as stop:
+        with bar:
             while self.step < self.total_steps:
                 real, labels = next(batches)
                 watch.lap("data")
@@ -217,19 +224,47 @@ class Trainer:
                         self._take_metrics()
                     self._save_state()
                     watch.lap("snapshot")
+        if self.bad_steps:  # since then neither states nor snapshots have been written
+            raise UserError(self._broken(int(self.bad_steps)))
         if self.process.is_first:
             print(f"Trained {self.images_seen / 1000:g} kimg: {path}, sheets {self.folder}/samples-*.png")
 
-    def _begin(self) -> None:
-        """What a new run writes before its first step; a disk that is too small for its files shows at once."""
+    def _complete(self, stop: StopRequest, per_snapshot: int) -> bool:
+        """Write what belongs to the step where the run stands and is not there: all of it in a new run, which so sees at
+        once whether the disk has room, and in one that was ended between its state and the rest. False if asked to stop."""
+        makers = {
+            "reals": self._show_reals,
+            "snapshot": self._snapshot,
+            "swd": self._measure,
+            "metrics": self._take_metrics,
+        }
+        for name in from_first(self.process, lambda: self._missing(per_snapshot)):
+            if any_of(stop.received, self.process):
+                return False
+            makers[name]()
+        return not any_of(stop.received, self.process)
+
+    def _missing(self, per_snapshot: int) -> list[str]:
+        training, name = self.config.training, f"{self.images_seen:09d}"
+        missing = [] if (self.folder / "reals.png").exists() else ["reals"]
+        if self.step % per_snapshot == 0:
+            files = (f"generator-{name}.safetensors", f"samples-{name}.png")
+            kimg = self.images_seen / 1000
+            if not all((self.folder / file).exists() for file in files):
+                missing.append("snapshot")
+            if not any(line["kimg"] == kimg and "swd mean" in line for line in read_stats(self.folder)):
+                missing.append("swd")
+            if self.step % (per_snapshot * training.metrics_every) == 0 and not any(
+                line["kimg"] == kimg for line in read_metrics(self.folder)
+            ):
+                missing.append("metrics")
+        return missing
+
+    def _show_reals(self) -> None:
         if self.journal is not None:
             sheet = real_sheet(self.dataset, self.config.training.sample_seeds)
             save_png(self.folder / "reals.png", sheet, {})
-            self.journal.show(0, "reals", sheet)
-        self._snapshot()
-        self._measure()
-        self._take_metrics()
-        self._save_state()
+            self.journal.show(self.images_seen, "reals", sheet)
 
     def _is_asked_to_stop(self, stop: StopRequest) -> bool:
         """Whether any process has been asked to stop; several agree on it every few steps, so that all stop at the same."""
@@ -239,12 +274,15 @@ class Trainer:
     def _stop_if_broken(self) -> None:
         """UserError when gradients have not been finite for long; looks at a count of a few steps ago, to wait for nothing."""
         if self._bad_steps_before is not None and self._bad_steps_before.read() >= BAD_STEPS:
-            raise UserError(
-                f"Gradients have not been finite for {BAD_STEPS} steps in a row; the run stopped after "
-                f"{self.images_seen / 1000:g} kimg. Its last good state is {states_of(self.folder)[-1]}. To go on from there "
-                f"with smaller steps: the same command with --outdir {self.folder} and lower training.g_lr and training.d_lr."
-            )
+            raise UserError(self._broken(BAD_STEPS))
         self._bad_steps_before = Arriving(self.bad_steps)
+
+    def _broken(self, steps: int) -> str:
+        return (
+            f"Gradients have not been finite for {steps} step{'s' * (steps != 1)} in a row; the run stopped after "
+            f"{self.images_seen / 1000:g} kimg. Its last good state is {states_of(self.folder)[-1]}. To go on from there "
+            f"with smaller steps: the same command with --outdir {self.folder} and lower training.g_lr and training.d_lr."
+        )
 
     def _out_of_memory(self) -> str:
         smaller = [n for n in range(1, self.batch_gpu) if self.share % n == 0]
@@ -275,8 +313,21 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()`` of a run with the same networks and data; the schedule may be another."""
-        self.goes_on = True
+        """Go on from ``state_dict()`` of a run with the same networks and data; the schedule may be another.
+
+        Raises:
+            UserError: it is not what this program writes.
+        """
+        try:
+            self._load(state)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # whatever a field of another type or shape makes of itself
+            raise UserError(
+                f"The training state to go on from is damaged ({short_reason(error)}); remove it, to go on from the one before."
+            ) from error
+
+    def _load(self, state: Mapping[str, Any]) -> None:
         self.step = int(state["step"])
         if self.config.training.batch_gpu is None and self.share % state["batch_gpu"] == 0:
             self.batch_gpu = state["batch_gpu"]
@@ -517,11 +568,12 @@ class Trainer:
         results, _ = self.evaluation.measure(self.G_ema)
         if self.journal is None:
             return
-        self.journal.measure(self.images_seen, results, self.evaluation.facts)
-        if is_best(self.evaluation, read_metrics(self.folder)):
+        line = {**self.evaluation.facts, "results": results}
+        if is_best(self.evaluation, [*read_metrics(self.folder), line]):
             name = self.evaluation.metrics[0].name
             best = {"best": {name: results[name]["value"]}}
             save_snapshot(self.folder / BEST, self.G_ema, self._info() | best)
+        self.journal.measure(self.images_seen, results, self.evaluation.facts)  # last: it says that this is done
 
     def _measure(self) -> None:
         """Distance of generated from real patches, logged and printed beside the earlier ones (if ``swd_patches`` asks)."""
@@ -544,5 +596,6 @@ class Trainer:
 
 
 def _ignore_interrupt(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal; loader workers leave it to the main process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals may reach every process of a terminal or job; loader workers, which end with the main process, leave it those."""
+    for number in (signal.SIGINT, *ENDING):
+        signal.signal(number, signal.SIG_IGN)

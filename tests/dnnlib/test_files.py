@@ -67,11 +67,12 @@ def test_permissions_follow_the_umask_which_nobody_changes(tmp_path, monkeypatch
 def test_a_temporary_name_that_is_taken_is_left_alone(tmp_path, monkeypatch):
     names = iter(["taken", "free"])
     monkeypatch.setattr(secrets, "token_hex", lambda _: next(names))
-    (tmp_path / ".file.taken.tmp").write_text("another's")
+    monkeypatch.setattr(files, "_owner", lambda: "me")
+    (tmp_path / ".file.me-taken.tmp").write_text("another's")
     with atomic_write(tmp_path / "file", "w") as stream:
         stream.write("mine")
     assert (tmp_path / "file").read_text() == "mine"
-    assert (tmp_path / ".file.taken.tmp").read_text() == "another's"
+    assert (tmp_path / ".file.me-taken.tmp").read_text() == "another's"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full (Linux)")

@@ -89,7 +89,7 @@ def test_sigterm_ends_it_at_once_while_clients_wait_for_large_images(folder, tmp
     port = urlsplit(url).port
     assert f"ssh -L {port}:localhost:{port}" in output
     assert "Traceback" not in output
-    assert not list(tmp_path.glob("multiscale-films-*"))
+    assert not list(tmp_path.glob(".multiscale-films.*"))
 
 
 def test_ctrl_c_ends_it(folder, tmp_path):

@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -157,7 +158,7 @@ def test_a_killed_process_stops_no_other(csrc, compiler):
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     folder = build.plan("cpu").library.parent
-    assert list(folder.glob("building-*"))
+    assert list(folder.glob(".building.*.tmp"))
     assert not build.plan("cpu").is_built
     assert answer_of(start(csrc, ANSWER)) == "42"
     assert whole_build(folder)
@@ -253,7 +254,7 @@ def test_cache_that_cannot_be_written_costs_a_warning(where, tmp_path, monkeypat
         (tmp_path / "cache").mkdir(mode=0o500)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    monkeypatch.setattr(build.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with pytest.warns(RuntimeWarning, match="MULTISCALE_CACHE") as caught:
         assert build.library("cpu").answer() == 42
     assert build.library("cpu").answer() == 42

@@ -17,7 +17,6 @@ from training.test_trainer import CPU, beyond_run, stats, tiny_run
 from dnnlib.errors import UserError
 from dnnlib.signals import StopRequest
 from multiscale.data.patches import PatchDataset
-from multiscale.runs.journal import Journal
 from multiscale.runs.snapshots import load_snapshot, snapshots_of
 from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
 from multiscale.training.trainer import Trainer
@@ -254,8 +253,9 @@ def test_a_state_that_pytorch_cannot_write_whole_is_a_full_disk(tmp_path, monkey
 def test_a_run_stopped_before_its_first_step_does_not_begin_twice(tmp_path, monkeypatch):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
     run = begin(dataset, tmp_path / "run", swd_patches=4)
-    run.journal = Journal(run.folder, 0)
-    run._begin()
+    monkeypatch.setattr(run, "train_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(run, "_is_asked_to_stop", lambda _: True)
+    run.run()
     again = begin(dataset, tmp_path / "run", swd_patches=4)
     again.load_state_dict(load_newest_state(tmp_path / "run"))
     again.run()

@@ -19,7 +19,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write, cache_folder, sha256
+from dnnlib.files import atomic_write, cache_folder, new_temporary_folder, sha256
 from torch_utils.ops import toolchain
 from torch_utils.ops.toolchain import BuildError, compilers
 
@@ -147,8 +146,8 @@ def plan(kind: str, arch: tuple[int, int] | None = None) -> Build:
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     try:
         folder = cache_folder().absolute() / "kernels" / key
-    except RuntimeError as error:
-        raise BuildError("No home folder is known, to keep compiled kernels in; set MULTISCALE_CACHE.") from error
+    except OSError as error:
+        raise BuildError(f"There is no place to keep compiled kernels in ({error}); set MULTISCALE_CACHE.") from error
     return Build(kind, compiler, variants, link, tuple(sources), key, folder / f"libmultiscale_{kind}.so")
 
 
@@ -167,8 +166,11 @@ def _obtain(build: Build) -> ctypes.CDLL:
             stacklevel=4,
         )
     try:
-        with tempfile.TemporaryDirectory(prefix="multiscale-", ignore_cleanup_errors=True) as folder:
-            return _load(_compile(build, Path(folder)))  # what is loaded outlives its file
+        folder = new_temporary_folder("multiscale-kernels")
+        try:
+            return _load(_compile(build, folder))  # what is loaded outlives its file
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise BuildError(f"The {build} cannot be built in a temporary folder either: {error}.") from error
 
@@ -193,12 +195,15 @@ def _build_in_cache(build: Build) -> ctypes.CDLL:
             return loaded
         if is_alone:
             _remove_stale(folder, keep={"lock", build.library.name, build.checksum.name})
-        with tempfile.TemporaryDirectory(prefix="building-", dir=folder, ignore_cleanup_errors=True) as temporary:
-            built = _compile(build, Path(temporary))
+        temporary = new_temporary_folder("building", folder)
+        try:
+            built = _compile(build, temporary)
             with atomic_write(build.checksum, "w") as text:
                 text.write(sha256(built))
             with atomic_write(build.library) as stream:
                 stream.write(built.read_bytes())
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     try:
         return _load(build.library)
     except OSError as error:

@@ -1,0 +1,104 @@
+"""Files of others, read as what they must be or refused in one sentence: regular, bounded, and whatever a parser says of them.
+
+A parser may raise anything for bytes that nobody wrote with it; :func:`parsed` is the one place where that ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from dnnlib.errors import UserError
+
+TEXT_BYTES = 1 << 20
+"""Of a file of settings or facts, at most: ours have a few thousand."""
+DEPTH = 32
+"""Of nesting, at most: ours is 4."""
+REASON_CHARACTERS = 200
+
+T = TypeVar("T")
+
+
+def regular_size(path: str | Path, what: str) -> int:
+    """Bytes of a file that can be read at any place, and again: not a pipe, which would be waited for, nor a device.
+
+    Args:
+        path: Of the file, or a link to it.
+        what: It should be, with an article, such as ``the config``.
+
+    Raises:
+        UserError: it is not there, may not be looked at, or is something else.
+    """
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {what} {path}: {getattr(error, 'strerror', None) or error}.") from error
+    if not stat.S_ISREG(facts.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(facts.st_mode), "a device")
+        raise UserError(f"Cannot read {what} {path}: it is {kind}; give a file.")
+    return facts.st_size
+
+
+def read_text(path: str | Path, what: str, limit: int = TEXT_BYTES) -> str:
+    """A regular file's UTF-8 text.
+
+    Raises:
+        UserError: as :func:`regular_size`, or it is longer than ``limit`` bytes, or not UTF-8.
+    """
+    size = regular_size(path, what)
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"Cannot read {what} {path}: {error.strerror or error}.") from error
+    if len(data) > limit:
+        raise UserError(f"Cannot read {what} {path}: it has {size} bytes, and {limit} are allowed; give another file.")
+    return parsed(lambda: data.decode("utf-8"), f"Cannot read {what} {path}: {{reason}}.")
+
+
+def parsed(parse: Callable[[], T], sentence: str) -> T:
+    """What ``parse()`` returns, or a :class:`UserError`, whatever it raises but another one or the system's word on a file.
+
+    Args:
+        parse: Reads what somebody else may have written.
+        sentence: What is wrong; ``{reason}`` in it becomes what the parser said, cut to one short line.
+    """
+    try:
+        return parse()
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        raise UserError(sentence.replace("{reason}", short_reason(error))) from error
+
+
+def short_reason(error: BaseException) -> str:
+    """What an exception says, on one line, cut off: it may hold the input."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]} ..."
+
+
+def from_yaml(text: str) -> Any:
+    """Plain values of YAML; to be called by way of :func:`parsed`, for it raises what PyYAML raises, and ValueError.
+
+    Aliases are not allowed, with which a few bytes stand for a billion, nor nesting beyond ``DEPTH``.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH:
+            raise ValueError(f"it is nested more than {DEPTH} deep")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it has an alias (*{(event.anchor or '')[:40]}); write out what that stands for")
+    return yaml.safe_load(text)
+
+
+def from_json(text: str | bytes) -> Any:
+    """Plain values of JSON; to be called by way of :func:`parsed`."""
+    return json.loads(text)

@@ -1,0 +1,329 @@
+"""Paths, claims and bytes of others: what cannot be looked at, believed or parsed is refused in one sentence, soon."""
+
+import contextlib
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from click.testing import CliRunner
+from conftest import calibrated_generator, small_config, small_patches
+from PIL import Image
+
+from dnnlib import files
+from dnnlib.cli import LONGEST, reports_user_errors
+from dnnlib.errors import UserError
+from dnnlib.files import cache_folder
+from dnnlib.reading import from_yaml, parsed, read_text, regular_size
+from multiscale.config import load_yaml, parse_assignment, to_dict
+from multiscale.data.patches import PatchDataset
+from multiscale.data.prepare import read_photograph
+from multiscale.runs import snapshots
+from multiscale.runs.folder import began_with
+from multiscale.runs.journal import read_metrics, read_stats
+from multiscale.runs.snapshots import load_snapshot, save_snapshot
+from multiscale.runs.states import load_state, save_state
+
+ROOT = Path(__file__).parents[2]
+needs_posix = pytest.mark.skipif(os.name == "nt", reason="pipes and devices as POSIX has them; Linux and macOS run it")
+
+
+# What the system refuses ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (PermissionError(13, "Permission denied", "/x"), "Error: Cannot use /x: Permission denied. MULTISCALE_DEBUG"),
+        (OSError("odd."), "Error: Cannot use the system: odd. MULTISCALE_DEBUG"),
+        (MemoryError(), "Error: The memory does not hold"),
+        (RecursionError(), "Error: Something that was given is nested too deeply"),
+        (UserError("x" * 40_000_000), "Error: xxx"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence_and_a_traceback_on_request(monkeypatch, error, text):
+    @click.command()
+    @reports_user_errors
+    def command():
+        raise error
+
+    result = CliRunner().invoke(command)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(text)
+    assert len(result.stderr) < LONGEST + 100
+    monkeypatch.setenv("MULTISCALE_DEBUG", "1")
+    assert CliRunner().invoke(command).exception is error
+
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--data", LONG),
+        ("train", "--status", LONG),
+        ("train", "--data", "p.zip", "--outdir", LONG),
+        ("train", "--data", "p.zip", "--resume", LONG),
+        ("train", "--data", "p.zip", "--transfer", LONG),
+        ("train", "--data", "p.zip", "--config", f"{LONG}.yaml"),
+        ("generate", "--network", LONG),
+        ("generate", "--out", LONG),
+        ("generate", "--pyramid", f"{LONG}.dzi"),
+        ("dataset_tool", "make", "--source", LONG, "--dest", "d.zip"),
+        ("dataset_tool", "inspect", LONG),
+        ("calc_metrics", "--data", "p.zip", "--network", LONG),
+        ("train", "--data", "loop"),
+        ("dataset_tool", "make", "--source", "loop", "--dest", "d.zip"),
+    ],
+)
+@needs_posix
+def test_names_that_are_too_long_and_links_in_a_circle_are_one_sentence(tmp_path, monkeypatch, words):
+    from importlib import import_module
+
+    monkeypatch.chdir(tmp_path)
+    small_patches(tmp_path / "p.zip", per_octave=1)
+    (tmp_path / "loop").symlink_to("loop")
+    name, *arguments = words
+    result = CliRunner().invoke(import_module(f"multiscale.cli.{name}").main, arguments)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("Error: ")
+
+
+@needs_posix
+def test_pipes_devices_and_folders_are_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+        for read in (load_yaml, load_state, load_snapshot, read_photograph):
+            with pytest.raises(UserError, match=f"it is {kind}; give a file"):
+                read(path)
+    (tmp_path / "pipe.zip").symlink_to("pipe")
+    with pytest.raises(UserError, match="a pipe"):
+        PatchDataset(tmp_path / "pipe.zip")
+
+
+@needs_posix
+def test_without_a_home_the_cache_is_a_private_folder_which_is_said_once(tmp_path, monkeypatch, caplog):
+    for name in ("MULTISCALE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(files.Path, "home", homeless)
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    for planted in (False, True):
+        files._homeless_cache.cache_clear()
+        folder = cache_folder()
+        assert cache_folder() == folder
+        assert (folder == tmp_path / f"multiscale-{os.getuid()}") != planted
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (tmp_path / f"multiscale-{os.getuid()}").chmod(0o777)
+    assert len([r for r in caplog.records if "No home folder" in r.message]) == 2
+    files._homeless_cache.cache_clear()
+
+
+# What files claim ----------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_that_claims_a_huge_network_is_refused_before_one_is_built(tmp_path, monkeypatch):
+    config = to_dict(small_config()) | {"channel_base": 2**24, "channel_max": 8192, "z_dim": 65536, "w_dim": 65536}
+    metadata = {
+        "format": snapshots.FORMAT,
+        "format_version": "2",
+        "config": json.dumps(config),
+        "info": "{}",
+    }
+    (tmp_path / "g.safetensors").write_bytes(safetensors.torch.save({"x": torch.zeros(1)}, metadata))
+    built = []
+    original = snapshots.Generator
+
+    def watched(config):
+        built.append(torch.get_default_device().type)
+        return original(config)
+
+    monkeypatch.setattr(snapshots, "Generator", watched)
+    with pytest.raises(UserError, match="do not fit its config"):
+        load_snapshot(tmp_path / "g.safetensors")
+    assert built == ["meta"]
+
+
+def test_a_state_that_is_packed_is_refused_before_it_is_unpacked(tmp_path):
+    path = save_state(tmp_path, 4, {"config": {}, "G": {"x": torch.zeros(1 << 20)}})
+    packed = tmp_path / "state-000000008.pt"
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as small:
+        for member in whole.infolist():
+            small.writestr(member.filename, whole.read(member))
+    assert load_state(path)["G"]["x"].shape == (1 << 20,)
+    with pytest.raises(UserError, match="not a whole training state"):
+        load_state(packed)
+
+
+def test_yaml_cannot_stand_for_more_than_it_holds(tmp_path):
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n"
+        for a, b in zip("abcdefg", "bcdefgh", strict=True)
+    )
+    (tmp_path / "c.yaml").write_text(bomb)
+    with pytest.raises(UserError, match="alias") as caught:
+        load_yaml(tmp_path / "c.yaml")
+    assert len(str(caught.value)) < 500
+    for text in ("[" * 100_000, "{a: " * 5000, "- " * 3000):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"nested more than|not valid YAML"):
+            load_yaml(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text("a" * (2 << 20))
+    with pytest.raises(UserError, match="1048576 are allowed"):
+        load_yaml(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_a_picture_whose_header_claims_more_than_its_bytes_can_hold_is_refused(tmp_path, format):
+    stream = io.BytesIO()
+    Image.new("L", (64, 64)).save(stream, format)
+    data = bytearray(stream.getvalue())
+    if format == "PNG":
+        data[16:24] = struct.pack(">II", 60_000, 60_000)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        start = data.index(b"\xff\xc0")
+        data[start + 5 : start + 9] = struct.pack(">HH", 60_000, 60_000)
+    path = tmp_path / "bomb"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="too few for the 60000 x 60000 pixels"):
+        read_photograph(path)
+    Image.new("L", (2000, 2000)).save(path, format)  # as small as honest ones become
+    assert read_photograph(path).size == (2000, 2000)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "00000/img00000000.png"])
+def test_members_of_a_zip_are_not_unpacked_beyond_what_the_set_can_need(tmp_path, name):
+    whole = small_patches(tmp_path / "p.zip", per_octave=1)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / "q.zip", "w", zipfile.ZIP_DEFLATED) as dest:
+        target = name if name in source.namelist() else [n for n in source.namelist() if n.endswith(".png")][-1]
+        for member in source.namelist():
+            dest.writestr(member, source.read(member) + (b" " * (8 << 20) if member == target else b""))
+    start = time.perf_counter()
+    with pytest.raises(UserError, match="claims"):
+        dataset = PatchDataset(tmp_path / "q.zip")
+        for i in range(len(dataset)):
+            dataset[i]
+    assert time.perf_counter() - start < 10
+
+
+# What parsers say ----------------------------------------------------------------------------------------------------
+
+
+def test_parsers_end_in_one_place():
+    for error in (AssertionError(), struct.error("x"), AttributeError("x"), RecursionError(), KeyError("x")):
+
+        def fail(error=error):
+            raise error
+
+        with pytest.raises(UserError, match=r"^The file is damaged"):
+            parsed(fail, "The file is damaged ({reason}).")
+    with pytest.raises(UserError) as caught:
+        parsed(lambda: int("x" * 10**6), "No: {reason}.")
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["2001-99-99", "!!python/name:os.system x", "? {a: 1}\n: 2", "0b", "!!int x", "\x00"])
+def test_yaml_that_pyyaml_stumbles_over_is_one_sentence(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(f"{text}")
+    with pytest.raises(UserError, match=r"The config .* (not valid YAML|must hold sections)"):
+        load_yaml(tmp_path / "c.yaml")
+    with contextlib.suppress(UserError):
+        parse_assignment(f"training.batch={text}")
+
+
+def fuzzed(data, rng):
+    """The same bytes with one to eight of them changed, cut off, or a piece repeated."""
+    data = bytearray(data)
+    kind = rng.integers(3)
+    if kind == 0:
+        for place in rng.integers(len(data), size=rng.integers(1, 9)):
+            data[place] = rng.integers(256)
+    elif kind == 1:
+        del data[rng.integers(len(data)) :]
+    else:
+        start, stop = sorted(rng.integers(len(data), size=2))
+        data[start:start] = data[start:stop]
+    return bytes(data)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    torch.manual_seed(0)
+    save_snapshot(folder / "g.safetensors", calibrated_generator(small_config(channel_max=16, channel_base=16)), {})
+    state = {"config": {}, "step": 1, "G": {"x": torch.zeros(3)}, "drawn": [1], "means": {}, "data": {"patches": 1}}
+    (folder / "config.yaml").write_text("generator:\n  octaves: 3\ntraining: {batch: 4, kimg: 1.5}\n")
+    (folder / "stats.jsonl").write_text('{"kimg": 1, "swd": [1, 2]}\n{"kimg": 2, "swd": [1, 2]}\n')
+    (folder / "metrics.jsonl").write_text('{"kimg": 1, "results": {"swd": {"value": 1}}}\n')
+    (folder / "environment.json").write_text('{"data": "x", "patches": 1, "labels_crc32": 1, "format_version": 2}')
+    small_patches(folder / "p.zip", per_octave=1)
+    return folder, save_state(folder, 4, state)
+
+
+READERS = {
+    "config.yaml": (load_yaml, 600),
+    "environment.json": (lambda path: began_with(path.parent), 300),
+    "stats.jsonl": (lambda path: read_stats(path.parent), 300),
+    "metrics.jsonl": (lambda path: [r["value"] for m in read_metrics(path.parent) for r in m["results"].values()], 300),
+    "state-000000004.pt": (load_state, 600),
+    "g.safetensors": (load_snapshot, 60),
+    "p.zip": (lambda path: [PatchDataset(path)[i] for i in range(3)], 300),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_files_are_read_or_refused(tmp_path, samples, name):
+    folder, _ = samples
+    for other in ("config.yaml", "environment.json"):
+        (tmp_path / other).write_bytes((folder / other).read_bytes())
+    data, rng = (folder / name).read_bytes(), np.random.default_rng(0)
+    read, count = READERS[name]
+    read(folder / name)
+    for i in range(count):
+        (tmp_path / name).write_bytes(fuzzed(data, rng))
+        said = ""
+        try:
+            read(tmp_path / name)
+        except UserError as error:
+            said = str(error)
+        assert len(said) < LONGEST, i
+
+
+def test_texts_are_regular_bounded_and_utf8(tmp_path):
+    (tmp_path / "t").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="utf-8"):
+        read_text(tmp_path / "t", "the text")
+    assert regular_size(tmp_path / "t", "the text") == 1
+    assert from_yaml("a: [1, {b: 2}]") == {"a": [1, {"b": 2}]}
+
+
+def test_a_state_with_odd_fields_is_one_sentence(tmp_path):
+    for name, value in (("step", "1"), ("G", [1]), ("format_version", None), ("format_version", "2"), ("config", 3)):
+        path = save_state(tmp_path, 4, {"config": {}, "step": 1, name: value})
+        with pytest.raises(UserError):
+            load_state(path)
+
+
+def test_commands_show_no_traceback_for_a_full_or_odd_state(tmp_path):
+    (tmp_path / "state-000000004.pt").write_bytes(b"PK\x05\x06" + bytes(18))
+    words = [sys.executable, "train.py", "--data", str(small_patches(tmp_path / "p.zip")), "--resume", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: Cannot read the training state")
