@@ -23,8 +23,8 @@ from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 FORMAT = "multiscale-generator"
 PATTERN = "generator-*.safetensors"
 
-BUNDLED = Path(__file__).parent / "bundled" / "planet64.safetensors"
-"""The model that comes with the program, trained by it on its own procedural planet (docs/lab/long-run-planet.md):
+BUNDLED = Path(__file__).parent / "bundled" / "earth64.safetensors"
+"""The model that comes with the program, trained by it on the Earth (docs/lab/earth64.md):
 64 x 64 pixels, 6 octaves; parameters in half precision, how it was trained in its metadata."""
 
 
