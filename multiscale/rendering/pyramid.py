@@ -161,7 +161,7 @@ def write_deep_zoom(path: Path, pyramid: Pyramid, facts: dict[str, Any], advance
     folder = path.with_name(f"{path.stem}_files")
     made_of = folder / "made-of.json"
     text = json.dumps({**facts, "side": pyramid.side, "tile": pyramid.tile_px}, indent=1)
-    if made_of.exists() or any(folder.glob("*/*.png")):
+    if folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir()):  # more than a full disk has left
         try:
             found = made_of.read_text("utf-8")
         except (OSError, ValueError):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from multiscale.config import GeneratorConfig
 from multiscale.networks.generator import Generator
-from multiscale.networks.plan import make_plan
+from multiscale.networks.plan import BAND_LIMIT, make_plan
 from multiscale.view import view_transform
 
 PLAN_FIELDS = (
@@ -126,6 +126,7 @@ def test_layers_of_one_channel_inject_and_run():
     assert min(layer.conv_channels for layer in generator.plan.layers) == 1
     points = [generator.synthesis.input, *generator.synthesis.injections.values()]
     radii = torch.cat([point.omega.norm(dim=1) * point.size / point.rate for point in points])
-    torch.testing.assert_close(radii, torch.arange(1.0, 17))
+    reach = (64 + 2 * config.margin) / BAND_LIMIT
+    torch.testing.assert_close(radii, torch.arange(1.0, 17) * reach / 16)
     generator(torch.randn(2, 16), view_transform([1.0, 4.0], [[0, 0], [0.1, 0]])).square().mean().backward()
     assert all(p.grad.isfinite().all() for p in generator.parameters())

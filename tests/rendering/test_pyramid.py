@@ -149,7 +149,7 @@ def test_an_interrupted_pyramid_goes_on(pyramid, tmp_path):
 
 
 def test_a_folder_of_somebody_else_is_left_alone(pyramid, tmp_path):
-    (tmp_path / "w_files").mkdir()
+    (tmp_path / "w_files" / "0").mkdir(parents=True)
     with pytest.raises(UserError, match="holds other tiles"):
         write_deep_zoom(tmp_path / "w.dzi", pyramid, FACTS, lambda _: None)
 
