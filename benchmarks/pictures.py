@@ -2,7 +2,7 @@
 
     python benchmarks/pictures.py [--network FILE] [--seed 0] [--centre 0.1,-0.1] [--out docs/images]
 
-Views of one world are 256 x 256 pixels while the model is as fine as that, then the trained number of pixels, enlarged.
+Views of one world are 384 x 384 pixels while the model is as fine as that, then the trained number of pixels, enlarged.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from multiscale.rendering.renderer import Renderer, nearest_centre, octave_zooms
 from multiscale.runs.snapshots import find_network, load_snapshot
 from multiscale.view import Region
 
-VIEW_PX = 256
+VIEW_PX, FILM_PX = 384, 256
 GAP_PX = 4
 WORLDS = (2, 6)
 """Rows and columns of the sheet of worlds."""
-WORLD_PX = 128
+WORLD_PX = 256
 FRAMES = 96
 FRAME_MSEC = 90
 
@@ -78,7 +78,7 @@ def main() -> None:
     views += [np.full_like(views[0], 255)] * (2 * half - len(views))
     save(options.out / "earth-strip.webp", [stacked([row(views[:half]), row(views[half:])])], quality=90)
     flight = np.geomspace(1, zooms[-1], FRAMES)
-    frames = [view(renderer, options.seed, float(zoom), (x, y), VIEW_PX) for zoom in flight]
+    frames = [view(renderer, options.seed, float(zoom), (x, y), FILM_PX) for zoom in flight]
     save(options.out / "earth-flight.webp", [*frames, *frames[-2:0:-1]], duration=FRAME_MSEC, loop=0, quality=70)
 
 
