@@ -51,7 +51,7 @@ def fourier_features(
         [B, K, size, size] of the dtype of ``omega`` (float32 for float64 input on MPS).
     """
     linear = torch.diag_embed(torch.exp2(-zoom_log2.double().cpu())[:, None].expand(-1, 2))
-    return features_of_views(
+    return waves_of_views(
         omega,
         phase,
         bins,
@@ -65,45 +65,7 @@ def fourier_features(
         blend_width=blend_width,
         band_limit=band_limit,
         shift_gain=shift_gain,
-    )
-
-
-def features_of_views(
-    omega: torch.Tensor,
-    phase: torch.Tensor,
-    bins: torch.Tensor,
-    linear: torch.Tensor,
-    zoom_log2: torch.Tensor,
-    centre: torch.Tensor,
-    *,
-    size: int | tuple[int, int],
-    rate: float,
-    bin_offset: float,
-    blend_offset: float,
-    blend_width: float,
-    band_limit: float | None,
-    shift_gain: float,
-) -> torch.Tensor:
-    """As :func:`fourier_features` for views with any linear part: ``linear`` [B, 2, 2] stands in for 1/Z (v -> linear v).
-
-    ``size`` may be (columns, rows); the maps are [B, K, rows, columns].
-    """
-    waves = waves_of_views(
-        omega,
-        phase,
-        bins,
-        linear,
-        zoom_log2,
-        centre,
-        size=size,
-        rate=rate,
-        bin_offset=bin_offset,
-        blend_offset=blend_offset,
-        blend_width=blend_width,
-        band_limit=band_limit,
-        shift_gain=shift_gain,
-    )
-    return waves.maps()
+    ).maps()
 
 
 @dataclass(frozen=True)
@@ -164,7 +126,10 @@ def waves_of_views(
     band_limit: float | None,
     shift_gain: float,
 ) -> Waves:
-    """The factors of :func:`features_of_views`."""
+    """The factors of :func:`fourier_features`, for views with any linear part.
+
+    ``linear`` [B, 2, 2] stands in for 1/Z (v -> linear v); ``size`` may be (columns, rows).
+    """
     columns, rows = (size, size) if isinstance(size, int) else size
     device, dtype = omega.device, omega.dtype
     precise = _precise_device(device)
