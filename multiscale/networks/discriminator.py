@@ -95,12 +95,8 @@ class Discriminator(nn.Module):
         self, config: DiscriminatorConfig, *, img_resolution: int, img_channels: int = 3, octaves: int = 6
     ) -> None:
         super().__init__()
-        self.config, self.img_resolution, self.img_channels, self.octaves = (
-            config,
-            img_resolution,
-            img_channels,
-            octaves,
-        )
+        self.config, self.octaves = config, octaves
+        self.img_resolution, self.img_channels = img_resolution, img_channels
         self.register_buffer("shares", torch.ones(1), persistent=False)
 
     def forward(self, image: torch.Tensor, zoom_log2: torch.Tensor | None = None) -> torch.Tensor:
