@@ -76,7 +76,8 @@ def prepare(call: Call, options: argparse.Namespace) -> tuple[torch.Tensor, dict
         "native": lambda x: filtered_lrelu(x, **arguments, impl="native"),
         "pytorch": lambda x: filtered_lrelu(x, **arguments, impl="reference"),
     }
-    if device != "cpu":
+    if options.compile:
+        torch._dynamo.reset()  # it compiles one function for so many shapes only
         compiled = torch.compile(filtered_lrelu)
         contestants["compiled"] = lambda x: compiled(x, **arguments, impl="reference")
     if options.definition and arguments["fu"] is not None:
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=4, help="threads of PyTorch (default 4)")
     parser.add_argument("--repeats", type=int, default=3, help="turns (default 3)")
     parser.add_argument("--definition", action="store_true", help="time the definition, zeros inserted, as well")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile of PyTorch's ops as well")
     parser.add_argument("--layers", help="only these, numbers from 0, separated by commas")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()

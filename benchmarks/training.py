@@ -99,9 +99,9 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def phases(self, repeats: int) -> dict[str, float]:
+    def phases(self, steps: int, parts: int = 1) -> dict[str, float]:
         """Milliseconds of a step by phase; what runs inside another phase is not counted to that."""
-        trainer = self.trainer()
+        trainer = self.trainer(parts=parts)
         watch, inside = Stopwatch(), ["other"]
 
         @contextmanager
@@ -135,7 +135,6 @@ class Bench:
         batches = trainer._batches()
         trainer.train_step(*next(batches))
         watch.clear()
-        steps = repeats * trainer.config.training.r1_interval
         for _ in range(steps):
             with phase("data"):
                 batch = next(batches)
@@ -144,9 +143,9 @@ class Bench:
         watch.lap("other")
         return {name: 1e3 * seconds / steps for name, seconds in sorted(watch.seconds.items())}
 
-    def kernel_share(self) -> float:
+    def kernel_share(self, parts: int = 1) -> float:
         """Part of the time of steps in which the GPU is at work."""
-        trainer = self.trainer()
+        trainer = self.trainer(parts=parts)
         batches = trainer._batches()
         for _ in range(3):
             trainer.train_step(*next(batches))
@@ -171,6 +170,37 @@ def peak(options: argparse.Namespace, folder: str, parts: int) -> int:
     return peak_bytes(lambda: [trainer.train_step(*batch) for _ in range(2)], options.device)
 
 
+def run_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What was typed of the run."""
+    return {key: getattr(options, key) for key in ("config", "resolution", "octaves", "assignments")}
+
+
+def brief(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
+    """What ``--brief`` asks for: whole steps, their phases and the memory at their peak, without variants."""
+    trainer = bench.trainer(parts=options.parts)
+    batches = trainer._batches()
+
+    def steps(count: int) -> float:
+        watch = Stopwatch()
+        for _ in range(count):
+            trainer.train_step(*next(batches))
+        bench.wait()
+        watch.lap("steps")
+        return watch.seconds["steps"] / count
+
+    taken = peak_bytes(lambda: steps(2), options.device)
+    step, batch = steps(options.brief), trainer.config.training.batch
+    return {
+        "batch": batch,
+        "parts": options.parts,
+        "ms_per_step": 1e3 * step,
+        "images_per_sec": batch / step,
+        "ms_by_phase": bench.phases(options.brief, options.parts),
+        "peak_mib": taken / 2**20,
+        **({"gpu_busy": bench.kernel_share(options.parts)} if options.device == "cuda" else {}),
+    }
+
+
 def main() -> None:
     """Measure, print, and write the JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,6 +211,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=4, help="threads of PyTorch (default 4)")
     parser.add_argument("--repeats", type=int, default=3, help="turns (default 3)")
     parser.add_argument("--steps", type=int, default=16, help="steps in a turn (default 16, one of them with R1)")
+    parser.add_argument("--brief", type=int, metavar="STEPS", help="time so many steps as they are, and no variants")
+    parser.add_argument("--parts", type=int, default=1, help="parts of a batch, with --brief (default 1)")
     parser.add_argument("--set", dest="assignments", action="append", default=[], help="a setting, as in train.py")
     parser.add_argument("--compile", action="store_true", help="try torch.compile of D, too")
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -189,6 +221,10 @@ def main() -> None:
     trainer_module.save_png = lambda *_: None  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
+        if options.brief:
+            head = {"machine": describe(options.threads, options.device), "run": run_of(options)}
+            publish(head | brief(options, bench), options.out)
+            return
         batch = bench.trainer().config.training.batch
         variants = {
             "as it is": bench.step(),
@@ -210,13 +246,13 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             asked = [(options, folder, parts) for parts in (1, 2, 4) if batch % parts == 0]
             peaks = {f"{batch // parts} images at a time": pool.apply(peak, (o, f, parts)) for o, f, parts in asked}
-        times = alternate(variants, options.device, options.repeats)
-        phases = bench.phases(max(options.steps // 16, 1))
+        times = alternate(variants, options.device, options.repeats, calls_on_gpu=1)
+        phases = bench.phases(options.steps)
         share = {"gpu_busy": bench.kernel_share()} if options.device == "cuda" else {}
     step = times["as it is"] / options.steps
     report = {
         "machine": describe(options.threads, options.device),
-        "run": {key: getattr(options, key) for key in ("config", "resolution", "octaves", "assignments")},
+        "run": run_of(options),
         "batch": batch,
         "ms_per_step": 1e3 * step,
         "images_per_sec": batch / step,
