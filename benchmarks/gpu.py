@@ -81,7 +81,8 @@ def parts(folder: Path) -> list[Part]:
     cuda_tests = ["-m", "pytest", "-q", "-m", "cuda and not slow", "-p", "no:cacheprovider", *TESTS]
     patches, run = str(folder / "patches.zip"), str(folder / "training/run")
     train = ["train.py", "--data", patches, "--config", "demo", "--kimg", "2", "--gpus", "1", "--outdir", run]
-    moon = ("--config", "moon", "--resolution", "256", "--brief", "4", "--set", "training.batch=32")
+    moon = ("--config", "moon", "--resolution", "256", "--brief", "2", "--set", "training.batch=32")
+    small = ("--config", "small", "--resolution", "64", "--brief", "20", "--set", "training.batch=32")
     checked = script("layers", 60, "--count", "16", title="sanitizer", optional=True)
     checked.command[:0] = ["compute-sanitizer", "--error-exitcode", "9", "--tool", "memcheck"]
     return [
@@ -91,7 +92,8 @@ def parts(folder: Path) -> list[Part]:
         Part("tests", [python, *cuda_tests], 90, tests_of),
         script("generator", 40, "--dtype", "float16", title="frame"),
         script("ops", 60, "--dtype", "float16"),
-        script("training", 60, *moon, "--parts", "2", title="step"),
+        script("training", 90, *moon, "--parts", "2", title="step"),
+        script("training", 40, *small, title="small"),
         Part("patches", [python, "dataset_tool.py", "demo", "--dest", patches, *PATCHES], 60, lines_of),
         Part("training", [python, *train], 60, training_of),
     ]

@@ -31,6 +31,7 @@ from dnnlib.progress import Stopwatch
 from multiscale.config import RunConfig, build, load_preset, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
 from multiscale.training import trainer as trainer_module
+from multiscale.training.estimate import chooses_replays
 from multiscale.training.launch import data_layer
 from multiscale.training.trainer import Trainer
 from torch_utils.devices import allow_tf32
@@ -72,7 +73,9 @@ class Bench:
             {"training": {"consistency_metric": "l1"}},
         ]
         config = build(RunConfig, merge(*layers, *map(parse_assignment, given)))
-        return Trainer(config, self.dataset, self.folder, Process(self.device), config.training.batch // parts)
+        batch = config.training.batch
+        replay = chooses_replays(config, batch // parts, batch, self.device)
+        return Trainer(config, self.dataset, self.folder, Process(self.device), batch // parts, replay=replay)
 
     def step(self, *assignments: str, parts: int = 1, ops: str = "auto", again: bool = False) -> Step:
         """A whole step with its data; ``again``: G's step generates anew what D's step has generated already.
@@ -93,6 +96,12 @@ class Bench:
             self.wait()
 
         return run
+
+    def warm_up(self, trainer: Trainer, batches: Iterator[Any]) -> None:
+        """Steps until all is as it stays: one, or until the networks' calls are recorded."""
+        for _ in range(1 if trainer.objective.replays is None else 24):
+            trainer.train_step(*next(batches))
+        self.wait()
 
     def wait(self) -> None:
         """Until the device has done all."""
@@ -133,7 +142,7 @@ class Bench:
         if trainer.augment is not None:
             timed(trainer.augment, "forward", "augmentation, forward")
         batches = trainer._batches()
-        trainer.train_step(*next(batches))
+        self.warm_up(trainer, batches)
         watch.clear()
         for _ in range(steps):
             with phase("data"):
@@ -143,17 +152,15 @@ class Bench:
         watch.lap("other")
         return {name: 1e3 * seconds / steps for name, seconds in sorted(watch.seconds.items())}
 
-    def kernel_share(self, parts: int = 1) -> float:
+    def kernel_share(self, steps: int, parts: int = 1) -> float:
         """Part of the time of steps in which the GPU is at work."""
         trainer = self.trainer(parts=parts)
         batches = trainer._batches()
-        for _ in range(3):
-            trainer.train_step(*next(batches))
-        self.wait()
+        self.warm_up(trainer, batches)
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profiler:
             watch = Stopwatch()
-            for _ in range(8):
+            for _ in range(steps):
                 trainer.train_step(*next(batches))
             self.wait()
             watch.lap("steps")
@@ -188,7 +195,7 @@ def brief(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
         watch.lap("steps")
         return watch.seconds["steps"] / count
 
-    taken = peak_bytes(lambda: steps(2), options.device)
+    taken = peak_bytes(lambda: bench.warm_up(trainer, batches), options.device)
     step, batch = steps(options.brief), trainer.config.training.batch
     return {
         "batch": batch,
@@ -197,7 +204,7 @@ def brief(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
         "images_per_sec": batch / step,
         "ms_by_phase": bench.phases(options.brief, options.parts),
         "peak_mib": taken / 2**20,
-        **({"gpu_busy": bench.kernel_share(options.parts)} if options.device == "cuda" else {}),
+        **({"gpu_busy": bench.kernel_share(options.brief, options.parts)} if options.device == "cuda" else {}),
     }
 
 
@@ -238,6 +245,7 @@ def main() -> None:
         if options.compile:
             variants["compiled D"] = bench.step("training.compile_discriminator=true")
         if options.device == "cuda":
+            variants["without CUDA graphs"] = bench.step("training.cuda_graphs=false")
             variants["float32 everywhere"] = bench.step(*HALF)
             variants["TF32"] = bench.step("training.tf32=true")
             variants["bfloat16"] = bench.step("generator.half_dtype=bfloat16", "discriminator.half_dtype=bfloat16")
@@ -248,7 +256,7 @@ def main() -> None:
             peaks = {f"{batch // parts} images at a time": pool.apply(peak, (o, f, parts)) for o, f, parts in asked}
         times = alternate(variants, options.device, options.repeats, calls_on_gpu=1)
         phases = bench.phases(options.steps)
-        share = {"gpu_busy": bench.kernel_share()} if options.device == "cuda" else {}
+        share = {"gpu_busy": bench.kernel_share(8)} if options.device == "cuda" else {}
     step = times["as it is"] / options.steps
     report = {
         "machine": describe(options.threads, options.device),
