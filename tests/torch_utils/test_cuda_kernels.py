@@ -289,6 +289,31 @@ def test_four_separable_taps(kernels: ctypes.CDLL, down: int, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("taps", [[61], [64], [64, 33], [64, 64]])
+def test_long_filters_are_upfirdn2ds(kernels: ctypes.CDLL, taps: list[int], dtype: torch.dtype) -> None:
+    """The blur at the start of a training has 61 taps. The most take no more memory than the smallest GPU has."""
+    rng = np.random.default_rng(0)
+    kernels.emulate_shared_memory(TURING_BYTES)
+    pad = 30
+    y, x = (Axis(n, n + 2 * pad - (t - 1), 1, 1, pad) for n, t in zip((9, 40), (taps * 2)[:2], strict=True))
+    check_upfirdn2d(kernels, rng, Resampling(a_filter(rng, *taps), y, x, False, 1.0), dtype, 2)
+    for up, down in ((4, 1), (1, 4)):
+        y, x = (Axis(n, 5, up, down, 7) for n in (9, 40))
+        check_upfirdn2d(kernels, rng, Resampling(a_filter(rng, *taps), y, x, True, 1.0), dtype, 1)
+
+
+def test_kernels_are_allowed_all_the_shared_memory_of_the_device(kernels: ctypes.CDLL) -> None:
+    """Not what one launch needs: another thread may launch the same kernel with larger tiles at the same time."""
+    kernels.emulate_shared_memory(H100_BYTES)
+    rng = np.random.default_rng(0)
+    for side in (60, 28):
+        layer = generator_layer(rng, 2, 2, False, (side, side), (3, 3, 0))
+        x = normal(rng, 1, layer.up.y.n_in, layer.up.x.n_in).float()
+        run_filtered_lrelu(kernels, x, None, None, native.ACTIVATE, layer)
+        assert kernels.emulated_least_allowance() == H100_BYTES - 1024
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", [(3, 5, 8), (5, 3, 7), (6, 1, 1), (2, 4, 256)])
 def test_leaky_relu_without_filters(kernels: ctypes.CDLL, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     y, x = (Axis(n, n, 1, 1, 0) for n in shape[1:])

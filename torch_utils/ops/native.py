@@ -25,8 +25,8 @@ IMPLEMENTATIONS = ("auto", "reference", "native")
 FACTORS = (1, 2, 4)
 """Up- and downsampling factors of the kernels."""
 
-LARGEST_FILTER = 32
-"""Taps along an axis, at most."""
+LARGEST_FILTER = {"upfirdn2d": 64, "filtered_lrelu": 32, "bias_act": 1}
+"""Taps along an axis, at most. Of 64, the scratch memory that a single sample needs fits in any GPU's shared memory."""
 
 LARGEST_MAP = 2**31 - 1
 """Samples of one map, at most; their number in all is not limited."""
@@ -68,7 +68,7 @@ def is_chosen(op: str, impl: str, x: torch.Tensor, *resamplings: Resampling) -> 
     impl = preference() if impl == "auto" else impl
     if impl == "reference":
         return False
-    of_call = _obstacle(x, resamplings)
+    of_call = _obstacle(op, x, resamplings)
     reason = of_call or _library_obstacle(x.device)
     if reason is None:
         return True
@@ -95,7 +95,7 @@ def preference() -> str:
     return chosen
 
 
-def _obstacle(x: torch.Tensor, resamplings: Sequence[Resampling]) -> str | None:
+def _obstacle(op: str, x: torch.Tensor, resamplings: Sequence[Resampling]) -> str | None:
     """What about these arguments the kernels cannot do; None: nothing."""
     device = x.device.type
     if device not in DEVICE_TYPES:
@@ -106,8 +106,8 @@ def _obstacle(x: torch.Tensor, resamplings: Sequence[Resampling]) -> str | None:
         factors = (r.x.up, r.y.up, r.x.down, r.y.down)
         if not all(n in FACTORS for n in factors):
             return f"factors are 1, 2 or 4, but here up is {list(factors[:2])} and down is {list(factors[2:])}."
-        if max(filter_taps(r.f)) > LARGEST_FILTER:
-            return f"filters have up to {LARGEST_FILTER} taps, but here one has {max(filter_taps(r.f))}."
+        if max(filter_taps(r.f)) > LARGEST_FILTER[op]:
+            return f"filters have up to {LARGEST_FILTER[op]} taps, but here one has {max(filter_taps(r.f))}."
         if max(r.y.n_in * r.x.n_in, r.y.n_out * r.x.n_out) > LARGEST_MAP:
             return "a map has 2^31 samples or more."
     return None
@@ -324,7 +324,9 @@ def _filtered_lrelu_fake(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor
     maps = [x.shape[0], x.shape[1]]
     y = x.new_empty([*maps, down[2], down[7]])
     shape = [*maps, up[2], _code_bytes(up[7], (up, down), x.device.type)] if remember else [0]
-    return y, x.new_zeros(shape, dtype=torch.uint8)
+    # The CUDA kernels write every byte; the CPU's leave out those of samples on which no output depends.
+    fresh = x.new_empty if x.device.type == "cuda" else x.new_zeros
+    return y, fresh(shape, dtype=torch.uint8)
 
 
 @torch.library.custom_op("multiscale::filtered_lrelu_slopes", mutates_args=(), device_types=("cpu", "cuda"))

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <map>
 #include <memory>
 #include <tuple>
 #include <vector>
@@ -59,7 +60,8 @@ inline unsigned short to_float16(float f) {
     return bits;
 }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 struct cudaFuncAttributes {};
 
@@ -67,6 +69,7 @@ namespace emulation {
 
 inline int shared_per_multiprocessor = 228 * 1024;  // as a H100 has it
 inline unsigned order = 1;                          // odd: the stride in which threads take turns
+inline std::map<const void*, int> allowed;          // shared memory of a kernel's blocks, where that was set
 
 struct Fiber {
     ucontext_t context;
@@ -137,10 +140,12 @@ inline void run_block(unsigned threads, int shared_bytes) {
 
 }  // namespace emulation
 
+namespace emulation {
+
 template <typename... P>
 int launch(void (*kernel)(P...), int64_t blocks, int threads, int shared_bytes, void*, P... arguments) {
-    using namespace emulation;
-    const int largest = shared_per_multiprocessor - 1024;
+    const auto set = allowed.find((const void*)kernel);
+    const int largest = set == allowed.end() ? 48 * 1024 : set->second;
     const bool fits = blocks >= 1 && blocks <= 2147483647LL && threads >= 1 && threads <= 1024 && threads % 32 == 0;
     if (!fits || shared_bytes < 0 || shared_bytes > largest) return cudaErrorInvalidConfiguration;
     auto call = std::make_pair(kernel, std::tuple<P...>(arguments...));
@@ -158,6 +163,8 @@ int launch(void (*kernel)(P...), int64_t blocks, int threads, int shared_bytes, 
     return 0;
 }
 
+}  // namespace emulation
+
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t e) { return e ? "invalid configuration argument" : "no error"; }
@@ -166,4 +173,8 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int)
     const bool block_limit = which == cudaDevAttrMaxSharedMemoryPerBlockOptin;
     *value = emulation::shared_per_multiprocessor - (block_limit ? 1024 : 0);
     return cudaSuccess;
+}
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+    if (bytes < 0 || bytes > emulation::shared_per_multiprocessor - 1024) return cudaErrorInvalidValue;
+    return emulation::allowed[kernel] = bytes, cudaSuccess;
 }
