@@ -104,7 +104,8 @@ def run(part: Part, folder: Path, limit: float) -> dict[str, Any]:
     (folder / part.name).mkdir()
     begun = time.perf_counter()
     line: dict[str, Any] = {"part": part.name, "ok": False}
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": places}
     try:
         process = subprocess.Popen(
             part.command,
