@@ -17,10 +17,13 @@ from typing import Any
 import torch
 
 from dnnlib.errors import UserError
-from torch_utils.ops import build
+from torch_utils.ops import build, tensor_cores
 from torch_utils.ops.reference import Axis, FilteredLReLU, Resampling, filter_taps
 
 IMPLEMENTATIONS = ("auto", "reference", "native")
+
+PREFERENCES = (*IMPLEMENTATIONS, "scalar")
+"""What ``MULTISCALE_OPS`` can ask for; "scalar" is "auto" without tensor cores."""
 
 FACTORS = (1, 2, 4)
 """Up- and downsampling factors of the kernels."""
@@ -40,6 +43,8 @@ DEVICE_TYPES: dict[str, tuple[torch.dtype, ...]] = {
     "meta": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
 }
 """Types of images for which there are kernels; shapes without data ("meta") are those that the CPU's would have."""
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
 
 ACTIVATE, REMEMBER, MULTIPLY = range(3)
 """``enum Slopes``."""
@@ -61,7 +66,7 @@ def is_chosen(op: str, impl: str, x: torch.Tensor, *resamplings: Resampling) -> 
 
     Raises:
         ValueError: ``impl`` is none of the three.
-        UserError: ``MULTISCALE_OPS`` is none of the three.
+        UserError: ``MULTISCALE_OPS`` is none of PREFERENCES.
         RuntimeError: "native" is asked for, but cannot run; the message says why.
     """
     check_implementation(impl)
@@ -87,10 +92,10 @@ def check_implementation(impl: str) -> None:
 
 @torch.compiler.assume_constant_result
 def preference() -> str:
-    """What ``MULTISCALE_OPS`` asks for: "auto" (also if unset), "reference" or "native"; UserError for anything else."""
+    """What ``MULTISCALE_OPS`` asks for, one of PREFERENCES, "auto" if it is unset; UserError for anything else."""
     chosen = os.environ.get("MULTISCALE_OPS") or "auto"
-    if chosen not in IMPLEMENTATIONS:
-        allowed = ", ".join(IMPLEMENTATIONS)
+    if chosen not in PREFERENCES:
+        allowed = ", ".join(PREFERENCES)
         raise UserError(f"The environment's MULTISCALE_OPS is {chosen!r}, but it must be one of {allowed}.")
     return chosen
 
@@ -149,6 +154,18 @@ def _cuda_library(index: int) -> ctypes.CDLL:
     return found
 
 
+def has_tensor_cores(device: torch.device) -> bool:
+    """Whether there are kernels for a device's tensor cores; BuildError if there are none for the device at all."""
+    return device.type == "cuda" and _has_tensor_cores(device.index or 0)
+
+
+@functools.lru_cache
+def _has_tensor_cores(index: int) -> bool:
+    kernels = _cuda_library(index)
+    with torch.cuda.device(index):
+        return bool(kernels.cuda_tensor_cores())
+
+
 # ----- what is handed over (csrc/ops.h) -----------------------------------------------------------------------------
 
 
@@ -183,6 +200,9 @@ class _FilteredLReLU(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("slope", "clamp")),
         ("up", _Resampling),
         ("down", _Resampling),
+        *((name, ctypes.c_void_p) for name in ("up_registers", "down_registers")),
+        *((name, ctypes.c_int32) for name in ("up_terms", "down_terms")),
+        *((name, ctypes.c_double) for name in ("up_unit", "down_unit")),
     ]
 
 
@@ -374,7 +394,18 @@ def _run_filtered_lrelu(
         *(TYPES[x.dtype], mode, slope, clamp),
         *(_resampling(fu, *up[1:]), _resampling(fd, *down[1:])),
     )
+    if has_tensor_cores(x.device) and x.dtype in HALF_TYPES and preference() != "scalar":
+        _add_fragments(call, FilteredLReLU(_from_numbers(*up), _from_numbers(*down), slope, clamp))
     _run("filtered_lrelu", x, call)
+
+
+def _add_fragments(call: _FilteredLReLU, layer: FilteredLReLU) -> None:
+    """Put a layer's filters in the form that tensor cores want, if there is one; they are kept for good."""
+    both = tensor_cores.fragments(layer)
+    if both is not None:
+        call.up_registers, call.down_registers = (_pointer(f.registers) for f in both)
+        call.up_terms, call.down_terms = (f.terms for f in both)
+        call.up_unit, call.down_unit = (f.unit for f in both)
 
 
 def _filtered_lrelu_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
