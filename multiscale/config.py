@@ -37,7 +37,7 @@ class GeneratorConfig:
     """3 for RGB, 1 for grey."""
     octaves: Annotated[int, Field(ge=1, le=10)] = 6
     """Octaves S that the model spans: it zooms up to 2^S."""
-    n_bins: Annotated[int, Field(ge=1, le=4)] = 2
+    n_bins: Annotated[int, Field(ge=1, le=16)] = 2
     """Bins of Fourier features, each ``bin_offset`` octaves above the one before."""
     channel_base: Annotated[int, Field(ge=16, le=2**24)] = 131072
     """Width of a layer of cutoff f_c is (channel_base/2)/f_c, at most channel_max."""
