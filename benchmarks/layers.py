@@ -22,7 +22,7 @@ from machine import describe, publish
 from torch_utils.ops import build, native
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 
-ALLOWED = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+ALLOWED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 NAMES = ("image", "gradient of the image", "gradient of the bias")
 
 
@@ -47,8 +47,8 @@ def draw(rng: np.random.Generator) -> tuple[list[int], dict[str, Any]]:
     return shape, {"fu": fu, "fd": fd, **factors, "padding": pads, "clamp": 0.8}
 
 
-def errors(seed: int, device: str) -> tuple[torch.dtype, dict[str, float]]:
-    """Type of a layer, and the error of its image and gradients."""
+def errors(seed: int, device: str) -> tuple[torch.dtype, dict[str, tuple[float, float]]]:
+    """Type of a layer, and the errors of its image and gradients: the kernels', and that of PyTorch's ops."""
     rng = np.random.default_rng(seed)
     types = [dtype for dtype in ALLOWED if dtype in native.DEVICE_TYPES[device]]
     dtype = types[seed % len(types)]
@@ -68,9 +68,13 @@ def errors(seed: int, device: str) -> tuple[torch.dtype, dict[str, float]]:
     dy, *exact = (t.detach() for t in results(torch.float64, "reference"))
     rubbish = torch.full([3 * x.numel() * 16], torch.nan, device=device)
     del rubbish  # what the kernels write to is taken from here
-    got = [t.detach() for t in results(dtype, "native", dy)[1:]]
-    norms = {n: ((a.double() - e).norm() / e.norm()).item() for n, a, e in zip(NAMES, got, exact, strict=True)}
-    return dtype, norms
+    kernels, pytorch = ([t.detach() for t in results(dtype, impl, dy)[1:]] for impl in ("native", "reference"))
+
+    def error(got: torch.Tensor, exact: torch.Tensor) -> float:
+        return ((got.double() - exact).norm() / exact.norm()).item()
+
+    pairs = zip(NAMES, kernels, pytorch, exact, strict=True)
+    return dtype, {name: (error(a, e), error(b, e)) for name, a, b, e in pairs}
 
 
 def main() -> None:
@@ -87,17 +91,21 @@ def main() -> None:
         print(f"No kernels to check on {options.device}: {error}", file=sys.stderr)
         sys.exit(2)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    worst: dict[str, dict[str, float]] = {}
+    worst: dict[str, dict[str, list[float]]] = {}
     wrong = []
     for seed in range(options.seed, options.seed + options.count):
         dtype, found = errors(seed, options.device)
-        of_type = worst.setdefault(str(dtype).removeprefix("torch."), dict.fromkeys(NAMES, 0.0))
-        for name, error in found.items():
-            of_type[name] = max(of_type[name], error) if error == error else error
-            if not error <= ALLOWED[dtype]:
-                wrong.append({"seed": seed, "dtype": str(dtype), "what": name, "error": error})
+        of_type = worst.setdefault(str(dtype).removeprefix("torch."), {name: [0.0, 0.0] for name in NAMES})
+        for name, both in found.items():
+            of_type[name] = np.maximum(of_type[name], both).tolist()  # NaN stays
+            if not both[0] <= max(2 * both[1], ALLOWED[dtype]):
+                wrong.append({"seed": seed, "dtype": str(dtype), "what": name, "errors": both})
     device = options.device
-    report = {"machine": describe(torch.get_num_threads(), device), "layers": options.count, "worst": worst}
+    report = {
+        "machine": describe(torch.get_num_threads(), device),
+        "layers": options.count,
+        "worst, and of PyTorch": worst,
+    }
     publish(report | {"wrong": wrong}, options.out)
     sys.exit(1 if wrong else 0)
 
