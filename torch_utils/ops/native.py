@@ -237,12 +237,12 @@ def _calculation_type(x: torch.Tensor) -> torch.dtype:
 
 
 def _code_bytes(width: int, resamplings: Sequence[Sequence[int]], device: str) -> int:
-    """Bytes that hold the codes of a row of ``width`` upsampled samples, four to a byte.
+    """Bytes that hold the codes of a row of ``width`` upsampled samples, four to a byte: whole words on a GPU.
 
     On a CPU each phase of a row has whole blocks of 64 codes (csrc/cpu.cpp).
     """
     if device == "cuda":
-        return -(-width // 4)
+        return -(-width // 16) * 4
     phases = max(resamplings[0][8], resamplings[1][9])  # the horizontal factors, up and down
     return phases * -(-width // (64 * phases)) * 16
 
