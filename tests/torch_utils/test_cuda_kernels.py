@@ -673,10 +673,6 @@ def instructions(source: Path, arch: int, folder: Path) -> dict[str, list[str]]:
     return kernels
 
 
-IN_FLIGHT = 7
-"""Loads that must be: eight are asked for together, of which the compiler may store one early."""
-
-
 def most_loads_in_flight(code: list[str]) -> int:
     """The most loads from global memory between two stores to shared memory."""
     return max(run.split().count("LDG") for run in " ".join(code).split("STS"))
@@ -701,10 +697,10 @@ def test_machine_code_multiplies_matrices_and_keeps_loads_in_flight(arch: int, t
             share = products / (last - first)
             assert share > {"activate": 0.07, "remember": 0.035, "multiply": 0.1}[name]
             assert "LDL" not in code
-            assert most_loads_in_flight(code[:first]) >= IN_FLIGHT
+            assert most_loads_in_flight(code[:first]) >= 8
     for source in ("upfirdn2d", "filtered_lrelu_down_dense", "filtered_lrelu_up_dense", "filtered_lrelu_generic"):
         for code in instructions(SOURCES / f"{source}.cu", arch, tmp_path).values():
-            assert most_loads_in_flight(code) >= IN_FLIGHT
+            assert most_loads_in_flight(code) >= 6  # of eight: the code of two may stand apart
 
 
 @pytest.mark.slow

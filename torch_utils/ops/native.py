@@ -344,7 +344,7 @@ def _filtered_lrelu_fake(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor
     maps = [x.shape[0], x.shape[1]]
     y = x.new_empty([*maps, down[2], down[7]])
     shape = [*maps, up[2], _code_bytes(up[7], (up, down), x.device.type)] if remember else [0]
-    # The CUDA kernels write every byte; the CPU's leave out those of samples on which no output depends.
+    # The CUDA kernels write all codes; the CPU's leave out those of samples on which no output depends.
     fresh = x.new_empty if x.device.type == "cuda" else x.new_zeros
     return y, fresh(shape, dtype=torch.uint8)
 

@@ -263,22 +263,24 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
     const MmaTile& t;
     const MmaShared& shared;
     const int column, g, l;  // first output, counted from the tile's; this is lane 4 * g + l
-    const unsigned slope, limit;  // slope and scaled clamp in float16, twice
+    const unsigned slope;    // in float16, twice
+    unsigned limit;          // the scaled clamp likewise
     unsigned up[UP_TERMS][4 * S::UP_QUADS], down[DOWN_TERMS][4 * S::DOWN_QUADS];
     float sums[2][4];        // of the STEP outputs before, and of those that begin with the band
 
-    __device__ __forceinline__ Strip(
-        const MmaPlan& p, const MmaTile& t, const MmaShared& shared, int column, float scale)
+    __device__ __forceinline__ Strip(const MmaPlan& p, const MmaTile& t, const MmaShared& shared, int column)
         : p(p), t(t), shared(shared), column(column), g(threadIdx.x % LANES / 4), l(threadIdx.x % 4),
-          slope(pack_halves(p.slope, p.slope)), limit(pack_halves(p.clamp * scale, p.clamp * scale)), sums{} {
+          slope(pack_halves(p.slope, p.slope)), limit(0), sums{} {
 #pragma unroll
         for (int k = 0; k < UP_TERMS; k++) load_registers<S::UP_QUADS>(p.up + k * S::UP_QUADS * LANES, up[k]);
 #pragma unroll
         for (int k = 0; k < DOWN_TERMS; k++) load_registers<S::DOWN_QUADS>(p.down + k * S::DOWN_QUADS * LANES, down[k]);
     }
 
-    // Output rows [first, first + rows) of the tile; `unscale`: what undoes the scale.
-    __device__ __forceinline__ void run(int first, int rows, float unscale) {
+    // Output rows [first, first + rows) of the tile, whose inputs are staged with this scale.
+    __device__ __forceinline__ void run(int first, int rows, float scale) {
+        limit = pack_halves(p.clamp * scale, p.clamp * scale);
+        const float unscale = 1 / scale;
         const int end = t.out_y + first + rows;
         const int own_y_end = end >= p.n_out_y ? p.n_up_y : end * DOWN;
         const int right = t.out_x + column + STRIP;
@@ -442,13 +444,12 @@ __global__ void __launch_bounds__(MMA_THREADS, DOWN == 4 && UP_TERMS > 1 ? 2 : 3
         if (i < TABLE) shared.table[i] = make_float2(slope_of(i & 3, p.slope), slope_of(i >> 2, p.slope));
         stage_codes(p, t, BAND * S::bands(t.rows), S::code_columns(t.strips), shared.codes);
     }
+    const int warp = threadIdx.x / LANES, strip = warp % p.strips, first = warp / p.strips * p.rows;
+    Strip<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES> work(p, t, shared, strip * STRIP);  // reads its filters meanwhile
     const float scale = p.type == FLOAT16 ? stage_inputs<FLOAT16>(p, t, in_h, in_w, shared.in, shared.largest)
                                           : stage_inputs<BFLOAT16>(p, t, in_h, in_w, shared.in, shared.largest);
     __syncthreads();
-    const int warp = threadIdx.x / LANES, strip = warp % p.strips, first = warp / p.strips * p.rows;
-    if (strip >= t.strips || first >= t.rows) return;
-    Strip<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>(p, t, shared, strip * STRIP, scale)
-        .run(first, smaller(p.rows, t.rows - first), 1 / scale);
+    if (strip < t.strips && first < t.rows) work.run(first, smaller(p.rows, t.rows - first), scale);
 #endif
 }
 
