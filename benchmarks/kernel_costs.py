@@ -98,13 +98,12 @@ def tensor_core_cost(out: int, up: int, down: int, up_terms: int, down_terms: in
     steps = 3 if down == 2 else 6
     tiles, in_tiles = 2 * steps, -(-2 * steps // up) + 1
     products = up_terms * (in_tiles + tiles) + down_terms * (2 * steps + 2)
-    per_band = (
-        products + tiles * 14 + down_terms * 4 + 40
-    )  # activation and packing of four samples; loads, indices, results
+    # Activation and packing of four samples a tile; packing between passes; loads, indices, results.
+    per_band = products + tiles * (10 if down == 2 else 14) + 2 * up_terms * in_tiles + 4 * down_terms + 40
     strips, bands = out / 16, (out / 8 + out / 64) * down / 2
     inputs = (64 * down / up + 16) * (64 * down / up + 16) * (out / 64) ** 2
     cost = Cost(strips * bands * per_band, strips * bands * products, strips * bands * in_tiles * 256)
-    cost.instructions += inputs * 30 / 32
+    cost.instructions += inputs * 12 / 32
     cost.shared += inputs * 6
     return cost
 

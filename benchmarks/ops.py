@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from multiscale.networks import layers
 from multiscale.networks.generator import Generator
 from multiscale.view import view_transform
 from torch_utils.devices import keep_freed_memory
+from torch_utils.ops import native
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.reference import filter_taps
 
@@ -68,6 +70,22 @@ def operations(shape: torch.Size, arguments: dict[str, Any], out: torch.Size) ->
     return 2 * maps * products
 
 
+def called(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
+    """What runs a contestant: with MULTISCALE_OPS=scalar, if that is its name."""
+    if name != "scalar":
+        return run
+
+    def run_scalar() -> Any:
+        before = os.environ.get("MULTISCALE_OPS", "")  # empty is as good as unset
+        os.environ["MULTISCALE_OPS"] = "scalar"
+        try:
+            return run()
+        finally:
+            os.environ["MULTISCALE_OPS"] = before
+
+    return run_scalar
+
+
 def prepare(call: Call, options: argparse.Namespace) -> tuple[torch.Tensor, dict[str, Any], dict[str, Op]]:
     """Images, arguments and contestants of a layer."""
     device, arguments = options.device, dict(call[1])
@@ -77,8 +95,10 @@ def prepare(call: Call, options: argparse.Namespace) -> tuple[torch.Tensor, dict
         "native": lambda x: filtered_lrelu(x, **arguments, impl="native"),
         "pytorch": lambda x: filtered_lrelu(x, **arguments, impl="reference"),
     }
+    if device != "cpu" and x.dtype in native.HALF_TYPES and native.has_tensor_cores(x.device):
+        contestants["scalar"] = contestants["native"]  # but without tensor cores: called()
     if options.compile:
-        torch._dynamo.reset()  # it compiles one function for so many shapes only
+        torch._dynamo.reset()  # each layer is compiled for itself: more of them than dynamo keeps for one function
         compiled = torch.compile(filtered_lrelu)
         contestants["compiled"] = lambda x: compiled(x, **arguments, impl="reference")
     if options.definition and arguments["fu"] is not None:
@@ -104,8 +124,8 @@ def measure_time(call: Call, options: argparse.Namespace, bandwidth: float, rate
     dy = torch.randn_like(y)
     runs: dict[str, Callable[[], object]] = {}
     for name, op in contestants.items():
-        runs[name] = lambda op=op: op(x)
-        runs[f"{name}_both"] = lambda op=op: torch.autograd.grad(op(leaf), leaf, dy)
+        runs[name] = called(name, lambda op=op: op(x))
+        runs[f"{name}_both"] = called(name, lambda op=op: torch.autograd.grad(op(leaf), leaf, dy))
     operations_forward = operations(x.shape, arguments, y.shape)
     bytes_forward = (x.numel() + y.numel()) * x.element_size()
     with torch.no_grad():

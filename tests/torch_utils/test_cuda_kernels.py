@@ -100,7 +100,7 @@ def run_filtered_lrelu(
     clamp = float("inf") if layer.clamp is None else layer.clamp
     call = native._FilteredLReLU(
         *(native._pointer(t) for t in (x, y, b, codes)),
-        *(x.shape[0], 1 if b is None else len(b), -(-layer.up.x.n_out // 4)),
+        *(x.shape[0], 1 if b is None else len(b), 0 if codes is None else codes.shape[2]),
         *(native.TYPES[x.dtype], mode, layer.slope, clamp),
         *stages,
     )
@@ -179,7 +179,7 @@ def check_multiplication(
     kernels: ctypes.CDLL, rng: np.random.Generator, layer: FilteredLReLU, x: torch.Tensor, *, mma: bool = False
 ) -> None:
     width = layer.up.x.n_out
-    shape = [x.shape[0], layer.up.y.n_out, -(-width // 4)]
+    shape = [x.shape[0], layer.up.y.n_out, native._code_bytes(width, ([], []), "cuda") if mma else -(-width // 4)]
     numbers = rng.integers(0, 3, [*shape, 4])
     codes = torch.from_numpy((numbers << np.array([0, 2, 4, 6])).sum(-1).astype(np.uint8))
     patterns = torch.tensor([1, -1, 0], dtype=torch.int8)[unpacked(codes, width)]
@@ -362,7 +362,7 @@ def test_tensor_cores_where_paddings_leave_nothing(kernels: ctypes.CDLL, up: int
     y = dataclasses.replace(back.down.y, pad0=pad)
     moved = dataclasses.replace(back, down=dataclasses.replace(back.down, y=y))
     x = normal(rng, 1, back.up.y.n_in, back.up.x.n_in).half()
-    codes = torch.zeros([1, back.up.y.n_out, -(-back.up.x.n_out // 4)], dtype=torch.uint8)
+    codes = torch.zeros([1, back.up.y.n_out, native._code_bytes(back.up.x.n_out, ([], []), "cuda")], dtype=torch.uint8)
     assert torch.all(run_filtered_lrelu(kernels, x, None, codes, native.MULTIPLY, moved, mma=True) == 0)
 
 
@@ -420,6 +420,42 @@ def test_tensor_cores_leave_to_others_what_they_have_no_kernel_for(kernels: ctyp
     same = [run_filtered_lrelu(kernels, x, None, None, native.ACTIVATE, steep, mma=mma) for mma in (False, True)]
     assert torch.equal(*same)
     check_filtered_lrelu(kernels, rng, twice, torch.float32, 1, None, mma=False)
+
+
+@pytest.mark.parametrize("asked", ["auto", "scalar"])
+@pytest.mark.parametrize("up,terms", [(2, 3), (4, 2)])
+def test_pytorch_calls_them_as_it_would_on_a_gpu(
+    kernels: ctypes.CDLL, up: int, terms: int, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The op and its gradient, with the emulation in the GPU's place: codes, fragments and structures fit together."""
+
+    def run(name: str, x: torch.Tensor, call: ctypes.Structure) -> None:
+        used.append(bool(getattr(call, "up_registers", None)))
+        assert getattr(kernels, f"{name}_cuda")(ctypes.byref(call), None) == 0
+
+    used: list[bool] = []
+    code_bytes = native._code_bytes
+    monkeypatch.setattr(native, "_run", run)
+    monkeypatch.setattr(native, "_code_bytes", lambda width, resamplings, _: code_bytes(width, resamplings, "cuda"))
+    monkeypatch.setattr(native, "has_tensor_cores", lambda _: True)
+    monkeypatch.setenv("MULTISCALE_OPS", asked)
+    kernels.emulate_shared_memory(H100_BYTES)
+    rng = np.random.default_rng(3)
+    layer = mma_layer(rng, up, terms, (20, 37), (2, 3, 1))
+    x = normal(rng, 2, 3, layer.up.y.n_in, layer.up.x.n_in).half()
+    b, dy = normal(rng, 3).float(), normal(rng, 2, 3, layer.down.y.n_out, layer.down.x.n_out).half()
+    results = []
+    for op, dtype in ((native, torch.float16), (reference, torch.float64)):
+        leaves = [x.to(dtype).requires_grad_(), b.to(torch.float32 if op is native else dtype).requires_grad_()]
+        y = op.filtered_lrelu(
+            *leaves,
+            layer if op is native else dataclasses.replace(layer, up=in_float64(layer.up), down=in_float64(layer.down)),
+        )
+        results.append([y, *torch.autograd.grad(y, leaves, dy.to(dtype))])
+    for got, expected in zip(*results, strict=True):
+        error = (got.double() - expected).norm() / expected.norm()
+        assert error < 3e-3  # of codes at a threshold, few are others
+    assert used == [asked == "auto"] * 2
 
 
 @pytest.mark.parametrize("terms", [2, 3])
@@ -616,12 +652,63 @@ def test_no_kernel_spills_registers(tmp_path: Path) -> None:
     assert set(frames) == {("0", "0", "0")}
 
 
+def disassembler() -> str | None:
+    """nvdisasm: of the toolkit, or of the Python package nvidia-cuda-nvdisasm."""
+    packaged = (str(path) for folder in sys.path for path in Path(folder, "nvidia").glob("*/bin/nvdisasm"))
+    return shutil.which("nvdisasm") or next(packaged, None)
+
+
+def instructions(source: Path, arch: int, folder: Path) -> dict[str, list[str]]:
+    """The machine code of a source's kernels, by their names: the names of the instructions."""
+    cubin = folder / f"{source.stem}_{arch}.cubin"
+    target = f"arch=compute_{arch},code=sm_{arch}"
+    subprocess.run(["nvcc", "-O3", "-std=c++17", "-gencode", target, "-cubin", "-o", cubin, source], check=True)
+    tool = disassembler()
+    assert tool
+    text = subprocess.check_output([tool, "-c", str(cubin)], text=True)
+    kernels = {}
+    for function in re.split(r"\n\.text\.", text)[1:]:
+        code = re.findall(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ +)?([A-Z0-9_]+)", function)
+        kernels[function.partition(":")[0]] = code
+    return kernels
+
+
+def most_loads_in_flight(code: list[str]) -> int:
+    """The most loads from global memory between two stores to shared memory."""
+    return max(run.split().count("LDG") for run in " ".join(code).split("STS"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None or disassembler() is None, reason="needs nvcc and nvdisasm")
+@pytest.mark.parametrize("arch", [80, 90])
+def test_machine_code_multiplies_matrices_and_keeps_loads_in_flight(arch: int, tmp_path: Path) -> None:
+    for name in ("activate", "remember", "multiply"):
+        kernels = instructions(SOURCES / f"filtered_lrelu_mma_{name}.cu", arch, tmp_path)
+        assert len(kernels) == 6
+        for kernel, code in kernels.items():
+            numbers = re.search(r"mma_kernelILi(\d)ELi(\d)ELi(\d)ELi(\d)ELi(\d)E", kernel)
+            assert numbers
+            up, up_terms, down, down_terms, _ = map(int, numbers.groups())
+            steps, bands = (3, 1) if down == 2 else (6, 2)
+            inputs = -(-2 * steps // up) + 1
+            products = bands * (up_terms * (inputs + 2 * steps) + down_terms * (2 * steps + 2))
+            assert code.count("HMMA") == products
+            first, last = code.index("HMMA"), len(code) - code[::-1].index("HMMA")
+            share = products / (last - first)
+            assert share > {"activate": 0.07, "remember": 0.035, "multiply": 0.1}[name]
+            assert "LDL" not in code
+            assert most_loads_in_flight(code[:first]) >= 8
+    for source in ("upfirdn2d", "filtered_lrelu_down_dense", "filtered_lrelu_up_dense", "filtered_lrelu_generic"):
+        for code in instructions(SOURCES / f"{source}.cu", arch, tmp_path).values():
+            assert most_loads_in_flight(code) >= 6  # of eight: the code of two may stand apart
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (the CUDA toolkit)")
 def test_the_built_library_has_its_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path))
     library = builder.library("cuda", (9, 0))
-    for name in ("upfirdn2d_cuda", "filtered_lrelu_cuda", "cuda_probe", "cuda_error"):
+    for name in ("upfirdn2d_cuda", "filtered_lrelu_cuda", "cuda_probe", "cuda_error", "cuda_tensor_cores"):
         assert getattr(library, name)
 
 

@@ -224,7 +224,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.mark.parametrize("device_type, name", [("cuda", "aten::new_empty"), ("cpu", "aten::new_zeros")])
 def test_codes_are_cleared_only_for_a_cpu(device_type: str, name: str) -> None:
-    """The CUDA kernels write every byte: test_cuda_kernels.py begins with bytes that they do not write."""
+    """The CUDA kernels write all codes: test_cuda_kernels.py begins with bytes that they do not write."""
     f = lowpass(False)
     layer = layer_of(torch.empty(1, 2, 10, 10), f)
     with FakeTensorMode():

@@ -237,12 +237,12 @@ def _calculation_type(x: torch.Tensor) -> torch.dtype:
 
 
 def _code_bytes(width: int, resamplings: Sequence[Sequence[int]], device: str) -> int:
-    """Bytes that hold the codes of a row of ``width`` upsampled samples, four to a byte.
+    """Bytes that hold the codes of a row of ``width`` upsampled samples, four to a byte: whole words on a GPU.
 
     On a CPU each phase of a row has whole blocks of 64 codes (csrc/cpu.cpp).
     """
     if device == "cuda":
-        return -(-width // 4)
+        return -(-width // 16) * 4
     phases = max(resamplings[0][8], resamplings[1][9])  # the horizontal factors, up and down
     return phases * -(-width // (64 * phases)) * 16
 
@@ -344,7 +344,7 @@ def _filtered_lrelu_fake(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor
     maps = [x.shape[0], x.shape[1]]
     y = x.new_empty([*maps, down[2], down[7]])
     shape = [*maps, up[2], _code_bytes(up[7], (up, down), x.device.type)] if remember else [0]
-    # The CUDA kernels write every byte; the CPU's leave out those of samples on which no output depends.
+    # The CUDA kernels write all codes; the CPU's leave out those of samples on which no output depends.
     fresh = x.new_empty if x.device.type == "cuda" else x.new_zeros
     return y, fresh(shape, dtype=torch.uint8)
 

@@ -63,14 +63,20 @@ def fragments(layer: FilteredLReLU) -> tuple[Fragments, Fragments] | None:
         layer: Its filters are constants on the images' device.
     """
     up, down = layer.up, layer.down
-    first = _of_filter(up, up.y.up, up.x.up, (_phase(up.y, down.y), _phase(up.x, down.x)))
+    (phase_y, _), (phase_x, first_x) = _start(up.y, down.y), _start(up.x, down.x)
+    phase_x -= first_x % 2 * up.x.up  # tiles begin at even columns of inputs
+    first = _of_filter(up, up.y.up, up.x.up, (phase_y, phase_x))
     second = None if first is None else _of_filter(down, down.y.down, down.x.down, None)
     return None if first is None or second is None else (first, second)
 
 
-def _phase(up: Axis, down: Axis) -> int:
-    """Tap that a tile's first input has at the tile's first upsampled sample; tiles begin at multiples of the factor."""
-    return (up.pad0 + down.pad0) % up.up
+def _start(up: Axis, down: Axis) -> tuple[int, int]:
+    """Tap that the first input has at the first upsampled sample that an output needs, and which input that is.
+
+    The tap is the same for all tiles, as these begin at multiples of 16 outputs.
+    """
+    pad = up.pad0 + down.pad0
+    return pad % up.up, -(pad // up.up)
 
 
 def _of_filter(r: Resampling, factor: int, other: int, phases: tuple[int, int] | None) -> Fragments | None:

@@ -184,15 +184,40 @@ inline void load_transposed(unsigned (&a)[2], unsigned (&b)[2], const unsigned s
 
 inline unsigned pack_halves(float low, float high) { return to_float16(low) | (unsigned)to_float16(high) << 16; }
 
-inline unsigned clamp_halves(unsigned both, unsigned limit) {
-    unsigned clamped = 0;
+inline unsigned activate_halves(unsigned both, unsigned slope, unsigned limit) {
+    unsigned activated = 0;
     for (unsigned i = 0; i < 2; i++) {
         float v = emulation::half_of(both, i);
+        const float other = from_float16(to_float16(v * emulation::half_of(slope, i)));
         const float most = emulation::half_of(limit, i);
+        v = v < other ? other : v;
         v = v > most ? most : v < -most ? -most : v;
-        clamped |= (unsigned)to_float16(v) << (16 * i);
+        activated |= (unsigned)to_float16(v) << (16 * i);
     }
-    return clamped;
+    return activated;
+}
+
+inline unsigned at_least(unsigned both, unsigned limit) {
+    unsigned mask = 0;
+    for (unsigned i = 0; i < 2; i++)
+        if (emulation::half_of(both, i) >= emulation::half_of(limit, i)) mask |= 0xffffu << (16 * i);
+    return mask;
+}
+inline unsigned not_positive(unsigned both) {
+    unsigned mask = 0;
+    for (unsigned i = 0; i < 2; i++)
+        if (!(emulation::half_of(both, i) > 0)) mask |= 0xffffu << (16 * i);
+    return mask;
+}
+
+template <int TYPE> unsigned larger_halves(unsigned a, unsigned b) {
+    unsigned larger = 0;
+    for (unsigned i = 0; i < 2; i++) {
+        const unsigned of_a = a >> (16 * i) & 0xffff, of_b = b >> (16 * i) & 0xffff;
+        const unsigned most = TYPE == 2 ? 0x7c00 : 0x7f80;  // infinity
+        larger |= (of_b > most || (of_a <= most && of_a > of_b) ? of_a : of_b) << (16 * i);
+    }
+    return larger;
 }
 
 inline unsigned largest_of_warp(unsigned v) {

@@ -149,6 +149,13 @@ template <> struct Samples<float> {
     }
 };
 
+// n / d for n * d < 2^20, without a division.
+struct Divisor {
+    unsigned d, magic;
+    __device__ __forceinline__ explicit Divisor(int d) : d(d), magic((1u << 20) / d + 1) {}
+    __device__ __forceinline__ int operator()(int n) const { return (unsigned)n * magic >> 20; }
+};
+
 template <int V> struct Constant {
     static constexpr int value = V;
 };

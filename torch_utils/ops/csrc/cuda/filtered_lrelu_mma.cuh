@@ -41,6 +41,7 @@ struct MmaPlan {
     int strips, rows;        // of a tile: strips side by side, 1, 2 or 4; output rows of a warp, a multiple of STEP
     int tiles_x, tiles;      // of a map
     int in_pitch, in_bytes, code_pitch;
+    int pairs;               // whether rows of inputs begin at multiples of four bytes
     int64_t first_map;
 };
 
@@ -91,7 +92,7 @@ template <typename S, int UP, int DOWN> __device__ __forceinline__ MmaTile mma_t
     t.up_y = clamp_origin(up_y, p.n_up_y);
     t.up_x = clamp_origin(up_x, p.n_up_x);
     t.in_y = clamp_origin(ceil_div_floor(up_y - p.up_pad_y, UP), p.n_in_y);
-    t.in_x = clamp_origin(ceil_div_floor(up_x - p.up_pad_x, UP), p.n_in_x);
+    t.in_x = clamp_origin(ceil_div_floor(up_x - p.up_pad_x, UP) & ~(int64_t)1, p.n_in_x);  // as tensor_cores.py has it
     return t;
 }
 
@@ -103,82 +104,145 @@ __device__ __forceinline__ float scale_of(unsigned largest, float least) {
     return larger(scale, least);
 }
 
+constexpr int IN_FLIGHT = 8;  // words that a thread asks for before it waits for the first of them
+
+// Inputs as they are from global to shared memory, zero outside of the image; returns the largest magnitudes of a thread's
+// even and odd columns. PAIRS: rows begin at multiples of two samples. A tile always does.
+template <int TYPE, bool PAIRS>
+__device__ __forceinline__ unsigned load_words(const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned* in) {
+    const unsigned short* const map = (const unsigned short*)p.x + t.map * p.n_in_y * p.n_in_x;
+    const Divisor pairs(columns / 2);
+    const int all = rows * (int)pairs.d;
+    unsigned largest = 0;
+    for (int first = threadIdx.x; first < all; first += MMA_THREADS * IN_FLIGHT) {
+        unsigned word[IN_FLIGHT];
+        int place[IN_FLIGHT];
+#pragma unroll
+        for (int i = 0; i < IN_FLIGHT; i++) {
+            const int item = first + i * MMA_THREADS, r = pairs(item), c = 2 * (item - r * (int)pairs.d);
+            const bool row_exists = item < all && inside(t.in_y, r, p.n_in_y);
+            const unsigned short* const sample = map + ((unsigned)(t.in_y + r) * p.n_in_x + (t.in_x + c));
+            place[i] = r * (p.in_pitch / 2) + c / 2;
+            word[i] = 0;
+            if constexpr (PAIRS) {
+                if (row_exists && inside(t.in_x, c, p.n_in_x)) word[i] = *(const unsigned*)sample;
+            } else {
+                if (row_exists && inside(t.in_x, c, p.n_in_x)) word[i] = sample[0];
+                if (row_exists && inside(t.in_x, c + 1, p.n_in_x)) word[i] |= (unsigned)sample[1] << 16;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < IN_FLIGHT; i++) {
+            if (first + i * MMA_THREADS >= all) break;
+            in[place[i]] = word[i];
+            largest = larger_halves<TYPE>(largest, word[i] & 0x7fff7fffu);
+        }
+    }
+    return largest;
+}
+
+// The largest of all threads' v. To be called by all of them; `of_warps` must not be in use.
+__device__ __forceinline__ float largest_of_block(float v, unsigned* of_warps) {
+    const unsigned of_warp = largest_of_warp(bits_of(v));  // v >= 0: its bits are in its order
+    if (threadIdx.x % LANES == 0) of_warps[threadIdx.x / LANES] = of_warp;
+    __syncthreads();
+    unsigned largest = of_warps[0];
+#pragma unroll
+    for (int i = 1; i < MMA_WARPS; i++) largest = larger(largest, of_warps[i]);
+    return of_bits(largest);
+}
+
+// The largest finite magnitude among the staged inputs, where the largest is not finite.
+template <int TYPE>
+__device__ __forceinline__ float largest_finite(
+    const MmaPlan& p, int rows, int columns, const unsigned short* in, unsigned* of_warps) {
+    float largest = 0;
+    for (int r = threadIdx.x / LANES; r < rows; r += MMA_WARPS)
+        for (int c = threadIdx.x % LANES; c < columns; c += LANES) {
+            const float v = fabsf(from_half_type(in[r * p.in_pitch + c], TYPE));
+            if (v < INFINITY) largest = larger(largest, v);
+        }
+    __syncthreads();
+    return largest_of_block(largest, of_warps);
+}
+
 // Inputs with bias, times the scale that is returned, in float16; zero outside of the image.
 template <int TYPE>
 __device__ __forceinline__ float stage_inputs(
-    const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned short* in, unsigned* largest_of) {
+    const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned short* in, unsigned* of_warps) {
+    const unsigned both = p.pairs ? load_words<TYPE, true>(p, t, rows, columns, (unsigned*)in)
+                                  : load_words<TYPE, false>(p, t, rows, columns, (unsigned*)in);
+    const float low = from_half_type((unsigned short)both, TYPE), high = from_half_type((unsigned short)(both >> 16), TYPE);
+    float largest = largest_of_block(larger(low, high), of_warps);
+    if (!(largest < INFINITY)) largest = largest_finite<TYPE>(p, rows, columns, in, of_warps);
     const float bias = p.bias ? p.bias[t.map % p.channels] : 0.f;
-    const unsigned short* const map = (const unsigned short*)p.x + t.map * p.n_in_y * p.n_in_x;
-    const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-    unsigned largest = 0;
-    for (int first = warp; first < rows; first += MMA_WARPS * ROWS_IN_FLIGHT)
-        for (int c = lane; c < columns; c += LANES) {
-            const bool column_exists = inside(t.in_x, c, p.n_in_x);
-            unsigned short raw[ROWS_IN_FLIGHT];
+    const float scale = scale_of(bits_of(smaller(largest + fabsf(bias), 3e38f)), p.least_scale), scaled_bias = bias * scale;
+    constexpr float MOST = 1 << LARGEST_EXPONENT;
+    const bool limited = scale == p.least_scale;  // a clamp that is smaller by far: nothing is lost beyond MOST
+    uint4* const vectors = (uint4*)in;
+    for (int i = threadIdx.x; i < rows * p.in_pitch / 8; i += MMA_THREADS) {
+        const uint4 four = vectors[i];
+        unsigned words[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-            for (int i = 0; i < ROWS_IN_FLIGHT; i++) {
-                const int r = first + i * MMA_WARPS;
-                const bool exists = column_exists && r < rows && inside(t.in_y, r, p.n_in_y);
-                raw[i] = exists ? map[(unsigned)(t.in_y + r) * p.n_in_x + (t.in_x + c)] : (unsigned short)0;
-            }
+        for (int k = 0; k < 4; k++) {
+            float v[2];
 #pragma unroll
-            for (int i = 0; i < ROWS_IN_FLIGHT; i++) {
-                const int r = first + i * MMA_WARPS;
-                if (r >= rows) continue;
-                in[r * p.in_pitch + c] = raw[i];
-                const unsigned bits = bits_of(fabsf(from_half_type(raw[i], TYPE) + bias));
-                if (bits < 0x7f800000u) largest = larger(largest, bits);
+            for (int h = 0; h < 2; h++) {
+                const float raw = from_half_type((unsigned short)(words[k] >> (16 * h)), TYPE);
+                v[h] = raw * scale + scaled_bias;
+                if (limited) {
+                    const float sum = raw + bias;
+                    v[h] = fabsf(sum) < INFINITY && fabsf(sum * scale) > MOST ? copysignf(MOST, sum) : sum * scale;
+                }
             }
+            words[k] = pack_halves(v[0], v[1]);
         }
-    largest = largest_of_warp(largest);
-    if (lane == 0) largest_of[warp] = largest;
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < MMA_WARPS; i++) largest = larger(largest, largest_of[i]);
-    const float scale = scale_of(largest, p.least_scale);
-    constexpr float MOST = 1 << LARGEST_EXPONENT;  // exceeded beside a clamp that is smaller by far: nothing is lost
-    for (int r = warp; r < rows; r += MMA_WARPS) {  // what this thread has written
-        const bool row_exists = inside(t.in_y, r, p.n_in_y);
-        for (int c = lane; c < columns; c += LANES) {
-            unsigned short* const place = in + r * p.in_pitch + c;
-            const float v = from_half_type(*place, TYPE) + bias, scaled = v * scale;
-            const float limited = fabsf(scaled) > MOST && fabsf(v) < INFINITY ? copysignf(MOST, v) : scaled;
-            *place = row_exists && inside(t.in_x, c, p.n_in_x) ? to_float16(limited) : (unsigned short)0;
+        vectors[i] = uint4{words[0], words[1], words[2], words[3]};
+    }
+    const int left = larger(-t.in_x, 0), right = p.n_in_x - t.in_x;
+    const bool whole = left == 0 && right >= columns && t.in_y >= 0 && rows <= p.n_in_y - t.in_y;
+    if (bias != 0 && !whole) {  // has made something of nothing outside of the image
+        __syncthreads();
+        for (int r = threadIdx.x / LANES; r < rows; r += MMA_WARPS) {
+            const bool row_exists = inside(t.in_y, r, p.n_in_y);
+            unsigned short* const row = in + r * p.in_pitch;
+            const int lane = threadIdx.x % LANES;
+            for (int c = lane; c < (row_exists ? smaller(left, columns) : columns); c += LANES) row[c] = 0;
+            for (int c = larger(right, 0) + lane; row_exists && c < columns; c += LANES) row[c] = 0;
         }
     }
     return scale;
 }
 
-constexpr unsigned NOTHING = 2;       // a code of slope 0
-constexpr int CODES_IN_FLIGHT = 4;
+constexpr unsigned NOTHING = 0xaaaaaaaau;  // codes of slope 0
 
-// Codes of the tile's upsampled samples, from its first on; those outside of the image: NOTHING.
+// Codes of the tile's upsampled samples, from its first on, 16 to a word; those outside of the image: NOTHING.
 __device__ __forceinline__ void stage_codes(const MmaPlan& p, const MmaTile& t, int rows, int columns, uint8_t* codes) {
-    const uint8_t* const map = p.codes + t.map * p.n_up_y * p.code_bytes;
-    const int bytes = (p.n_up_x + 3) >> 2, shift = 2 * (t.up_x & 3);
-    for (int first = threadIdx.x / LANES; first < rows; first += MMA_WARPS * CODES_IN_FLIGHT)
-        for (int c = threadIdx.x % LANES; c < columns; c += LANES) {
-            const int x = t.up_x + 4 * c, byte = x >> 2;
-            unsigned raw[CODES_IN_FLIGHT];
+    const unsigned* const map = (const unsigned*)(p.codes + t.map * p.n_up_y * p.code_bytes);
+    const int words_of_row = (int)(p.code_bytes / 4), shift = 2 * (t.up_x & 15), first_word = t.up_x >> 4;
+    const Divisor words(columns / 4);
+    const int all = rows * (int)words.d;
+    for (int first = threadIdx.x; first < all; first += MMA_THREADS * IN_FLIGHT) {
+        unsigned low[IN_FLIGHT], high[IN_FLIGHT];
 #pragma unroll
-            for (int i = 0; i < CODES_IN_FLIGHT; i++) {
-                const int r = first + i * MMA_WARPS;
-                const bool exists = r < rows && inside(t.up_y, r, p.n_up_y);
-                const uint8_t* const row = map + (int64_t)(t.up_y + r) * p.code_bytes;
-                raw[i] = exists && inside(byte, 0, bytes) ? row[byte] : 0u;
-                if (shift && exists && inside(byte, 1, bytes)) raw[i] |= (unsigned)row[byte + 1] << 8;
-            }
-            unsigned outside = 0;
-#pragma unroll
-            for (int k = 0; k < 4; k++) outside |= inside(x, k, p.n_up_x) ? 0u : 3u << (2 * k);
-#pragma unroll
-            for (int i = 0; i < CODES_IN_FLIGHT; i++) {
-                const int r = first + i * MMA_WARPS;
-                if (r >= rows) continue;
-                const unsigned without = inside(t.up_y, r, p.n_up_y) ? outside : 0xffu;
-                codes[r * p.code_pitch + c] = (uint8_t)((raw[i] >> shift & ~without) | (without & NOTHING * 0x55u));
-            }
+        for (int i = 0; i < IN_FLIGHT; i++) {
+            const int item = first + i * MMA_THREADS, r = words(item), c = item - r * (int)words.d;
+            const bool row_exists = item < all && inside(t.up_y, r, p.n_up_y);
+            const unsigned* const word = map + (int64_t)(t.up_y + r) * words_of_row + (first_word + c);
+            low[i] = row_exists && inside(first_word, c, words_of_row) ? word[0] : 0u;
+            high[i] = shift && row_exists && inside(first_word, c + 1, words_of_row) ? word[1] : 0u;
         }
+#pragma unroll
+        for (int i = 0; i < IN_FLIGHT; i++) {
+            const int item = first + i * MMA_THREADS, r = words(item), c = item - r * (int)words.d, x = t.up_x + 16 * c;
+            if (item >= all) break;
+            const int begin = smaller(larger(-x, 0), 16), end = smaller(larger(p.n_up_x - x, 0), 16);
+            const uint64_t exists = ((uint64_t)1 << (2 * end)) - ((uint64_t)1 << (2 * begin));  // begin < end, or nothing
+            const unsigned there = inside(t.up_y, r, p.n_up_y) && begin < end ? (unsigned)exists : 0u;
+            const unsigned word = (unsigned)(((uint64_t)high[i] << 32 | low[i]) >> shift);
+            *(unsigned*)(codes + r * p.code_pitch + 4 * c) = (word & there) | (NOTHING & ~there);
+        }
+    }
 }
 
 // Four registers at a time of this lane.
@@ -193,29 +257,30 @@ template <int QUADS> __device__ __forceinline__ void load_registers(const uint4*
 // A warp's work.
 template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Strip {
     using S = Shapes<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>;
-    static constexpr int WORDS = SLOPES == MULTIPLY ? S::UP_TILES / 2 : (S::UP_TILES + 3) / 4;  // of a lane's codes
+    static constexpr int WORDS = SLOPES == MULTIPLY ? S::UP_TILES / 2 : 1;  // of a lane's codes in a row
 
     const MmaPlan& p;
     const MmaTile& t;
     const MmaShared& shared;
     const int column, g, l;  // first output, counted from the tile's; this is lane 4 * g + l
-    const float clamp;       // scaled
-    const unsigned limit;    // the same in float16, twice
+    const unsigned slope;    // in float16, twice
+    unsigned limit;          // the scaled clamp likewise
     unsigned up[UP_TERMS][4 * S::UP_QUADS], down[DOWN_TERMS][4 * S::DOWN_QUADS];
     float sums[2][4];        // of the STEP outputs before, and of those that begin with the band
 
-    __device__ __forceinline__ Strip(
-        const MmaPlan& p, const MmaTile& t, const MmaShared& shared, int column, float scale)
+    __device__ __forceinline__ Strip(const MmaPlan& p, const MmaTile& t, const MmaShared& shared, int column)
         : p(p), t(t), shared(shared), column(column), g(threadIdx.x % LANES / 4), l(threadIdx.x % 4),
-          clamp(p.clamp * scale), limit(pack_halves(clamp, clamp)), sums{} {
+          slope(pack_halves(p.slope, p.slope)), limit(0), sums{} {
 #pragma unroll
         for (int k = 0; k < UP_TERMS; k++) load_registers<S::UP_QUADS>(p.up + k * S::UP_QUADS * LANES, up[k]);
 #pragma unroll
         for (int k = 0; k < DOWN_TERMS; k++) load_registers<S::DOWN_QUADS>(p.down + k * S::DOWN_QUADS * LANES, down[k]);
     }
 
-    // Output rows [first, first + rows) of the tile; `unscale`: what undoes the scale.
-    __device__ __forceinline__ void run(int first, int rows, float unscale) {
+    // Output rows [first, first + rows) of the tile, whose inputs are staged with this scale.
+    __device__ __forceinline__ void run(int first, int rows, float scale) {
+        limit = pack_halves(p.clamp * scale, p.clamp * scale);
+        const float unscale = 1 / scale;
         const int end = t.out_y + first + rows;
         const int own_y_end = end >= p.n_out_y ? p.n_up_y : end * DOWN;
         const int right = t.out_x + column + STRIP;
@@ -269,13 +334,10 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
                 for (int k = 0; k < UP_TERMS; k++)
                     multiply_add(sum, {rows[k][i][0], rows[k][i][1], rows[k][i + 1][0], rows[k][i + 1][1]},
                                  {up[k][at], up[k][at + 1]});
-                activate_tile(sum, tile, y, x, whole, codes);
-                activated[0][half] = pack_halves(sum[0], sum[1]);
-                activated[1][half] = pack_halves(sum[2], sum[3]);
-                if constexpr (SLOPES != MULTIPLY) {
-                    activated[0][half] = clamp_halves(activated[0][half], limit);
-                    activated[1][half] = clamp_halves(activated[1][half], limit);
-                }
+                unsigned packed[2];
+                activate_tile(sum, tile, y, x, whole, codes, packed);
+                activated[0][half] = packed[0];
+                activated[1][half] = packed[1];
             }
 #pragma unroll
             for (int k = 0; k < DOWN_TERMS; k++)
@@ -300,30 +362,29 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
         }
     }
 
-    // Leaky ReLU, or slopes by codes, of the samples of 8 columns; `whole`: whether the band is all in the image.
+    // The samples of 8 columns, activated and packed: [half of the rows]. `whole`: the band is all in the image.
     __device__ __forceinline__ void activate_tile(
-        float (&v)[4], int tile, int y, int x, bool whole, unsigned (&codes)[2][WORDS]) const {
+        float (&v)[4], int tile, int y, int x, bool whole, unsigned (&codes)[2][WORDS], unsigned (&packed)[2]) const {
         if constexpr (SLOPES == MULTIPLY) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const float2 slopes = shared.table[codes[half][tile / 2] >> (16 * (tile % 2) + 4 * l) & 15];
-                v[2 * half] *= slopes.x;
-                v[2 * half + 1] *= slopes.y;
+                packed[half] = pack_halves(v[2 * half] * slopes.x, v[2 * half + 1] * slopes.y);
             }
         } else {
+            if (!whole)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float activated = fmaxf(v[i], p.slope * v[i]);  // as slopes are at most 1
+                for (int i = 0; i < 4; i++)
+                    if (!inside(y, g + i / 2 * 8, p.n_up_y) || !inside(x, 8 * tile + 2 * l + i % 2, p.n_up_x)) v[i] = 0.f;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const unsigned samples = pack_halves(v[2 * half], v[2 * half + 1]);
+                packed[half] = activate_halves(samples, slope, limit);
                 if constexpr (SLOPES == REMEMBER) {
-                    const unsigned code = fabsf(activated) >= clamp ? 2u : v[i] > 0 ? 0u : 1u;
-                    codes[i / 2][tile / 4] |= code << (8 * (tile % 4) + 2 * (i % 2));
+                    const unsigned clamped = at_least(packed[half] & 0x7fff7fffu, limit), negative = not_positive(samples);
+                    codes[half][0] += ((negative & ~clamped & 0x00010001u) | (clamped & 0x00020002u)) << (2 * tile);
                 }
-                v[i] = activated;
             }
-            if (whole) return;
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (!inside(y, g + i / 2 * 8, p.n_up_y) || !inside(x, 8 * tile + 2 * l + i % 2, p.n_up_x)) v[i] = 0.f;
         }
     }
 
@@ -336,23 +397,23 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
                 codes[half][i] = *(const unsigned*)(first + 8 * half * p.code_pitch + 4 * i);
     }
 
-    // Codes of a band to memory. Two lanes have the halves of a byte; each then writes every second byte.
+    // Codes of a band to memory. Each lane has, of a row, those of a column of each tile in the low half of its word and of
+    // the next column in the high half; two lanes share bytes, and each writes every second one.
     __device__ __forceinline__ void write_codes(int y, int x, int y_end, int x_end, unsigned (&codes)[2][WORDS]) const {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-#pragma unroll
-            for (int i = 0; i < WORDS; i++) {
-                codes[half][i] <<= 4 * (l & 1);
-                codes[half][i] |= of_neighbour(codes[half][i]);
-            }
+            const unsigned mine = codes[half][0], other = of_neighbour(mine);
+            const unsigned first = l & 1 ? other : mine, second = l & 1 ? mine : other;
+            const unsigned low = (first & 0xffffu) | second << 16, high = first >> 16 | (second & 0xffff0000u);
             const int row = y + g + 8 * half;
             if (!inside(row, 0, p.n_up_y) || row >= y_end) continue;
             uint8_t* const bytes = p.codes + (t.map * p.n_up_y + row) * p.code_bytes;
 #pragma unroll
-            for (int tile = 0; tile < S::UP_TILES; tile++) {
-                const int its_x = x + 8 * tile + 4 * (l >> 1);
-                if (tile % 2 == (l & 1) && its_x < x_end)
-                    bytes[its_x >> 2] = (uint8_t)(codes[half][tile / 4] >> (8 * (tile % 4)));
+            for (int i = 0; i < S::UP_TILES / 2; i++) {
+                const int tile = 2 * i + (l & 1), its_x = x + 8 * tile + 4 * (l >> 1), shift = 2 * tile;
+                const unsigned evens = low >> shift & 0x00030003u, odds = high >> shift & 0x00030003u;
+                const unsigned pairs = evens | odds << 2;
+                if (its_x < x_end) bytes[its_x >> 2] = (uint8_t)(pairs | pairs >> 12);
             }
         }
     }
@@ -383,13 +444,12 @@ __global__ void __launch_bounds__(MMA_THREADS, DOWN == 4 && UP_TERMS > 1 ? 2 : 3
         if (i < TABLE) shared.table[i] = make_float2(slope_of(i & 3, p.slope), slope_of(i >> 2, p.slope));
         stage_codes(p, t, BAND * S::bands(t.rows), S::code_columns(t.strips), shared.codes);
     }
+    const int warp = threadIdx.x / LANES, strip = warp % p.strips, first = warp / p.strips * p.rows;
+    Strip<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES> work(p, t, shared, strip * STRIP);  // reads its filters meanwhile
     const float scale = p.type == FLOAT16 ? stage_inputs<FLOAT16>(p, t, in_h, in_w, shared.in, shared.largest)
                                           : stage_inputs<BFLOAT16>(p, t, in_h, in_w, shared.in, shared.largest);
     __syncthreads();
-    const int warp = threadIdx.x / LANES, strip = warp % p.strips, first = warp / p.strips * p.rows;
-    if (strip >= t.strips || first >= t.rows) return;
-    Strip<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>(p, t, shared, strip * STRIP, scale)
-        .run(first, smaller(p.rows, t.rows - first), 1 / scale);
+    if (strip < t.strips && first < t.rows) work.run(first, smaller(p.rows, t.rows - first), scale);
 #endif
 }
 
@@ -401,7 +461,7 @@ template <typename S, int UP_TERMS, int DOWN_TERMS> double mma_cost(int strips_w
     const int bands = S::bands(rows), most = MMA_WARPS / strips * rows;
     const double products = UP_TERMS * (S::IN_TILES + S::UP_TILES) + DOWN_TERMS * (2 * S::STEPS_X + 2);
     const double band = 6 * products + 16. * S::UP_TILES + 60;
-    const double staging = 16. * S::in_rows(most) * (S::in_columns(strips) / 32. + 0.5);
+    const double staging = 14. * S::in_rows(most) * S::in_columns(strips) / 32;
     const int across = (strips_wide + strips - 1) / strips, down = (rows_high + most - 1) / most;
     const double working = (double)strips_wide * ((rows_high + rows - 1) / rows);  // warps of a map that have work
     return across * down * (staging + 600) + working * (bands * band + 300);
@@ -421,6 +481,7 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> int launch
     p.n_out_y = op.down.y.n_out, p.n_out_x = op.down.x.n_out;
     p.up_pad_y = op.up.y.pad0, p.up_pad_x = op.up.x.pad0;
     p.down_pad_y = op.down.y.pad0, p.down_pad_x = op.down.x.pad0;
+    p.pairs = p.n_in_x % 2 == 0 && (uintptr_t)op.x % 4 == 0;
     const int strips_wide = (p.n_out_x + STRIP - 1) / STRIP, rows_high = (p.n_out_y + STEP - 1) / STEP * STEP;
     double best = INFINITY;
     int shared_bytes = 0;
@@ -428,6 +489,8 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> int launch
         for (int rows = STEP; rows <= 96; rows += STEP) {
             const int most = MMA_WARPS / strips * rows, in_bytes = S::in_rows(most) * S::in_pitch(strips) * 2;
             const int bytes = MMA_HEAD + in_bytes + BAND * S::bands(most) * S::code_pitch(strips);
+            const int items = larger(S::in_rows(most) * S::in_columns(strips) / 2, BAND * S::bands(most) * S::code_columns(strips) / 4);
+            if ((items + MMA_THREADS * IN_FLIGHT) * S::in_columns(strips) / 2 >= 1 << 20) continue;  // for Divisor
             const double cost = mma_cost<S, UP_TERMS, DOWN_TERMS>(strips_wide, rows_high, strips, rows);
             if (bytes > SHARED_ALWAYS || cost >= best) continue;
             best = cost, shared_bytes = bytes;

@@ -84,13 +84,6 @@ template <int UP, bool UP_DENSE, int DOWN, bool DOWN_DENSE> struct Sizes : Reach
     }
 };
 
-// n / d for n * d < 2^20, without a division.
-struct Divisor {
-    unsigned d, magic;
-    __device__ __forceinline__ explicit Divisor(int d) : d(d), magic((1u << 20) / d + 1) {}
-    __device__ __forceinline__ int operator()(int n) const { return (unsigned)n * magic >> 20; }
-};
-
 __device__ __forceinline__ float filter_tap(const float* f, int flip, int k, int taps) {
     return f[flip ? k : taps - 1 - k];
 }

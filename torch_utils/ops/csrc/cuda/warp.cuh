@@ -39,11 +39,34 @@ __device__ __forceinline__ unsigned pack_halves(float low, float high) {
     return both;
 }
 
-// Both halves clamped to [-limit, limit]; `limit` twice in one word. NaN stays.
-__device__ __forceinline__ unsigned clamp_halves(unsigned both, unsigned limit) {
+// Leaky ReLU with a slope of 0 to 1, clamped to [-limit, limit], of both halves; slope and limit twice in a word. NaN stays.
+__device__ __forceinline__ unsigned activate_halves(unsigned both, unsigned slope, unsigned limit) {
+    unsigned other;
+    asm("mul.f16x2 %0, %1, %2;" : "=r"(other) : "r"(both), "r"(slope));
+    asm("max.f16x2 %0, %1, %2;" : "=r"(both) : "r"(both), "r"(other));  // not NaN where only one is: infinity times 0
     asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(both) : "r"(both), "r"(limit));
     asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(both) : "r"(both), "r"(limit ^ 0x80008000u));
     return both;
+}
+
+// All bits of a half where it is the limit or more; where it is 0, less, or NaN.
+__device__ __forceinline__ unsigned at_least(unsigned both, unsigned limit) {
+    unsigned mask;
+    asm("set.ge.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(both), "r"(limit));
+    return mask;
+}
+__device__ __forceinline__ unsigned not_positive(unsigned both) {
+    unsigned mask;
+    asm("set.leu.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(both), "r"(0));
+    return mask;
+}
+
+// The larger ones of two pairs of a half type, which are not negative; a number rather than NaN.
+template <int TYPE> __device__ __forceinline__ unsigned larger_halves(unsigned a, unsigned b) {
+    unsigned larger;
+    if (TYPE == FLOAT16) asm("max.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+    else asm("max.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+    return larger;
 }
 
 __device__ __forceinline__ unsigned largest_of_warp(unsigned v) {
