@@ -179,7 +179,20 @@ def test_replayed_images_are_those_of_the_network(changes):
     ]:
         region = Region.of_view(zoom, centre, 64, 48)
         torch.testing.assert_close(replaying.image(seed, region), eager.image(seed, region), atol=1e-5, rtol=0)
-    assert len(replaying._replay._graphs) == 1
+    assert len(replaying._replay._recordings) == 1
+
+
+def test_replays_that_share_memory_leave_each_others_images_alone():
+    renderer = Renderer(calibrated_generator(small_config(octaves=4)), torch.device("cuda", 0), replay=True)
+    synthesis, replay, ws = renderer.generator.synthesis, renderer._replay, renderer.styles(3)
+    transform = Region.of_view(2, (0, 0), 64, 64).transform(renderer.resolution)
+    shapes = [(64 + 32 * i, 64) for i in (2, 0, 3, 1)]
+    with torch.no_grad():
+        for _ in range(3):
+            images = [replay(ws, transform, size) for size in [*shapes, *reversed(shapes)]]
+        for image, size in zip(images, [*shapes, *reversed(shapes)], strict=True):
+            torch.testing.assert_close(image, synthesis(ws, transform, size=size), atol=1e-5, rtol=0)
+    assert len(replay._recordings) == len(shapes)
 
 
 def test_tiles_are_rendered_together_and_without_seams(monkeypatch):

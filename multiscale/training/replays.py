@@ -15,36 +15,13 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from torch_utils.graphs import Graphs
+
 WARM_UP = 2
 """Calls before one is recorded, so that libraries have chosen their algorithms."""
 
 Function: TypeAlias = Callable[..., Any]
 """Of tensors on the GPU, to a tensor or a tuple of them; all else that it uses is constant or lives in the module's tensors."""
-
-
-class Graphs:
-    """Records what the GPU is told to do, on a stream of its own and with memory of its own."""
-
-    def __init__(self) -> None:
-        self.stream = torch.cuda.Stream()
-        self.pool = torch.cuda.graph_pool_handle()
-
-    def rehearse(self, body: Callable[[], object]) -> None:
-        """Do it once where it will be recorded: libraries take their workspace there."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            body()
-        torch.cuda.current_stream().wait_stream(self.stream)
-
-    def record(self, body: Callable[[], object]) -> Callable[[], None]:
-        """Record it without doing it; what is returned does it.
-
-        Other threads go on meanwhile, such as the one that pins the next batch: "thread_local" lets them.
-        """
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            body()
-        return graph.replay
 
 
 class Replays:
@@ -53,7 +30,7 @@ class Replays:
     In a step each role is called once at most: what a call returns, its gradients too, is overwritten by the role's next call.
 
     Args:
-        graphs: Makes what records a call and its backward pass.
+        graphs: Makes what records a call and its backward pass, with memory of its own: results wait for others' replays.
     """
 
     def __init__(self, graphs: Callable[[], Graphs] = Graphs) -> None:
@@ -89,7 +66,8 @@ class Replays:
                     RuntimeWarning,
                     stacklevel=2,
                 )
-                return function(*inputs)
+        if key not in self._recordings:  # behind the handler, which holds on to what the failed recording has taken
+            return function(*inputs)
         return self._recordings[key](*inputs)
 
 
