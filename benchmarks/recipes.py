@@ -128,7 +128,7 @@ def plan_runs(options: argparse.Namespace, dataset: PatchDataset) -> list[Run]:
     runs = []
     for name, values in load_variants(options.variants, options.only).items():
         for seed in options.seeds:
-            fixed = {"training": {"seed": seed, "swd_patches": 0, "metrics": None}}
+            fixed = {"training": {"seed": seed, "metrics": None}}
             config = build(RunConfig, merge(*layers, values, fixed), source=f"variant {name}")
             runs.append(Run(name, seed, config, options.out / f"{name}-seed{seed}"))
     return runs

@@ -27,7 +27,7 @@ from multiscale.training import launch
 from multiscale.training.launch import Request, data_layer, resolve
 
 ROOT = Path(__file__).parent.parent
-QUICK = ["generator.channel_max=16", "generator.channel_base=32", "training.swd_patches=4", "training.sample_seeds=2"]
+QUICK = ["generator.channel_max=16", "generator.channel_base=32", "training.metrics=swd4", "training.sample_seeds=2"]
 
 
 def run(command, *arguments):
@@ -371,7 +371,7 @@ def test_pixels_that_break_in_the_middle_of_a_run_are_named(tmp_path):
 
     data = rewritten(small_patches(tmp_path / "good.zip"), tmp_path / "bad.zip", spoil)
     sentence = refused(
-        train, "--data", data, "--outdir", tmp_path / "run", "--gpus", 0, "--set", "training.swd_patches=0"
+        train, "--data", data, "--outdir", tmp_path / "run", "--gpus", 0, "--set", "training.metrics=null"
     )
     assert "img000000" in sentence
 

@@ -91,10 +91,13 @@ def beside_halves(
     real: Sequence[np.ndarray],
     fake: Sequence[np.ndarray],
 ) -> Result:
-    """A measure of real and generated patches by octave; ``floor``: of the halves of twice as many real ones."""
-    whole = [images[: len(made)] for images, made in zip(real, fake, strict=True)]
+    """A measure of real and generated patches by octave; ``floor``: of the halves of twice as many real ones, where each
+    octave has two or more."""
+    result = measured([images[: len(made)] for images, made in zip(real, fake, strict=True)], fake)
+    if min(map(len, real)) < 2:
+        return result
     halves = zip(*(np.array_split(images, 2) for images in real), strict=True)
-    return measured(whole, fake) | {"floor": measured(*halves)["octaves"]}
+    return result | {"floor": measured(*halves)["octaves"]}
 
 
 def mean_power(power: Callable[[torch.Tensor], torch.Tensor], images: np.ndarray) -> torch.Tensor:

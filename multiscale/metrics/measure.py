@@ -16,7 +16,7 @@ FOLDER = "multiscale.metrics.measures"
 
 Result = dict[str, Any]
 """JSON values: ``value`` is the number to compare models by, ``octaves`` the same of each octave, where it has any, and
-``floor`` what two halves of up to twice as many real patches give."""
+``floor`` what two halves of up to twice as many real patches give; ``better`` is ``lower`` or ``higher``."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class Kind:
     """Keys of its result with a number for each octave that a report draws, where there are any, and what is added to the
     measure's name for them."""
     picture: Picture | None = None
+
+    @property
+    def better(self) -> Literal["lower", "higher"]:
+        """Which values are good."""
+        return "higher" if self.higher_is_better else "lower"
 
     @property
     def unit(self) -> str:

@@ -84,8 +84,7 @@ def table_lines(measured: Measured, metrics: Sequence[Metric]) -> Iterator[str]:
         octaves = " ".join(f"{value:.4g}" for value in result.get("octaves", ()))
         error = result.get("error")
         deviation = f" +- {error:.2g}" if isinstance(error, float) else ""
-        direction = "higher" if metric.kind.higher_is_better else "lower"
-        yield f"  {metric.name:<20}{result['value']:>10.5g}{deviation}  ({direction} is better)" + (
+        yield f"  {metric.name:<20}{result['value']:>10.5g}{deviation}  ({metric.kind.better} is better)" + (
             f"  by octave {octaves}" if octaves else ""
         )
 
@@ -265,10 +264,9 @@ def _table(measured: Sequence[Measured], metrics: Sequence[Metric]) -> str:
         cells = "".join(
             f"<td{' class=best' if len(values) > 1 and value == best else ''}>{value:.5g}</td>" for value in values
         )
-        direction = "higher" if metric.kind.higher_is_better else "lower"
         says = metric.kind.says
         rows.append(
-            f"<tr><th>{escape(metric.name)}</th>{cells}<td class=quiet>{direction}</td>"
+            f"<tr><th>{escape(metric.name)}</th>{cells}<td class=quiet>{metric.kind.better}</td>"
             f"<td class='text quiet'>{escape(says)}</td></tr>"
         )
     return f"<table>{''.join(rows)}</table>"

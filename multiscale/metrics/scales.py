@@ -132,7 +132,10 @@ class Evaluation:
         shape = self.check(generator)
         tell = progress or (lambda _: None)
         patches = {pool.octave: self._generate(generator, pool, shape, tell) for pool in self.pools}
-        results = {metric.name: self._result(metric, generator, shape, patches, tell) for metric in self.metrics}
+        results = {
+            metric.name: self._result(metric, generator, shape, patches, tell) | {"better": metric.kind.better}
+            for metric in self.metrics
+        }
         return results, patches
 
     def _result(

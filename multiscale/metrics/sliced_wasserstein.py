@@ -71,50 +71,6 @@ def sliced_wasserstein(
     return distances
 
 
-def swd_per_octave(
-    real_images: Images,
-    real_octaves: torch.Tensor | np.ndarray,
-    fake_images: Images,
-    fake_octaves: torch.Tensor | np.ndarray,
-    *,
-    octaves: int | None = None,
-    seed: int = 0,
-    patches_per_image: int = 32,
-    projections: int = 128,
-    normalise_by: NormaliseBy = "real",
-) -> tuple[np.ndarray, float]:
-    """Sliced Wasserstein distance (mean over the levels) within each octave of zoom, and its mean over the octaves.
-
-    Args:
-        real_images: [M, C, N, N] as in ``sliced_wasserstein``.
-        real_octaves: [M] integer octave of each image, from 0.
-        fake_images: [M', C, N, N].
-        fake_octaves: [M'].
-        octaves: Length of the result; default: up to the highest octave that occurs.
-        seed, patches_per_image, projections, normalise_by: As in ``sliced_wasserstein``.
-
-    Returns:
-        float64 [octaves], NaN for an octave that either set lacks, and the mean over the others (NaN if none is left).
-    """
-    real_octaves, fake_octaves = _as_octaves(real_octaves), _as_octaves(fake_octaves)
-    if octaves is None:
-        octaves = int(max(real_octaves.max(initial=-1), fake_octaves.max(initial=-1))) + 1
-    per_octave = np.full(octaves, np.nan)
-    for octave in range(octaves):
-        real, fake = (torch.from_numpy(labels == octave) for labels in (real_octaves, fake_octaves))
-        if real.any() and fake.any():
-            per_octave[octave] = sliced_wasserstein(
-                torch.as_tensor(real_images)[real],
-                torch.as_tensor(fake_images)[fake],
-                seed=seed,
-                patches_per_image=patches_per_image,
-                projections=projections,
-                normalise_by=normalise_by,
-            )["mean"]
-    known = per_octave[~np.isnan(per_octave)]
-    return per_octave, float(known.mean()) if known.size else float("nan")
-
-
 def laplacian_pyramid(images: torch.Tensor) -> list[torch.Tensor]:
     """Levels [M, C, n, n], n = N, N/2, ... 16: each the difference to the blurred next one, the last the rest itself.
 
@@ -158,10 +114,6 @@ def _as_images(images: Images, name: str) -> torch.Tensor:
     if images.ndim != 4 or images.shape[2] != images.shape[3] or 0 in images.shape:
         raise ValueError(f"The {name} images have shape {tuple(images.shape)}; [M, C, N, N] with M >= 1 is needed.")
     return images
-
-
-def _as_octaves(octaves: torch.Tensor | np.ndarray) -> np.ndarray:
-    return np.asarray(octaves.cpu() if isinstance(octaves, torch.Tensor) else octaves)
 
 
 def _level_sides(size: int) -> list[int]:

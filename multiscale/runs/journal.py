@@ -150,13 +150,23 @@ def metrics_line(kimg: float | None, results: Mapping[str, Mapping[str, Any]], f
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``, oldest first; none if there is no file.
 
+    Runs before format 3 wrote sliced Wasserstein distances to ``stats.jsonl``: these are lines with the measure ``swd``, unless
+    the file has one of that name.
+
     Raises:
         UserError: the file cannot be read.
     """
     lines = [values for _, values in _whole_lines(folder / METRICS) if isinstance(values.get("results"), dict)]
     for line in lines:
         line["results"] = {name: result for name, result in line["results"].items() if _is_measured(result)}
-    return lines
+    if any("swd" in line["results"] for line in lines):
+        return lines
+    older = []
+    for line in read_stats(folder):
+        result = {"value": line.get("swd mean"), "octaves": line.get("swd"), "better": "lower"}
+        if _is_measured(result):
+            older.append({"kimg": line["kimg"], "results": {"swd": result}})
+    return sorted([*older, *lines], key=lambda line: line["kimg"])
 
 
 def _is_measured(result: Any) -> bool:

@@ -10,16 +10,49 @@ some), and, where the file has them, weights by tensor name in ``G``, ``D`` and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from dnnlib.errors import UserError
 from multiscale.config import RunConfig, build
 
-FORMAT_VERSION = 2
-"""Of everything that a run writes; snapshots and folders of version 1 mean the same, states of version 1 cannot be read."""
+FORMAT_VERSION = 3
+"""Of everything that a run writes. States of version 1 cannot be read; its snapshots and folders mean the same in version 2.
+Version 3 has no ``training.swd_patches``: ``training.metrics`` names that measure as it does all others."""
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: dict}
+
+def measured_by_name(training: Mapping[str, Any], below: str | None = None) -> dict[str, Any]:
+    """Training settings in which ``swd_patches``, of before format 3, is ``swd`` among the ``metrics``.
+
+    Args:
+        training: Some settings; without ``swd_patches`` they stay as they are.
+        below: The ``metrics`` that hold where these settings name none.
+    """
+    values = dict(training)
+    count, metrics = values.pop("swd_patches", None), values.get("metrics", below)
+    if type(count) is not int or count < 0 or not isinstance(metrics, str | None):
+        return dict(training)  # what is wrong with them is said where settings are checked
+    names = [name.strip() for name in (metrics or "").split(",") if name.strip()]
+    if "metrics" not in values:
+        names = [name for name in names if not re.fullmatch(r"swd\d*k?", name)]
+    if count and not any(re.fullmatch(r"swd\d*k?", name) for name in names):
+        names.append(f"swd{count}")
+    return values | {"metrics": ",".join(names) or None}
+
+
+def _distances_by_name(contents: dict[str, Any]) -> dict[str, Any]:
+    sections = contents.get("config")
+    before = sections.get("training") if isinstance(sections, Mapping) else None
+    if not isinstance(sections, Mapping) or not isinstance(before, Mapping):
+        return contents
+    training = measured_by_name(before)
+    if before.get("metrics") is None and training.get("metrics") is not None:
+        training["metrics_every"] = 1  # the distance was taken of every snapshot
+    return contents | {"config": {**sections, "training": training}}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: dict, 2: _distances_by_name}
 """By version: contents of that version -> contents of the next."""
 
 

@@ -19,6 +19,7 @@ from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
 from multiscale.runs.folder import held, holds_run, load_settings, write_beside
 from multiscale.runs.states import identity_of, load_newest_state, load_state
+from multiscale.runs.stored import measured_by_name
 from multiscale.training.estimate import describe_run, describe_settings, device_capacity, fit_batch_gpu
 from multiscale.training.evaluation import snapshot_evaluation
 from multiscale.training.perceptual import SMALLEST_SIDE_PX, load_lpips, missing_files
@@ -253,7 +254,8 @@ def data_layer(dataset: PatchDataset) -> dict[str, Any]:
 
 def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
     """The preset that was named, if any, and all settings that were given; each source's own mistakes are named as its."""
-    preset, layers = None, []
+    preset: str | None = None
+    layers: list[tuple[str, dict[str, Any]]] = []
     if request.config is not None:
         if Path(request.config).is_file() or Path(request.config).suffix:
             layers.append((request.config, load_settings(request.config)))
@@ -261,10 +263,15 @@ def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
             load_preset(request.config)
             preset = request.config
     layers += [(f"--set {text}", parse_assignment(text)) for text in request.assignments]
+    given: dict[str, Any] = {}
     for source, values in layers:
+        if isinstance(before := values.get("training"), Mapping) and "swd_patches" in before:
+            values["training"] = training = measured_by_name(before, given.get("training", {}).get("metrics"))
+            print(f"In {source}: training.swd_patches is training.metrics={training.get('metrics')} now.")
         check_keys(RunConfig, values, source)
+        given = merge(given, values)
     own = {k: v for k in ("kimg", "batch", "batch_gpu", "seed") if (v := getattr(request, k)) is not None}
-    return preset, merge(*(values for _, values in layers), {"training": own} if own else {})
+    return preset, merge(given, {"training": own} if own else {})
 
 
 def _metric_layer(dataset: PatchDataset, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,13 +22,15 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from dnnlib.reading import from_json, from_yaml, parsed, read_text
 from multiscale.metrics.names import parse_metric
-from multiscale.runs.journal import STATS, read_metrics, read_stats
+from multiscale.runs.journal import METRICS, STATS, read_metrics, read_stats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RUN_FILES = ("config.yaml", "environment.json", STATS)
 PLOT = "plot.png"
+MEASURE = "measure/"
+"""Before the names of measures that are drawn beside statistics."""
 RECENT = 10
 """Newest lines of statistics that the speed is a mean of."""
 
@@ -43,17 +45,19 @@ def report_status(path: str | Path) -> None:
         UserError: there is no run, its files are not readable, or the plot cannot be written.
     """
     folder = find_run(Path(path))
-    lines = read_stats(folder)
+    lines, measured = read_stats(folder), read_metrics(folder)
     print(folder)
     try:
-        for title, text in _facts(folder, lines):
+        for title, text in _facts(folder, lines, measured):
             print(f"  {title:<12}{text}")
+        drawn = sorted([*lines, *_measure_lines(measured)], key=lambda line: line["kimg"])
+        has_plot = bool(_panels(drawn))
     except UserError:
         raise
     except (TypeError, ValueError, AttributeError, LookupError) as error:
-        raise UserError(f"{' or '.join(RUN_FILES)} in {folder} is damaged ({error}).") from error
-    if any(panel.is_in(lines) for panel in PANELS):
-        save_plot(folder / PLOT, lines, title=f"{folder.resolve().name}, {lines[-1]['kimg']:g} kimg")
+        raise UserError(f"{', '.join(RUN_FILES)} or {METRICS} in {folder} is damaged ({error}).") from error
+    if has_plot:
+        save_plot(folder / PLOT, drawn, title=f"{folder.resolve().name}, {drawn[-1]['kimg']:g} kimg")
         print(f"  {'plot':<12}{folder / PLOT}")
 
 
@@ -101,7 +105,9 @@ def command_to_go_on(words: Sequence[str], folder: Path, launcher: str = "python
     return f"{launcher} {shlex.join(kept)}"
 
 
-def _facts(folder: Path, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _facts(
+    folder: Path, lines: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]]
+) -> Iterator[tuple[str, str]]:
     """Titles and texts of what is printed."""
     environment, training = _read(folder / "environment.json"), _read(folder / "config.yaml").get("training") or {}
     newest = {key: value for line in lines for key, value in line.items() if value is not None}
@@ -136,32 +142,39 @@ def _facts(folder: Path, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str,
         if files := _numbered(folder, pattern):
             file = files[max(files)]
             yield title, f"{file.name}, {_duration(time.time() - _written(file))} old"
-    yield from _distances(lines)
-    yield from _measures(read_metrics(folder))
+    yield from _measures(measured)
     if trains is False and images < total and environment.get("command"):
         yield "to go on", command_to_go_on(environment["command"], folder, environment.get("launcher", "python"))
-
-
-def _distances(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    for key, title in ("swd", "octave {}"), ("swd mean", "mean"):
-        if (found := _series(lines, key)) is None:
-            continue
-        if key == "swd":
-            yield "distance", "sliced Wasserstein, generated to real patches: first -> best -> newest"
-        for i, values in enumerate(found[1].T):
-            known = values[np.isfinite(values)]
-            if len(known):
-                yield "", f"{title.format(i):<10}{known[0]:.3f} -> {known.min():.3f} -> {known[-1]:.3f}"
 
 
 def _measures(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """What ``metrics.jsonl`` says of the measures that its last line holds."""
     for number, name in enumerate(lines[-1]["results"] if lines else ()):
-        found = [(line["results"][name]["value"], line["kimg"]) for line in lines if name in line["results"]]
-        pick = max if parse_metric(name).kind.higher_is_better else min
-        best, kimg = pick(found, key=lambda pair: pair[0])
-        text = f"{name:<18}{found[0][0]:.4g} -> {best:.4g} (at {kimg:g} kimg) -> {found[-1][0]:.4g}"
+        found = [(line["results"][name], line["kimg"]) for line in lines if name in line["results"]]
+        first, last = found[0][0], found[-1][0]
+        best, kimg = (max if _higher_is_better(name, last) else min)(found, key=lambda pair: pair[0]["value"])
+        text = f"{name:<18}{first['value']:.4g} -> {best['value']:.4g} (at {kimg:g} kimg) -> {last['value']:.4g}"
         yield "" if number else "measures", text
+        if last.get("octaves"):
+            yield "", f"  {'by octave':<16}{_listed(first.get('octaves') or ())} -> {_listed(last['octaves'])}"
+
+
+def _higher_is_better(name: str, result: dict[str, Any]) -> bool:
+    """Of a measure by its name and a result, which says so itself since there is format 3."""
+    if "better" in result:
+        return result["better"] == "higher"
+    return parse_metric(name).kind.higher_is_better
+
+
+def _listed(values: Sequence[float | None]) -> str:
+    return " ".join("-" if value is None else f"{value:.3g}" for value in values)
+
+
+def _measure_lines(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Lines of measures as lines of statistics: by octave where there are octaves."""
+    for line in lines:
+        values = {MEASURE + name: result.get("octaves") or result["value"] for name, result in line["results"].items()}
+        yield {"kimg": line["kimg"], **values}
 
 
 def _not_finite(lines: Sequence[dict[str, Any]], batch: int | None) -> str:
@@ -252,8 +265,11 @@ class Panel:
                 continue
             kimg, values = found
             name = re.sub(r"^(loss|logits|gradients|augment)/| (norm|by octave)$", "", key)
-            if self.kind != "curves" or values.shape[1] > 1:
+            if self.kind == "shares" or values.shape[1] > 1:
                 self._octaves(axes, kimg, values, "--" if i else "-")
+            elif self.kind == "points":
+                known = np.isfinite(values[:, 0])
+                axes.plot(kimg[known], values[known, 0], "o-", ms=3, lw=1.2, color=COLOURS[i])
             else:
                 axes.plot(kimg, values[:, 0], lw=0.6, alpha=0.3, color=COLOURS[i])
                 label = name if len(self.keys) > 1 else None
@@ -284,10 +300,25 @@ PANELS = (
     Panel("D's logits by octave, fake dashed", ("logits/real by octave", "logits/fake by octave")),
     Panel("gradient norms", ("gradients/D norm", "gradients/G norm"), scale="log"),
     Panel("octave mix", ("octave mix",), "shares"),
-    Panel("sliced Wasserstein distance", ("swd",), "points", "log"),
     Panel("augmentation p", ("augment/p",)),
     Panel("speed, img/s", ("img/s",)),
 )
+
+
+def _panels(lines: Sequence[dict[str, Any]]) -> list[Panel]:
+    """Those that have something to draw: of the statistics, and one for each measure."""
+    measures = dict.fromkeys(key for line in lines for key in line if key.startswith(MEASURE))
+    every = [*PANELS, *(Panel(key.removeprefix(MEASURE), (key,), "points", _scale(lines, key)) for key in measures)]
+    return [panel for panel in every if panel.is_in(lines)]
+
+
+def _scale(lines: Sequence[dict[str, Any]], key: str) -> Literal["linear", "log"]:
+    """Logarithmic for what is positive and changes much."""
+    found = _series(lines, key)
+    if found is None:
+        return "linear"
+    low, high = np.nanmin(found[1]), np.nanmax(found[1])
+    return "log" if 0 < low < high / 3 else "linear"
 
 
 def save_plot(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
@@ -295,7 +326,7 @@ def save_plot(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
 
     Args:
         path: Of the PNG.
-        lines: As of ``read_stats``.
+        lines: As of ``read_stats``, and measures beside them.
         title: Above all panels.
 
     Raises:
@@ -303,7 +334,7 @@ def save_plot(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
     """
     from matplotlib.figure import Figure  # here: it takes a second
 
-    panels = [panel for panel in PANELS if panel.is_in(lines)]
+    panels = _panels(lines)
     rows = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(13, 0.8 + 2.5 * rows), dpi=110)
     grid = figure.subplots(rows, 2, sharex=True, squeeze=False)

@@ -36,12 +36,12 @@ from multiscale.rendering.files import save_png
 from multiscale.rendering.renderer import Renderer
 from multiscale.rendering.sheets import sample_sheet
 from multiscale.runs.folder import remove_remains
-from multiscale.runs.journal import Journal, read_metrics, read_stats
+from multiscale.runs.journal import Journal, read_metrics
 from multiscale.runs.snapshots import save_snapshot
 from multiscale.runs.states import identity_of, save_state, states_of
 from multiscale.training import adversarial
 from multiscale.training.augment import augmentation
-from multiscale.training.evaluation import is_best, patch_distance, real_sheet, snapshot_evaluation
+from multiscale.training.evaluation import is_best, measured_lines, real_sheet, snapshot_evaluation
 from multiscale.training.objective import Generated, Losses, Objective, Part
 from multiscale.training.perceptual import load_lpips
 from multiscale.view import unchecked_transform, uniform_centres
@@ -219,7 +219,6 @@ class Trainer:
                     return
                 if self.step % per_snapshot == 0 or ends:
                     path = self._snapshot()
-                    self._measure()
                     if ends or self.step % (per_snapshot * training.metrics_every) == 0:
                         self._take_metrics()
                     self._save_state()
@@ -235,7 +234,6 @@ class Trainer:
         makers = {
             "reals": self._show_reals,
             "snapshot": self._snapshot,
-            "swd": self._measure,
             "metrics": self._take_metrics,
         }
         for name in from_first(self.process, lambda: self._missing(per_snapshot)):
@@ -252,10 +250,9 @@ class Trainer:
             kimg = self.images_seen / 1000
             if not all((self.folder / file).exists() for file in files):
                 missing.append("snapshot")
-            if not any(line["kimg"] == kimg and "swd mean" in line for line in read_stats(self.folder)):
-                missing.append("swd")
+            measures = set() if self.evaluation is None else {metric.name for metric in self.evaluation.metrics}
             if self.step % (per_snapshot * training.metrics_every) == 0 and not any(
-                line["kimg"] == kimg for line in read_metrics(self.folder)
+                line["kimg"] == kimg and measures <= line["results"].keys() for line in read_metrics(self.folder)
             ):
                 missing.append("metrics")
         return missing
@@ -568,31 +565,15 @@ class Trainer:
         results, _ = self.evaluation.measure(self.G_ema)
         if self.journal is None:
             return
-        line = {**self.evaluation.facts, "results": results}
-        if is_best(self.evaluation, [*read_metrics(self.folder), line]):
+        line = {"kimg": self.images_seen / 1000, **self.evaluation.facts, "results": results}
+        lines = [*read_metrics(self.folder), line]
+        if is_best(self.evaluation, lines):
             name = self.evaluation.metrics[0].name
             best = {"best": {name: results[name]["value"]}}
             save_snapshot(self.folder / BEST, self.G_ema, self._info() | best)
         self.journal.measure(self.images_seen, results, self.evaluation.facts)  # last: it says that this is done
-
-    def _measure(self) -> None:
-        """Distance of generated from real patches, logged and printed beside the earlier ones (if ``swd_patches`` asks)."""
-        count = self.config.training.swd_patches
-        if not count or self.journal is None or self.bad_steps:
-            return
-        per_octave, mean = patch_distance(self.G_ema, self.dataset, count, self.device, self.config.training.seed)
-        self.journal.write(self.images_seen, {"swd": per_octave, "swd mean": mean})
         if self.step in (0, self.total_steps):
-            start = next(line["swd mean"] for line in read_stats(self.folder) if "swd mean" in line)
-            progress = f"{start:.3f} -> {mean:.3f}" if self.step else f"{mean:.3f}"
-            octaves = " ".join(f"{distance:.3f}" for distance in per_octave)
-            print(
-                f"Distance of generated from real patches after {self.images_seen / 1000:g} kimg: {progress}",
-                flush=True,
-            )
-            print(
-                f"  (sliced Wasserstein on Laplacian pyramids, mean over octaves; now by octave: {octaves})", flush=True
-            )
+            print("\n".join(measured_lines(self.evaluation, lines)), flush=True)
 
 
 def _ignore_interrupt(_: int) -> None:

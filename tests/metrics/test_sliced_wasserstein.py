@@ -12,7 +12,6 @@ from multiscale.metrics.sliced_wasserstein import (
     _unit_directions,
     laplacian_pyramid,
     sliced_wasserstein,
-    swd_per_octave,
     wasserstein_1d,
 )
 
@@ -138,17 +137,6 @@ def test_statistics_of_the_real_set_see_contrast_and_those_of_each_do_not() -> N
 def test_constant_images_give_a_finite_distance() -> None:
     real, fake = smooth_images(4, 32, seed=0), np.full((4, 3, 32, 32), 90, np.uint8)
     assert np.isfinite(list(sliced_wasserstein(real, fake).values())).all()
-
-
-def test_per_octave_compares_within_octaves_and_leaves_out_what_is_missing() -> None:
-    real, fake = smooth_images(12, 16, seed=0), smooth_images(9, 16, seed=1)
-    real_octaves, fake_octaves = np.arange(12) % 4, np.arange(9) % 3
-    per_octave, mean = swd_per_octave(real, real_octaves, torch.from_numpy(fake), torch.from_numpy(fake_octaves))
-    expected = [sliced_wasserstein(real[real_octaves == j], fake[fake_octaves == j])["mean"] for j in range(3)]
-    np.testing.assert_allclose(per_octave, [*expected, np.nan])
-    assert mean == pytest.approx(np.mean(expected))
-    shuffled = np.random.default_rng(0).permutation(9) % 2 + 10
-    assert np.isnan(swd_per_octave(real, real_octaves, fake, shuffled)[1])
 
 
 def test_images_that_cannot_be_compared_are_refused() -> None:

@@ -181,7 +181,7 @@ def test_a_run_trains_with_lpips_once_its_files_are_there(folder: Path, tmp_path
     data = str(small_patches(tmp_path / "p.zip", side=32))
     without = resolve(Request(data=data, gpus=0, assignments=[f"training.lpips_folder={tmp_path / 'elsewhere'}"]))
     assert without.config.training.consistency_metric == "l1"
-    sets = [f"training.lpips_folder={folder}", "training.consistency_metric=l1+lpips", "training.swd_patches=0"]
+    sets = [f"training.lpips_folder={folder}", "training.consistency_metric=l1+lpips", "training.metrics=null"]
     train(Request(data=data, gpus=0, kimg=0.008, batch=4, outdir=str(tmp_path / "run"), assignments=sets))
     lines = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
     assert all(0 < line["loss/consistency"] < 100 for line in lines)

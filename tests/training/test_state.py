@@ -17,6 +17,7 @@ from training.test_trainer import CPU, beyond_run, stats, tiny_run
 from dnnlib.errors import UserError
 from dnnlib.signals import StopRequest
 from multiscale.data.patches import PatchDataset
+from multiscale.runs.journal import read_metrics
 from multiscale.runs.snapshots import load_snapshot, snapshots_of
 from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
 from multiscale.training.trainer import Trainer
@@ -135,7 +136,7 @@ def command(data, folder, kimg, *more):
         "generator.channel_max=16",
         "generator.channel_base=32",
         "training.sample_seeds=2",
-        "training.swd_patches=0",
+        "training.metrics=null",
     ]
     options = [part for text in [*sets, "training.snapshot_kimg=0.008", *more] for part in ("--set", text)]
     base = [sys.executable, "train.py", "--data", data, "--outdir", folder, "--gpus", 0, "--batch", 4, "--kimg", kimg]
@@ -252,14 +253,14 @@ def test_a_state_that_pytorch_cannot_write_whole_is_a_full_disk(tmp_path, monkey
 
 def test_a_run_stopped_before_its_first_step_does_not_begin_twice(tmp_path, monkeypatch):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    run = begin(dataset, tmp_path / "run", swd_patches=4)
+    run = begin(dataset, tmp_path / "run", metrics="swd4")
     monkeypatch.setattr(run, "train_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     monkeypatch.setattr(run, "_is_asked_to_stop", lambda _: True)
     run.run()
-    again = begin(dataset, tmp_path / "run", swd_patches=4)
+    again = begin(dataset, tmp_path / "run", metrics="swd4")
     again.load_state_dict(load_newest_state(tmp_path / "run"))
     again.run()
-    assert [line["kimg"] for line in stats(tmp_path / "run") if "swd" in line] == [0, 0.004, 0.008, 0.012, 0.016, 0.02]
+    assert [line["kimg"] for line in read_metrics(tmp_path / "run")] == [0, 0.004, 0.008, 0.012, 0.016, 0.02]
 
 
 def newest(folder):

@@ -59,6 +59,7 @@ def make_run(folder: Path, lines: list[dict[str, object]], *, kimg: float = 100)
 
 @pytest.fixture
 def run(tmp_path) -> Path:
+    """As before format 3, with distances among the statistics."""
     lines = [{"kimg": 0.0, "swd": [0.8, 0.9, 1.0], "swd mean": 0.9}, tick(8), tick(16)]
     lines += [{"kimg": 16, "swd": [0.2, 0.3, 0.4], "swd mean": 0.3}, tick(24)]
     lines += [{"kimg": 24, "swd": [0.4, 0.3, 0.2], "swd mean": 0.31}]
@@ -88,9 +89,8 @@ def test_a_stopped_run_says_how_far_it_came_and_how_it_goes_on(run, capsys):
         r"augment +p 0\.125\n",
         r"snapshot +generator-000024000\.safetensors, 10 min old\n",
         r"state +state-000024000\.pt, 10 min old\n",
-        r"octave 0 +0\.800 -> 0\.200 -> 0\.400\n",
-        r"octave 2 +1\.000 -> 0\.200 -> 0\.200\n",
-        r"mean +0\.900 -> 0\.300 -> 0\.310\n",
+        r"measures +swd +0\.9 -> 0\.3 \(at 16 kimg\) -> 0\.31\n",
+        r"by octave +0\.8 0\.9 1 -> 0\.4 0\.3 0\.2\n",
         rf"to go on +python train\.py --data 'my patches\.zip' --outdir {run}\n",
         rf"plot +{run / 'plot.png'}\n",
     ):

@@ -30,7 +30,6 @@ KINDS.add(
         count=256,
         per="octave",
         needs=frozenset({"images"}),
-        least=2,
         picture=Picture(
             "Power spectra",
             "Power over the frequency of each octave's patches, and fake over real in dB. Below 0 detail is missing; above "

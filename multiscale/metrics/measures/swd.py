@@ -29,7 +29,6 @@ KINDS.add(
         count=256,
         per="octave",
         needs=frozenset({"images"}),
-        least=2,
         measured=_measured,
     )
 )
