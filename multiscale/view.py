@@ -159,6 +159,28 @@ def zoom_log2(transform: torch.Tensor) -> torch.Tensor:
     return -0.5 * determinant.abs().log2()
 
 
+@dataclass(frozen=True)
+class AffineViews:
+    """What a network asks of a batch of views, computed once for all of its layers; float64."""
+
+    linear: torch.Tensor
+    """World from view without the shift, [B, 2, 2]: 1/Z times a rotation."""
+    centre: torch.Tensor
+    """World coordinates c of the views' centres, [B, 2]."""
+    zoom_log2: torch.Tensor
+    """Zoom s in octaves, [B]."""
+
+    @classmethod
+    def of(cls, transform: torch.Tensor) -> AffineViews:
+        """Of world-from-view transforms float64 [B, 3, 3]."""
+        return cls(transform[:, :2, :2], transform[:, :2, 2], zoom_log2(transform))
+
+    def split(self, count: int) -> list[AffineViews]:
+        """Up to ``count`` views at a time."""
+        parts = (part.split(count) for part in (self.linear, self.centre, self.zoom_log2))
+        return [AffineViews(*fields) for fields in zip(*parts, strict=True)]
+
+
 def sample_positions(size: int, rate: float, device: torch.device | None = None) -> torch.Tensor:
     """View coordinates of a layer's samples along one axis: v_j = (j - (size - 1)/2)/rate, float64 [size]."""
     return (torch.arange(size, dtype=torch.float64, device=device) - (size - 1) / 2) / rate

@@ -62,7 +62,7 @@ def evaluation_of(data: Path, metrics: str, process: Process = CPU, **options) -
 
 
 def flat(results) -> dict[str, float]:
-    """All numbers of results by their place."""
+    """All numbers of results by their place (and no words)."""
     found = {}
 
     def walk(name, value):
@@ -72,7 +72,7 @@ def flat(results) -> dict[str, float]:
         elif isinstance(value, list):
             for i, inner in enumerate(value):
                 walk(f"{name}/{i}", inner)
-        elif value is not None:
+        elif value is not None and not isinstance(value, str):
             found[name] = value
 
     walk("", results)
