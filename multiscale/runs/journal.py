@@ -44,8 +44,8 @@ class Journal:
     """
 
     def __init__(self, folder: Path, images: int) -> None:
-        from tensorboardX.proto import event_pb2, summary_pb2  # here: it takes a second, and imports PyTorch
-        from tensorboardX.record_writer import RecordWriter
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # here: it takes half a second
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._stats = folder / STATS
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
@@ -58,7 +58,7 @@ class Journal:
         name = f"{int(time.time())}.{len(older):04d}"  # the number puts files of one second in order
         self._path = folder / EVENTS.replace("*", name)
         with _writing(self._path):
-            self._records = RecordWriter(str(self._path))
+            self._records = RecordWriter(open(self._path, "wb"))  # noqa: SIM115 - closed by close()
         self._add(file_version="brain.Event:2")
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add(
@@ -193,7 +193,7 @@ def _cut_events_after(path: Path, images: int) -> None:
     An event is its length (uint64), a checksum (4 bytes), a protocol buffer, another checksum.
     """
     from google.protobuf.message import DecodeError
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event
 
     with _writing(path), open(path, "r+b") as stream:
         total, end = os.fstat(stream.fileno()).st_size, 0

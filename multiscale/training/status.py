@@ -5,7 +5,6 @@ Older runs may lack keys; what they do not say is left out.
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 import time
@@ -20,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.plots import COLOURS, as_png, panels, put_title
 from dnnlib.reading import from_json, from_yaml, parsed, read_text
 from multiscale.metrics.names import parse_metric
 from multiscale.runs.journal import METRICS, STATS, read_metrics, read_stats
@@ -292,7 +292,6 @@ class Panel:
                 axes.plot(kimg, _smooth(curve), style, lw=1.2, color=colour, label=label if style == "-" else None)
 
 
-COLOURS = ("#2266aa", "#d1572d")
 PANELS = (
     Panel("losses", ("loss/D", "loss/G")),
     Panel("r1 penalty and consistency", ("loss/r1", "loss/consistency"), scale="log"),
@@ -332,32 +331,23 @@ def save_plot(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # here: it takes a second
-
-    panels = _panels(lines)
-    rows = math.ceil(len(panels) / 2)
-    figure = Figure(figsize=(13, 0.8 + 2.5 * rows), dpi=110)
-    grid = figure.subplots(rows, 2, sharex=True, squeeze=False)
-    for panel, axes in zip(panels, grid.flat, strict=False):
+    drawn = _panels(lines)
+    figure, grid = panels(len(drawn), columns=2, width=6.5, height=2.5, share_x=True)
+    for panel, axes in zip(drawn, grid, strict=True):
         panel.draw(axes, lines)
-        _dress(axes, panel)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes in grid.flat[: len(panels)][-2:]:
+        _finish(axes, panel)
+    for axes in grid[-2:]:
         axes.set_xlabel("kimg", fontsize=8)
-        axes.tick_params(labelbottom=True)
-    height = figure.get_figheight()
-    figure.suptitle(title, x=0.045, y=1 - 0.12 / height, ha="left", va="top", fontsize=12)
-    figure.subplots_adjust(0.045, 0.45 / height, 0.985, 1 - 0.75 / height, wspace=0.12, hspace=0.24)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     with atomic_write(path) as stream:
-        figure.savefig(stream, format="png")
+        stream.write(as_png(figure))
 
 
-def _dress(axes: Axes, panel: Panel) -> None:
+def _finish(axes: Axes, panel: Panel) -> None:
     """A panel's title, the names of its curves to the right of that, its scale."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    axes.set_title(panel.title, loc="left", fontsize=10, fontweight="bold")
+    put_title(axes, panel.title)
     if axes.get_legend_handles_labels()[0]:
         style = {"ncols": 9, "frameon": False, "fontsize": 8, "handlelength": 1.2, "columnspacing": 1.0}
         axes.legend(loc="lower right", bbox_to_anchor=(1.01, 0.985), **style)
@@ -369,9 +359,6 @@ def _dress(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.01)
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
