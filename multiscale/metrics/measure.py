@@ -29,6 +29,19 @@ class Picture:
     """Of the results of each network by measure, and the measure's name: a PNG."""
 
 
+@dataclass(frozen=True)
+class Column:
+    """A number of a result, or one for each octave, in a table that compares models."""
+
+    key: str = "value"
+    title: str | None = None
+    """None: the measure's name, as it was asked for."""
+    digits: int = 3
+    """That say something."""
+    in_decibels: bool = False
+    """Models are compared by differences, not ratios."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """A measure: what it says, of how many samples if nobody says otherwise, and which direction is good.
@@ -50,6 +63,8 @@ class Kind:
     """Keys of its result with a number for each octave that a report draws, where there are any, and what is added to the
     measure's name for them."""
     picture: Picture | None = None
+    columns: tuple[Column, ...] = (Column(),)
+    """What a table of several models says."""
 
     @property
     def better(self) -> Literal["lower", "higher"]:

@@ -10,13 +10,12 @@ Shapes: M images, C channels, N side in pixels (a power of two), P patches of an
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 Images: TypeAlias = torch.Tensor | np.ndarray
-NormaliseBy: TypeAlias = Literal["each", "real"]
 
 PATCH_SIDE_PX = 7
 COARSEST_SIDE_PX = 16
@@ -31,9 +30,11 @@ def sliced_wasserstein(
     seed: int = 0,
     patches_per_image: int = 32,
     projections: int = 128,
-    normalise_by: NormaliseBy = "real",
 ) -> dict[str, float]:
     """Distance of two sets of images at each level of the Laplacian pyramid.
+
+    The real set's mean and standard deviation of each channel normalise the descriptors of a level, of both sets: wrong
+    brightness, contrast or blur count.
 
     Args:
         real: [M, C, N, N], uint8 in 0..255 or floating point in [-1, 1]; torch (any device) or numpy.
@@ -41,9 +42,6 @@ def sliced_wasserstein(
         seed: Of the places of the patches and of the directions; equal seeds give equal results.
         patches_per_image: Descriptors that an image gives at each level.
         projections: Random directions over which the one-dimensional distances are averaged.
-        normalise_by: Whose mean and standard deviation of each channel normalise the descriptors of a level: the
-            ``"real"`` set's for both, so that wrong brightness, contrast or blur count; or those of ``"each"`` set for
-            itself, which compares structure alone.
 
     Returns:
         ``{"64": ..., "32": ..., "16": ..., "mean": ...}``: the levels by their side in pixels, finest first. Levels go
@@ -63,7 +61,7 @@ def sliced_wasserstein(
     for level, side in enumerate(_level_sides(real.shape[-1])):
         x, y = real_levels[level], fake_levels[level].to(real.device)
         mean, std = _channel_statistics(x)
-        y = _normalise(y, *((mean, std) if normalise_by == "real" else _channel_statistics(y)))
+        y = _normalise(y, mean, std)
         x = _normalise(x, mean, std)
         directions = _unit_directions(x.shape[1], projections, seed, level).to(x)
         distances[str(side)] = float(wasserstein_1d(_project(x, directions), _project(y, directions)).mean())

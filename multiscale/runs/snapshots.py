@@ -137,8 +137,8 @@ def _read(path: Path, *, with_weights: bool) -> tuple[GeneratorConfig, dict[str,
     return config.generator, contents["G_ema"], info
 
 
-def find_network(network: str | Path | None, runs: str | Path = "runs") -> Path:
-    """The snapshot file meant by ``--network``: a file, the newest of a run's folder, or (None) of the newest run.
+def find_network(network: str | Path | None) -> Path:
+    """The snapshot file meant by ``--network``: a file, the newest of a run's folder, or (None) of the newest run in ``runs``.
 
     Where there is no run yet it is the bundled model.
 
@@ -146,7 +146,7 @@ def find_network(network: str | Path | None, runs: str | Path = "runs") -> Path:
         UserError: what was named does not exist or holds no snapshot.
     """
     if network is None:
-        found = [path for folder in _subfolders(Path(runs)) for path in snapshots_of(folder)]
+        found = [path for folder in _subfolders(Path("runs")) for path in snapshots_of(folder)]
         return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
     path = Path(network)
     if path.is_dir():

@@ -9,7 +9,7 @@ import numpy as np
 
 from multiscale.metrics import plots
 from multiscale.metrics.consistency import psnr, scale_errors
-from multiscale.metrics.measure import KINDS, Picture, Result
+from multiscale.metrics.measure import KINDS, Column, Picture, Result
 from multiscale.metrics.render import Model, ViewKind
 
 
@@ -47,6 +47,7 @@ KINDS.add(
             "(column) of the same world. The mean is over all pairs.",
             plots.consistency_matrices,
         ),
+        columns=(Column(in_decibels=True),),
         measured=_measured,
     )
 )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from multiscale.metrics.consistency import psnr, shift_errors
-from multiscale.metrics.measure import KINDS, Result
+from multiscale.metrics.measure import KINDS, Column, Result
 from multiscale.metrics.render import Model, ViewKind
 from torch_utils.random import stream
 
@@ -30,6 +30,7 @@ KINDS.add(
         per="octave",
         higher_is_better=True,
         rendered=lambda count, octaves: 2 * count * octaves,  # a view and the same moved
+        columns=(Column(in_decibels=True),),
         measured=_measured,
     )
 )

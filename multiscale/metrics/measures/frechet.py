@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multiscale.metrics.compare import Comparison, PatchKind, over_octaves
 from multiscale.metrics.frechet import frechet_distance
-from multiscale.metrics.measure import KINDS, Result
+from multiscale.metrics.measure import KINDS, Column, Result
 
 
 def _mixture(patches: Comparison) -> Result:
@@ -34,6 +34,7 @@ KINDS.add(
         per="octave",
         needs=frozenset({"moments"}),
         least=2,
+        columns=(Column(), Column("octaves", "by octave")),
         measured=_octaves,
     )
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from multiscale.metrics.compare import Comparison, PatchKind, beside_halves, mean_power
-from multiscale.metrics.measure import KINDS, Result
+from multiscale.metrics.measure import KINDS, Column, Result
 from multiscale.metrics.spectra import lattice_peak, plane_power
 
 
@@ -33,6 +33,7 @@ KINDS.add(
         per="octave",
         needs=frozenset({"images"}),
         least=16,
+        columns=(Column("octaves", "lattice by octave", digits=2),),
         measured=_measured,
     )
 )

@@ -13,7 +13,7 @@ from multiscale.data.patches import PatchDataset
 from multiscale.data.procedural import render_batch
 from multiscale.metrics.consistency import psnr
 from multiscale.metrics.draws import quantised
-from multiscale.metrics.measure import KINDS, Result
+from multiscale.metrics.measure import KINDS, Column, Result
 from multiscale.metrics.render import Model, ViewKind
 from multiscale.metrics.sliced_wasserstein import sliced_wasserstein
 from torch_utils.random import stream
@@ -86,6 +86,7 @@ KINDS.add(
         curves={"octaves": "", "swd": ", sliced Wasserstein distance"},
         rendered=lambda count, octaves: count * octaves,
         check=scene_seed,
+        columns=(Column(in_decibels=True),),
         measured=_measured,
     )
 )
