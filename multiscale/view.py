@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dnnlib.errors import UserError
-from torch_utils.random import Share
+from torch_utils.random import BatchRows
 
 _TOLERANCE = 1e-9
 
@@ -139,7 +139,7 @@ def centre_limit(zoom: torch.Tensor) -> torch.Tensor:
     return (1 - 1 / zoom) / 2
 
 
-def uniform_centres(zoom: torch.Tensor, rng: np.random.Generator | Share) -> torch.Tensor:
+def uniform_centres(zoom: torch.Tensor, rng: np.random.Generator | BatchRows) -> torch.Tensor:
     """Centres drawn uniformly over the legal range of each zoom factor: zoom [B] -> float64 [B, 2] on the CPU."""
     unit = torch.from_numpy(rng.uniform(-1.0, 1.0, size=(2, len(zoom))).T)
     return unit * centre_limit(zoom.double().cpu())[:, None]

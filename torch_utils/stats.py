@@ -38,7 +38,7 @@ class Means:
 
         A grouped name gives a list, None where nothing was counted, and another of standard deviations as ``NAME std``.
         """
-        self.share(process)
+        self.pool(process)
         result: dict[str, float | list[float | None]] = {}
         for name, moments in self.state_dict().items():
             total, squares, count = moments.double()
@@ -51,8 +51,8 @@ class Means:
         self._moments.clear()
         return result
 
-    def share(self, process: Process) -> None:
-        """Spread what has been counted evenly over all processes, so that what one of them keeps serves all."""
+    def pool(self, process: Process) -> None:
+        """Replace each process's sums by their mean over all processes, so that the state of one serves all."""
         average(self._moments.values(), process)
 
     def state_dict(self) -> dict[str, torch.Tensor]:

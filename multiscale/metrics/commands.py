@@ -153,12 +153,12 @@ def _work(process: Process, job: Job) -> None:
         if process.is_first:
             seconds = time.perf_counter() - start
             kimg = snapshot.info.get("kimg")
-            shown = {
+            pictured = {
                 octave: Patches({}, kept.bank[:PICTURES].copy(), kept.images[:PICTURES].copy())
                 for octave, kept in patches.items()
                 if octave is not None
             }
-            measured.append(Measured(label, path, snapshot.digest, kimg, results, shown, seconds))
+            measured.append(Measured(label, path, snapshot.digest, kimg, results, pictured, seconds))
             print("\n".join(table_lines(measured[-1], job.metrics)), flush=True)
     if process.is_first:
         print(write_report(Path(request.out), measured, evaluation))

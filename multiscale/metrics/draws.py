@@ -65,7 +65,7 @@ def quantised(images: torch.Tensor) -> torch.Tensor:
     return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
-def shares(process: Process, count: int, batch: int) -> Iterator[list[int]]:
+def own_batches(process: Process, count: int, batch: int) -> Iterator[list[int]]:
     """This process's part of the samples 0 ... count - 1, ``batch`` at a time."""
     mine = range(process.rank, count, process.world_size)
     for start in range(0, len(mine), batch):

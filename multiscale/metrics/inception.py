@@ -107,7 +107,7 @@ def resize(images: torch.Tensor) -> torch.Tensor:
     size = images.shape[-1]
     place = torch.arange(SIDE_PX, dtype=torch.float64) * (size / SIDE_PX)
     low = place.floor().long().clamp(max=size - 1)
-    share = (place - low)[:, None]
-    matrix = (1 - share) * F.one_hot(low, size) + share * F.one_hot((low + 1).clamp(max=size - 1), size)
+    fraction = (place - low)[:, None]
+    matrix = (1 - fraction) * F.one_hot(low, size) + fraction * F.one_hot((low + 1).clamp(max=size - 1), size)
     matrix = matrix.to(images)
     return matrix @ images @ matrix.mT

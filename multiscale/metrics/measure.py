@@ -44,14 +44,14 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A measure: what it says, of how many samples if nobody says otherwise, and which direction is good.
+    """A measure: its description, of how many samples if nobody says otherwise, and which direction is good.
 
     Those that look at patches, which measures share, are ``PatchKind`` (``multiscale/metrics/compare.py``); those that
     render views of their own are ``ViewKind`` (``multiscale/metrics/render.py``).
     """
 
     name: str
-    says: str
+    description: str
     count: int
     """Samples: over the mixture, of each octave, of the coarsest octave, or worlds."""
     per: Literal["mixture", "octave", "coarsest", "world"]

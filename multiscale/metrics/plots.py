@@ -89,11 +89,11 @@ def spectra(networks: Mapping[str, Results], name: str) -> bytes:
 
 def consistency_matrices(networks: Mapping[str, Results], name: str) -> bytes:
     """PSNR in dB of views of the rows' zoom, reduced, against views of the columns' zoom; a matrix for each network."""
-    shown = list(networks.items())
-    figure, grid = panels(len(shown), columns=min(len(shown), 3), height=3.6)
-    matrices = [np.array(results[name]["psnr"], dtype=float) for _, results in shown]
+    named = list(networks.items())
+    figure, grid = panels(len(named), columns=min(len(named), 3), height=3.6)
+    matrices = [np.array(results[name]["psnr"], dtype=float) for _, results in named]
     low, high = min(np.nanmin(m) for m in matrices), max(np.nanmax(m) for m in matrices)
-    for axes, (label, results), matrix in zip(grid, shown, matrices, strict=True):
+    for axes, (label, results), matrix in zip(grid, named, matrices, strict=True):
         axes.grid(False)
         image = axes.imshow(matrix, cmap="viridis", vmin=low, vmax=max(high, low + 1))
         for (row, column), value in np.ndenumerate(matrix):

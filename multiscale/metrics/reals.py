@@ -22,7 +22,7 @@ from dnnlib.files import atomic_write, cache_folder, sha256
 from dnnlib.reading import from_json, parsed, read_text
 from multiscale.data.container import FolderSource, open_sources
 from multiscale.data.patches import PatchDataset
-from multiscale.metrics.draws import done_by_all, gathered, shares
+from multiscale.metrics.draws import done_by_all, gathered, own_batches
 from multiscale.metrics.features import Features
 from multiscale.metrics.frechet import Moments, merged
 from torch_utils.distributed import Process, from_first
@@ -117,7 +117,7 @@ class RealFeatures:
         found = {octave: Moments(self.features.dimension) for octave in range(self.dataset.octaves)}
         pending: dict[int, list[np.ndarray]] = {octave: [] for octave in found}
         rows: dict[int, np.ndarray] = {}
-        for places in shares(process, len(missing), batch):
+        for places in own_batches(process, len(missing), batch):
             members = [missing[i] for i in places]
             values = self.features(torch.from_numpy(np.stack([self.dataset[i][0] for i in members])))
             rows |= {i: row for i, row in zip(members, values, strict=True) if i in kept}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from multiscale.data.patches import PatchDataset
-from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, patch_views, shares
+from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, own_batches, patch_views
 from multiscale.metrics.measure import Kind, Result
 from multiscale.networks.generator import Generator
 from multiscale.rendering.renderer import Renderer
@@ -65,7 +65,7 @@ class Model:
         ``views``: how many a sample takes.
         """
         found: dict[int, Any] = {}
-        for indices in shares(self.process, self.count, self.batch):
+        for indices in own_batches(self.process, self.count, self.batch):
             found |= dict(zip(indices, work(indices), strict=True))
             self.tell(views * done_by_all(self.process, indices, self.count))
         return in_order(gathered(self.process, found))

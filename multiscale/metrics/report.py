@@ -264,10 +264,10 @@ def _table(measured: Sequence[Measured], metrics: Sequence[Metric]) -> str:
         cells = "".join(
             f"<td{' class=best' if len(values) > 1 and value == best else ''}>{value:.5g}</td>" for value in values
         )
-        says = metric.kind.says
+        description = metric.kind.description
         rows.append(
             f"<tr><th>{escape(metric.name)}</th>{cells}<td class=quiet>{metric.kind.better}</td>"
-            f"<td class='text quiet'>{escape(says)}</td></tr>"
+            f"<td class='text quiet'>{escape(description)}</td></tr>"
         )
     return f"<table>{''.join(rows)}</table>"
 

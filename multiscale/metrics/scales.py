@@ -17,7 +17,7 @@ import torch
 from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.compare import compare
-from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, patch_views, quantised, shares
+from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, own_batches, patch_views, quantised
 from multiscale.metrics.features import Features
 from multiscale.metrics.frechet import Moments, merged
 from multiscale.metrics.measure import Metric, Result
@@ -84,8 +84,8 @@ class Evaluation:
 
     def real_indices(self, pool: Pool) -> np.ndarray:
         """Which real patches stand against the features that are kept of a pool."""
-        shown = NEIGHBOURS_AMONG if self.pictures and pool.octave is not None else 0
-        return fixed_order(self.dataset, pool.octave)[: max(pool.bank, shown)]
+        pictured = NEIGHBOURS_AMONG if self.pictures and pool.octave is not None else 0
+        return fixed_order(self.dataset, pool.octave)[: max(pool.bank, pictured)]
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Compute or read what is needed of the real patches; ``progress`` is told how many were looked at."""
@@ -184,7 +184,7 @@ class Evaluation:
         bank: dict[int, np.ndarray] = {}
         images: dict[int, np.ndarray] = {}
         featured = max([pool.bank, *pool.moments])
-        for indices in shares(self.process, pool.count, self.batch):
+        for indices in own_batches(self.process, pool.count, self.batch):
             z, transform = patch_views(self.seed, pool.name, indices, labels, shape.z_dim)
             made = quantised(generator(z.to(device), transform))
             pixels = made.cpu().numpy()

@@ -127,13 +127,13 @@ def waves_of_views(
     device, dtype = omega.device, omega.dtype
     precise = _precise_device(device)
     linear, s, c = (t.to(device=precise, dtype=torch.float64) for t in (views.linear, views.zoom_log2, views.centre))
-    bin_zoom = bin_offset * bins.to(device=precise, dtype=torch.float64)  # o b, in octaves [K]
-    world = omega.to(device=precise, dtype=torch.float64) * torch.exp2(bin_zoom)[:, None]  # 2^(o b) omega [K, 2]
+    bin_octaves = bin_offset * bins.to(device=precise, dtype=torch.float64)  # o b, in octaves [K]
+    world = omega.to(device=precise, dtype=torch.float64) * torch.exp2(bin_octaves)[:, None]  # 2^(o b) omega [K, 2]
     view = torch.einsum("ki,bij->bkj", world, linear)  # cycles per view [B, K, 2]
 
     # The phase at the centre reaches thousands of cycles at 256x, where float32 is off by 1e-3: reduce it in float64.
     at_centre = torch.einsum("ki,bi->bk", world, shift_gain * c) + phase.to(device=precise, dtype=torch.float64)
-    amplitude = bin_blend(bin_zoom, s, bins.to(precise), blend_offset, blend_width)
+    amplitude = bin_blend(bin_octaves, s, bins.to(precise), blend_offset, blend_width)
     if band_limit is not None:
         amplitude = amplitude * band_limit_gain(view.norm(dim=-1), rate, band_limit)
 
@@ -147,10 +147,10 @@ def waves_of_views(
 
 
 def bin_blend(
-    bin_zoom: torch.Tensor, zoom_log2: torch.Tensor, bins: torch.Tensor, blend_offset: float, blend_width: float
+    bin_octaves: torch.Tensor, zoom_log2: torch.Tensor, bins: torch.Tensor, blend_offset: float, blend_width: float
 ) -> torch.Tensor:
     """a_b(s) = clamp((s - o b - blend_offset)/blend_width, 0, 1), and 1 for bin 0: [K], [B] -> [B, K]."""
-    blend = ((zoom_log2[:, None] - bin_zoom - blend_offset) / blend_width).clamp(0, 1)
+    blend = ((zoom_log2[:, None] - bin_octaves - blend_offset) / blend_width).clamp(0, 1)
     return torch.where(bins == 0, torch.ones_like(blend), blend)
 
 

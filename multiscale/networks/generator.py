@@ -170,7 +170,7 @@ class SynthesisNetwork(nn.Module):
 
         A frame turns the world by the angle of (r_c, r_s) and shifts it by (t_x, t_y) (StyleGAN3 section 3, appendix F).
         """
-        transform = _placed(transform, ws.device)
+        transform = _in_float64(transform, ws.device)
         if self.frame is None:
             return transform
         # In float64: a shift rounded to float32 would depend on how many views are rendered at a time, which deep zooms show.
@@ -207,7 +207,7 @@ class SynthesisNetwork(nn.Module):
 class Generator(nn.Module):
     """``G(z, transform)``: the image of latent z seen through a view of its world.
 
-    Running means (of w, and of each layer's input magnitude) are updated in training mode only, unless ``update_emas``
+    Running means (of w, and of each layer's input magnitude) are updated in training mode only, unless ``update_means``
     says otherwise for a call. Rendering does not depend on the batch but for the rounding of its sums.
     """
 
@@ -224,7 +224,7 @@ class Generator(nn.Module):
         transform: torch.Tensor,
         truncation_psi: float = 1.0,
         *,
-        update_emas: bool | None = None,
+        update_means: bool | None = None,
     ) -> torch.Tensor:
         """Render latents through views.
 
@@ -233,12 +233,12 @@ class Generator(nn.Module):
             transform: World-from-view matrices, [B, 3, 3], float64 for deep zooms; any affine view is rendered, inside
                 the world or not (:func:`multiscale.view.view_transform` checks the range).
             truncation_psi: 1 as trained, towards 0 closer to the mean latent.
-            update_emas: Update the running means; None: in training mode.
+            update_means: Update the running means; None: in training mode.
 
         Returns:
             Float32 [B, C, N, N], nominally in [-1, 1].
         """
-        update = self.training if update_emas is None else update_emas
+        update = self.training if update_means is None else update_means
         image = self.synthesis(self.mapping(z, truncation_psi, observe=update), transform, observe=update)
         if update:
             self.update_running_means(len(z))
@@ -280,6 +280,6 @@ class Generator(nn.Module):
             maps = [self.synthesis.next_maps(i, m, w, v) for m, (w, v) in zip(maps, parts, strict=True)]
 
 
-def _placed(transform: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _in_float64(transform: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Transforms in float64, which deep zooms need, where the device has it; on the CPU beside MPS."""
     return transform.double().to("cpu" if device.type == "mps" else device)

@@ -35,13 +35,13 @@ def zoom_strip(
     zooms = octave_zooms(renderer.generator.config.octaves)
     centres = [nearest_centre(centre, zoom) for zoom in zooms]
     images = renderer.render([world] * len(zooms), zooms, centres, truncation_psi)
-    shown = []
+    pictures = []
     for i, pixels in enumerate(images):
         picture = Image.fromarray(enlarge(as_rgb(pixels)))
         if i + 1 < len(images):
             _outline(picture, zooms[i], centres[i], zooms[i + 1], centres[i + 1])
-        shown.append(np.asarray(picture))
-    return grid([shown], titles=[f"{zoom:g}x" for zoom in zooms])
+        pictures.append(np.asarray(picture))
+    return grid([pictures], titles=[f"{zoom:g}x" for zoom in zooms])
 
 
 def _outline(

@@ -17,7 +17,7 @@ import torch
 from scipy.special import betaincinv
 
 from torch_utils.devices import full_precision
-from torch_utils.random import Share
+from torch_utils.random import BatchRows
 
 # A footprint whose edge coincides with the image's border, up to the rounding of ``factor``, counts as inside. At 1024
 # pixels a float32 factor moves the edge by at most 3e-5 px.
@@ -27,7 +27,7 @@ PerceptualDistance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def zoom_out_distribution(zoom_log2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Parameters (alpha, beta) of the Beta distribution of the share of a view's octaves to zoom out by.
+    """Parameters (alpha, beta) of the Beta distribution of the fraction of a view's octaves to zoom out by.
 
     With n = max(s, 1): alpha = n^(1/4) and beta = (alpha - 1 - alpha/n + 2/n) / (1/n), so that the mode
     (alpha - 1)/(alpha + beta - 2) is 1/n, one octave out of n; within the first octave (n = 1) it is uniform.
@@ -45,7 +45,7 @@ def zoom_out_distribution(zoom_log2: torch.Tensor) -> tuple[torch.Tensor, torch.
     return alpha, beta
 
 
-def sample_zoom_out(zoom_log2: torch.Tensor, generator: np.random.Generator | Share) -> torch.Tensor:
+def sample_zoom_out(zoom_log2: torch.Tensor, generator: np.random.Generator | BatchRows) -> torch.Tensor:
     """Draw for each view the factor f = 2^(t s), t ~ Beta(alpha(s), beta(s)), by which to zoom out.
 
     Args:
@@ -57,8 +57,8 @@ def sample_zoom_out(zoom_log2: torch.Tensor, generator: np.random.Generator | Sh
     """
     octaves = zoom_log2.detach().to("cpu", torch.float64)
     alpha, beta = zoom_out_distribution(octaves)
-    share = betaincinv(alpha.numpy(), beta.numpy(), generator.random(octaves.shape))
-    return torch.exp2(torch.from_numpy(share) * octaves)
+    fraction = betaincinv(alpha.numpy(), beta.numpy(), generator.random(octaves.shape))
+    return torch.exp2(torch.from_numpy(fraction) * octaves)
 
 
 def reduce_about_centre(images: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

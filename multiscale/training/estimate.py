@@ -76,21 +76,21 @@ def describe_run(
         data: Its patches.
         devices: One for each process.
         folder: Where it is written.
-        batch_gpu: Images that each computes at a time; divides its share of the batch.
+        batch_gpu: Images that each computes at a time; divides its part of the batch.
         processes_here: How many of the processes are on this machine; None: all.
     """
     device = devices[0]
     generator, discriminator = networks_on_meta(config, device.type)
-    share = config.training.batch // len(devices)
-    memory = step_memory(config, batch_gpu, share, device.type)
+    device_batch = config.training.batch // len(devices)
+    memory = step_memory(config, batch_gpu, device_batch, device.type)
     capacity = device_capacity(device, processes_here or len(devices))
     return "\n".join(
         [
             f"Data:      {data.path} ({len(data)} patches of {data.resolution} x {data.resolution}, {data.octaves} octaves"
             f"{', also mirrored' * config.training.mirror})",
             f"Preset:    {preset}",
-            f"Device:    {_listed(devices)} ({share} of {config.training.batch} images each"
-            f"{f', {batch_gpu} at a time' * (batch_gpu < share)})",
+            f"Device:    {_listed(devices)} ({device_batch} of {config.training.batch} images each"
+            f"{f', {batch_gpu} at a time' * (batch_gpu < device_batch)})",
             f"Length:    {config.training.kimg:g} kimg",
             f"Scales:    consistency by {config.training.consistency_metric}, weight {config.training.consistency_weight:g}",
             f"Folder:    {folder}",
@@ -101,7 +101,7 @@ def describe_run(
             f"Memory, estimated for each process: {memory.total / GIB:.2f} GiB of {capacity / GIB:.1f} (weights and "
             f"optimisers {memory.weights / GIB:.2f}, a step with {batch_gpu} image{'s' * (batch_gpu > 1)} at a time "
             f"{memory.step / GIB:.2f})",
-            *_memory_warning(config, batch_gpu, share, capacity, device.type),
+            *_memory_warning(config, batch_gpu, device_batch, capacity, device.type),
             "",
         ]
     )
@@ -113,12 +113,14 @@ def _listed(devices: Sequence[torch.device]) -> str:
     return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in numbers.items())
 
 
-def _memory_warning(config: RunConfig, batch_gpu: int, share: int, capacity: int, device_type: str) -> Iterator[str]:
+def _memory_warning(
+    config: RunConfig, batch_gpu: int, device_batch: int, capacity: int, device_type: str
+) -> Iterator[str]:
     """A line that says what to lower, if the estimate is more than there is."""
-    if step_memory(config, batch_gpu, share, device_type).total <= capacity:
+    if step_memory(config, batch_gpu, device_batch, device_type).total <= capacity:
         return
-    fits = fit_batch_gpu(config, share, capacity, device_type)
-    if step_memory(config, fits, share, device_type).total <= capacity:
+    fits = fit_batch_gpu(config, device_batch, capacity, device_type)
+    if step_memory(config, fits, device_batch, device_type).total <= capacity:
         yield f"Warning: that may not fit; give --batch-gpu {fits}: the same batch in smaller parts."
     else:
         yield (
@@ -158,25 +160,25 @@ def plan_table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def fit_batch_gpu(config: RunConfig, share: int, capacity_bytes: int, device_type: str = "cpu") -> int:
+def fit_batch_gpu(config: RunConfig, device_batch: int, capacity_bytes: int, device_type: str = "cpu") -> int:
     """The most images to compute at a time that are estimated to fit.
 
     Args:
         config: The run.
-        share: Images of a step on one device.
+        device_batch: Images of a step on one device.
         capacity_bytes: Memory that they may fill (:func:`device_capacity`).
         device_type: "cuda" computes some layers in half precision.
 
     Returns:
-        The largest divisor of ``share`` that fits; 1 if none does.
+        The largest divisor of ``device_batch`` that fits; 1 if none does.
     """
 
     def needed(images: int) -> int:
-        return step_memory(config, images, share, device_type).total
+        return step_memory(config, images, device_batch, device_type).total
 
-    if needed(share) <= capacity_bytes:
-        return share
-    divisors = [n for n in range(1, share) if share % n == 0] or [1]
+    if needed(device_batch) <= capacity_bytes:
+        return device_batch
+    divisors = [n for n in range(1, device_batch) if device_batch % n == 0] or [1]
     return divisors[max(bisect.bisect_right(divisors, capacity_bytes, key=needed) - 1, 0)]
 
 
@@ -223,7 +225,7 @@ def control_group_limits(
 
 
 @functools.lru_cache(maxsize=256)
-def step_memory(config: RunConfig, images: int, share: int, device_type: str = "cpu") -> Memory:
+def step_memory(config: RunConfig, images: int, device_batch: int, device_type: str = "cpu") -> Memory:
     """Memory of a process that computes ``images`` at a time.
 
     Counted, not guessed: the passes of a training step are run on the meta device, where tensors have shapes but no data,
@@ -232,14 +234,14 @@ def step_memory(config: RunConfig, images: int, share: int, device_type: str = "
     Args:
         config: The run.
         images: Computed at a time.
-        share: Images of a step on one device; if more than ``images``, D's step keeps nothing for G's.
+        device_batch: Images of a step on one device; if more than ``images``, D's step keeps nothing for G's.
         device_type: "cuda" computes some layers in half precision.
     """
     generator, discriminator = networks_on_meta(config, device_type)
     trained = _count(generator) + _count(discriminator)
     live = LiveBytes()
     with live:
-        _rehearse_step(config, generator, discriminator, images, in_parts=images < share)
+        _rehearse_step(config, generator, discriminator, images, in_parts=images < device_batch)
     weights = 4 * (STATES_PER_WEIGHT * trained + _count(generator))
     return Memory(weights, int(ALLOCATOR_OVERHEAD * live.peak))
 

@@ -65,7 +65,9 @@ def measured_lines(evaluation: Evaluation, lines: Sequence[Mapping[str, Any]]) -
         first = next(line for line in lines if name in line["results"])
         values = [f"{line['results'][name]['value']:.4g}" for line in ([first, last] if first is not last else [last])]
         octaves = " ".join(f"{value:.3g}" for value in result.get("octaves", ()))
-        facts = f"{metric.kind.says}, {metric.kind.better} is better" + (f"; by octave {octaves}" if octaves else "")
+        facts = f"{metric.kind.description}, {metric.kind.better} is better" + (
+            f"; by octave {octaves}" if octaves else ""
+        )
         yield f"{name} after {last['kimg']:g} kimg: {' -> '.join(values)} ({facts})"
 
 

@@ -211,19 +211,21 @@ def choose_batch_gpu(config: RunConfig, devices: list[torch.device]) -> int:
     """Images that each device computes at a time: what the config says, else as many as fit its memory.
 
     Raises:
-        UserError: the batch cannot be shared evenly by the devices, or a device's share not by what the config says.
+        UserError: the batch cannot be shared evenly by the devices, or the images of a device not by what the config says.
     """
     training, number = config.training, len(devices)
     if training.batch % number:
         raise UserError(f"Batch {training.batch} cannot be shared by {number} devices; give a multiple of {number}.")
-    share = training.batch // number
+    device_batch = training.batch // number
     if training.batch_gpu is None:
-        return fit_batch_gpu(config, share, device_capacity(devices[0], processes_here(devices)), devices[0].type)
-    if share % training.batch_gpu:
-        divisors = [str(n) for n in range(1, share + 1) if share % n == 0]
+        return fit_batch_gpu(
+            config, device_batch, device_capacity(devices[0], processes_here(devices)), devices[0].type
+        )
+    if device_batch % training.batch_gpu:
+        divisors = [str(n) for n in range(1, device_batch + 1) if device_batch % n == 0]
         raise UserError(
-            f"--batch-gpu {training.batch_gpu} does not divide a device's {share} images (batch {training.batch} on {number} "
-            f"device{'s' * (number != 1)}); give one of {', '.join(divisors)}."
+            f"--batch-gpu {training.batch_gpu} does not divide the {device_batch} images of a device (batch {training.batch} "
+            f"on {number} device{'s' * (number != 1)}); give one of {', '.join(divisors)}."
         )
     return training.batch_gpu
 

@@ -24,9 +24,9 @@ from multiscale.training.augment import AugmentPipe
 from multiscale.training.consistency import PerceptualDistance, consistency_loss, sample_zoom_out
 from multiscale.view import zoom_out
 from torch_utils.devices import to_device
-from torch_utils.random import Share
+from torch_utils.random import BatchRows
 
-Draws: TypeAlias = "Share | np.random.Generator"
+Draws: TypeAlias = "BatchRows | np.random.Generator"
 
 Generated: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Latents ws of a part, and its images with their graph."""
@@ -106,16 +106,16 @@ class Objective:
 
         Pairs leave the level of D's logits free, so there D is sure of a real patch if it is above its generated one.
         """
-        shares = self.D.shares
-        real_logits = self._logits(self.shown(part.real, "augment real", part), part.zoom_log2)
-        fake_logits = self._logits(self.shown(fake.detach(), "augment fake", part), part.zoom_log2)
+        weights = self.D.logit_weights
+        real_logits = self._logits(self.for_discriminator(part.real, "augment real", part), part.zoom_log2)
+        fake_logits = self._logits(self.for_discriminator(fake.detach(), "augment fake", part), part.zoom_log2)
         if self._pairs:
-            loss = adversarial.pair_loss(real_logits, fake_logits, shares)
+            loss = adversarial.pair_loss(real_logits, fake_logits, weights)
         else:
-            loss = adversarial.discriminator_loss(fake_logits, real_logits, shares)
+            loss = adversarial.discriminator_loss(fake_logits, real_logits, weights)
         logits = {
-            "logits/real": adversarial.shared(real_logits, shares),
-            "logits/fake": adversarial.shared(fake_logits, shares),
+            "logits/real": adversarial.weighted_mean(real_logits, weights),
+            "logits/fake": adversarial.weighted_mean(fake_logits, weights),
         }
         by_octave = {f"{name} by octave": values for name, values in logits.items()}
         sureness = logits["logits/real"] - logits["logits/fake"] if self._pairs else logits["logits/real"]
@@ -139,8 +139,8 @@ class Objective:
             if gamma > 0:
                 assert images is not None
                 seen = images.detach().requires_grad_(True)
-                logits = self.D(self.shown(seen, f"augment {name}", part), part.zoom_log2)
-                logits = adversarial.shared(logits, self.D.shares)
+                logits = self.D(self.for_discriminator(seen, f"augment {name}", part), part.zoom_log2)
+                logits = adversarial.weighted_mean(logits, self.D.logit_weights)
                 means[f"loss/{name}"] = adversarial.r1_penalty(logits, seen, gamma)
                 total = total + means[f"loss/{name}"]
         return Losses(total * self.training.r1_interval, means)
@@ -148,13 +148,13 @@ class Objective:
     def generator(self, part: Part, generated: Generated) -> Losses:
         """Generated patches that D takes for real ones, and scales that agree."""
         ws, fake = generated
-        logits = self._logits(self.shown(fake, "augment G", part), part.zoom_log2)
+        logits = self._logits(self.for_discriminator(fake, "augment G", part), part.zoom_log2)
         if self._pairs:
             with torch.no_grad():
-                real_logits = self._logits(self.shown(part.real, "augment G real", part), part.zoom_log2)
-            loss = adversarial.pair_loss(logits, real_logits, self.D.shares)
+                real_logits = self._logits(self.for_discriminator(part.real, "augment G real", part), part.zoom_log2)
+            loss = adversarial.pair_loss(logits, real_logits, self.D.logit_weights)
         else:
-            loss = adversarial.generator_loss(logits, self.D.shares)
+            loss = adversarial.generator_loss(logits, self.D.logit_weights)
         means = {"loss/G": loss}
         weight = self.training.consistency_weight
         if weight:
@@ -179,7 +179,7 @@ class Objective:
             None if weights is None else sample_weight,
         )
 
-    def shown(self, images: torch.Tensor, purpose: str, part: Part) -> torch.Tensor:
+    def for_discriminator(self, images: torch.Tensor, purpose: str, part: Part) -> torch.Tensor:
         """What the discriminator sees of ``images``: augmented, then blurred while the run is young."""
         training = self.training
         if self.augment is not None:

@@ -119,10 +119,10 @@ def _facts(
     where = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in devices.items())
     yield "run", f"{environment.get('preset', 'unknown preset')} on {where or 'unknown device'}"
     yield "data", str(environment.get("data", "unknown"))
-    share = f" of {total / 1000:g} kimg ({images / total:.1%})" if total else " kimg"
+    of_total = f" of {total / 1000:g} kimg ({images / total:.1%})" if total else " kimg"
     stands = "finished" if total and images >= total else "not training now"
     now = {True: "training now", False: stands, None: "its lock is not readable"}[trains]
-    yield "images", f"{images / 1000:g}{share}, {now}"
+    yield "images", f"{images / 1000:g}{of_total}, {now}"
     if speeds := [line["img/s"] for line in lines if line.get("img/s")][-RECENT:]:
         speed = sum(speeds) / len(speeds)
         left = f", {_duration((total - images) / speed)} left" if images < total else ""
@@ -243,14 +243,14 @@ class Panel:
 
     title: str
     keys: tuple[str, ...]
-    kind: Literal["curves", "shares", "points"] = "curves"
+    kind: Literal["curves", "stacked", "points"] = "curves"
     scale: Literal["linear", "log"] = "linear"
 
     def is_in(self, lines: Sequence[dict[str, Any]]) -> bool:
         """Whether there is anything to draw."""
-        return any(self._shown(lines, key) is not None for key in self.keys)
+        return any(self._drawable(lines, key) is not None for key in self.keys)
 
-    def _shown(self, lines: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    def _drawable(self, lines: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray] | None:
         found = _series(lines, key)
         if found is None or self.scale == "linear":
             return found
@@ -260,12 +260,12 @@ class Panel:
     def draw(self, axes: Axes, lines: Sequence[dict[str, Any]]) -> None:
         """Draw the curves, and their names beside the panel's title."""
         for i, key in enumerate(self.keys):
-            found = self._shown(lines, key)
+            found = self._drawable(lines, key)
             if found is None:
                 continue
             kimg, values = found
             name = re.sub(r"^(loss|logits|gradients|augment)/| (norm|by octave)$", "", key)
-            if self.kind == "shares" or values.shape[1] > 1:
+            if self.kind == "stacked" or values.shape[1] > 1:
                 self._octaves(axes, kimg, values, "--" if i else "-")
             elif self.kind == "points":
                 known = np.isfinite(values[:, 0])
@@ -280,7 +280,7 @@ class Panel:
 
         colours = colormaps["viridis"](np.linspace(0, 0.9, values.shape[1]))  # from coarse (dark) to fine
         labels = [f"octave {i}" if i == 0 else str(i) for i in range(len(colours))]
-        if self.kind == "shares":
+        if self.kind == "stacked":
             axes.stackplot(kimg, np.nan_to_num(values.T), colors=list(colours), labels=labels)
             axes.set_ylim(0, 1)
             return
@@ -298,7 +298,7 @@ PANELS = (
     Panel("D's logits", ("logits/real", "logits/fake")),
     Panel("D's logits by octave, fake dashed", ("logits/real by octave", "logits/fake by octave")),
     Panel("gradient norms", ("gradients/D norm", "gradients/G norm"), scale="log"),
-    Panel("octave mix", ("octave mix",), "shares"),
+    Panel("octave mix", ("octave mix",), "stacked"),
     Panel("augmentation p", ("augment/p",)),
     Panel("speed, img/s", ("img/s",)),
 )

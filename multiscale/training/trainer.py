@@ -49,7 +49,7 @@ from torch_utils.devices import Arriving, peak_memory, to_device
 from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first, from_first
 from torch_utils.ema import half_life_decay, update_ema
 from torch_utils.gradients import Gradients
-from torch_utils.random import Share, normal, stream
+from torch_utils.random import BatchRows, normal, stream
 from torch_utils.stats import Means
 
 G_BETAS = (0.0, 0.99)
@@ -91,8 +91,8 @@ class Trainer:
         self.config, self.dataset, self.folder, self.process = config, dataset, folder, process
         self.device = process.device
         training = config.training
-        self.share = training.batch // process.world_size
-        self.batch_gpu = training.batch_gpu or batch_gpu or self.share
+        self.device_batch = training.batch // process.world_size
+        self.batch_gpu = training.batch_gpu or batch_gpu or self.device_batch
         self.step = 0
         self.total_steps = max(math.ceil(training.kimg * 1000 / training.batch), 1)
         self.means = Means()
@@ -138,9 +138,9 @@ class Trainer:
             perceptual=perceptual,
             compiled=torch.compile(self.D) if training.compile_discriminator else None,
         )
-        self.shown = Mirrored(dataset) if training.mirror else dataset
+        self.training_set = Mirrored(dataset) if training.mirror else dataset
         self.sampler = ScaleSampler(
-            self.shown.patch_octaves,
+            self.training_set.patch_octaves,
             octaves=dataset.octaves,
             batch=training.batch,
             schedule=config.schedule,
@@ -282,7 +282,7 @@ class Trainer:
         )
 
     def _out_of_memory(self) -> str:
-        smaller = [n for n in range(1, self.batch_gpu) if self.share % n == 0]
+        smaller = [n for n in range(1, self.batch_gpu) if self.device_batch % n == 0]
         advice = (
             f"give --batch-gpu {smaller[-1]}: the same batch in smaller parts"
             if smaller
@@ -326,7 +326,7 @@ class Trainer:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.step = int(state["step"])
-        if self.config.training.batch_gpu is None and self.share % state["batch_gpu"] == 0:
+        if self.config.training.batch_gpu is None and self.device_batch % state["batch_gpu"] == 0:
             self.batch_gpu = state["batch_gpu"]
         for name in ("G", "D", "G_ema", "g_optimiser", "d_optimiser"):
             getattr(self, name).load_state_dict(state[name])
@@ -339,7 +339,7 @@ class Trainer:
         self.means.load_state_dict(state["means"], self.device)
 
     def train_step(self, real: torch.Tensor, labels: torch.Tensor) -> None:
-        """One step of D and one of G: this process's real patches uint8 [share, C, N, N] and zooms s [share], on the CPU.
+        """One step of D and one of G: this process's real patches uint8 [b, C, N, N] and zooms s [b], on the CPU.
 
         Nothing in it waits for the device.
         """
@@ -456,7 +456,7 @@ class Trainer:
         workers = (0 if self.device.type == "cpu" else 3) if workers is None else workers  # a CPU has none to spare
         return iter(
             DataLoader(
-                self.shown,  # type: ignore[arg-type]
+                self.training_set,  # type: ignore[arg-type]
                 batch_sampler=self.sampler,
                 num_workers=workers,
                 pin_memory=self.device.type == "cuda",
@@ -478,9 +478,9 @@ class Trainer:
         self.G.calibrate(z, unchecked_transform(zoom, uniform_centres(zoom, rng)))
         copy_from_first(self.G.running_means(), self.process)
 
-    def _draws(self, purpose: str, rows: slice) -> Share:
+    def _draws(self, purpose: str, rows: slice) -> BatchRows:
         """A part's share of what is drawn for this step's whole batch."""
-        return Share(stream(self.config.training.seed, purpose, self.step), self.config.training.batch, rows)
+        return BatchRows(stream(self.config.training.seed, purpose, self.step), self.config.training.batch, rows)
 
     def _steps(self, kimg: float) -> int:
         return max(round(kimg * 1000 / self.config.training.batch), 1)
@@ -518,8 +518,8 @@ class Trainer:
     def _save_state(self) -> None:
         """Write the training state; to be called by all processes at the same step."""
         if self.ada is not None:
-            self.ada.share(self.process)
-        self.means.share(self.process)
+            self.ada.pool(self.process)
+        self.means.pool(self.process)
         self._check_alike()
         if self.process.is_first and not self.bad_steps:
             save_state(self.folder, self.images_seen, self.state_dict())

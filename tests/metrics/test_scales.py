@@ -15,7 +15,7 @@ from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
 from multiscale.metrics.compare import compare, real_images
-from multiscale.metrics.draws import done_by_all, shares
+from multiscale.metrics.draws import done_by_all, own_batches
 from multiscale.metrics.features import load_features
 from multiscale.metrics.frechet import Moments
 from multiscale.metrics.measure import KINDS
@@ -107,9 +107,12 @@ def test_every_measure_gives_sound_numbers(evaluation, measured):
 @pytest.mark.parametrize(("world_size", "batch", "count"), [(1, 4, 10), (2, 3, 10), (3, 4, 7), (4, 16, 3)])
 def test_the_first_process_counts_for_all(world_size, batch, count):
     first = Process(CPU.device, 0, world_size)
-    assert sum(done_by_all(first, indices, count) for indices in shares(first, count, batch)) == count
+    assert sum(done_by_all(first, indices, count) for indices in own_batches(first, count, batch)) == count
     every = [
-        i for rank in range(world_size) for s in shares(Process(CPU.device, rank, world_size), count, batch) for i in s
+        i
+        for rank in range(world_size)
+        for s in own_batches(Process(CPU.device, rank, world_size), count, batch)
+        for i in s
     ]
     assert sorted(every) == list(range(count))
 

@@ -36,7 +36,7 @@ def _listed(matrix: np.ndarray) -> list[list[float | None]]:
 KINDS.add(
     ViewKind(
         name="consistency",
-        says="PSNR, SSIM and L1 between scales",
+        description="PSNR, SSIM and L1 between scales",
         count=64,
         per="world",
         higher_is_better=True,

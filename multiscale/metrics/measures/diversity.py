@@ -36,7 +36,7 @@ def pairwise_distances(images: np.ndarray) -> tuple[float, float]:
 KINDS.add(
     PatchKind(
         name="diversity",
-        says="distance between worlds in the coarsest octave, fake over real",
+        description="distance between worlds in the coarsest octave, fake over real",
         count=64,
         per="coarsest",
         needs=frozenset({"images"}),

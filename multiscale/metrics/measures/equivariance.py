@@ -25,7 +25,7 @@ def _measured(model: Model) -> Result:
 KINDS.add(
     ViewKind(
         name="equivariance",
-        says="EQ-T under shifts by fractions of a pixel",
+        description="EQ-T under shifts by fractions of a pixel",
         count=32,
         per="octave",
         higher_is_better=True,

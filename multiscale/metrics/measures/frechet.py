@@ -18,7 +18,7 @@ def _octaves(patches: Comparison) -> Result:
 KINDS.add(
     PatchKind(
         name="msfid",
-        says="Frechet distance over the data's mixture of scales",
+        description="Frechet distance over the data's mixture of scales",
         count=1000,
         per="mixture",
         needs=frozenset({"moments"}),
@@ -29,7 +29,7 @@ KINDS.add(
 KINDS.add(
     PatchKind(
         name="msfid_octave",
-        says="Frechet distance within each octave",
+        description="Frechet distance within each octave",
         count=1000,
         per="octave",
         needs=frozenset({"moments"}),

@@ -28,7 +28,7 @@ def _measured(patches: Comparison) -> Result:
 KINDS.add(
     PatchKind(
         name="lattice",
-        says="periodic patterns: highest peaks of spectra, fake over real",
+        description="periodic patterns: highest peaks of spectra, fake over real",
         count=64,
         per="octave",
         needs=frozenset({"images"}),

@@ -21,7 +21,7 @@ def _measured(patches: Comparison) -> Result:
 KINDS.add(
     PatchKind(
         name="precision_recall",
-        says="precision and recall within each octave",
+        description="precision and recall within each octave",
         count=1000,
         per="octave",
         needs=frozenset({"bank"}),

@@ -26,7 +26,7 @@ def _measured(patches: Comparison) -> Result:
 KINDS.add(
     PatchKind(
         name="spectrum",
-        says="power spectra, fake against real",
+        description="power spectra, fake against real",
         count=256,
         per="octave",
         needs=frozenset({"images"}),

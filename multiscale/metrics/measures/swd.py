@@ -25,7 +25,7 @@ def _measured(patches: Comparison) -> Result:
 KINDS.add(
     PatchKind(
         name="swd",
-        says="sliced Wasserstein distance on Laplacian pyramids",
+        description="sliced Wasserstein distance on Laplacian pyramids",
         count=256,
         per="octave",
         needs=frozenset({"images"}),

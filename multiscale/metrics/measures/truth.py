@@ -78,7 +78,7 @@ def _mean_psnr(a: np.ndarray, b: np.ndarray) -> float:
 KINDS.add(
     ViewKind(
         name="truth",
-        says="PSNR and SWD against the procedural scene itself",
+        description="PSNR and SWD against the procedural scene itself",
         count=128,
         per="octave",
         higher_is_better=True,
