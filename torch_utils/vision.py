@@ -1,4 +1,4 @@
-"""Networks of torchvision, imported when they are first asked for: that takes seconds, and not every installation can."""
+"""Networks of torchvision, imported on first use: that takes seconds, and does not work in every installation."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ PACKAGE = "torchvision"
 def networks(name: str, what: str, without: str) -> ModuleType:
     """The module ``torchvision.models.<name>``.
 
-    A torchvision that was built for another PyTorch (for CUDA beside one for CPUs) fails at import, for want of its compiled
-    operators. Networks need none of these: then their module is imported without the package about it, of which nothing
-    stays behind for others to find.
+    A torchvision built for another PyTorch (for CUDA beside one for CPUs) fails at import, because its compiled operators
+    cannot be loaded. Networks need none of them, so their module is then imported without the package's own ``__init__``,
+    and removed from ``sys.modules`` again, so that nobody else finds half a package.
 
     Args:
         name: Such as ``"alexnet"``.
-        what: Needs it, for messages, such as ``"LPIPS"``.
+        what: What needs it, for messages, such as ``"LPIPS"``.
         without: What does without, for messages.
 
     Raises:
-        UserError: there is no torchvision, or not even this part of it can be imported; the message says why.
+        UserError: torchvision is not installed, or not even this part of it can be imported; the message has the reason.
     """
     module = f"{PACKAGE}.models.{name}"
     try:

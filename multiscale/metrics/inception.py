@@ -52,7 +52,7 @@ class Inception(torch.nn.Module):
         state: Tensors by name (:func:`shapes`); others, such as the classifier's, are left alone.
 
     Raises:
-        UserError: a tensor is missing or of another shape, or torchvision cannot be imported.
+        UserError: a tensor is missing or has the wrong shape, or torchvision cannot be imported.
     """
 
     dimension = DIMENSION
@@ -92,7 +92,7 @@ class Inception(torch.nn.Module):
 
 
 def _repooled(block: torch.nn.Module, x: torch.Tensor, *, is_last: bool) -> torch.Tensor:
-    """A block of torchvision with the pooling of 2015 in its last branch."""
+    """A block of torchvision with the pooling of the 2015 network in its last branch."""
     *branches, _ = block._forward(x)  # type: ignore[operator]
     pooled = F.max_pool2d(x, 3, 1, 1) if is_last else F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     return torch.cat([*branches, block.branch_pool(pooled)], dim=1)  # type: ignore[operator]
@@ -101,8 +101,8 @@ def _repooled(block: torch.nn.Module, x: torch.Tensor, *, is_last: bool) -> torc
 def resize(images: torch.Tensor) -> torch.Tensor:
     """Images [B, C, N, N] at 299 x 299 pixels, as TensorFlow 1 resizes: pixel i takes its value at i N/299, bilinear.
 
-    Corners, not centres of pixels, fall together, and nothing is averaged when an image becomes smaller: it is what all
-    published values of the distance were computed with.
+    Corners, not centres, of pixels are aligned, and downsampling does not antialias, as in all published values of the
+    distance.
     """
     size = images.shape[-1]
     place = torch.arange(SIDE_PX, dtype=torch.float64) * (size / SIDE_PX)

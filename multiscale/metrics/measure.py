@@ -21,7 +21,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Picture:
-    """What a report draws of a measure."""
+    """A plot of a measure for the report."""
 
     title: str
     text: str
@@ -37,14 +37,14 @@ class Column:
     title: str | None = None
     """None: the measure's name, as it was asked for."""
     digits: int = 3
-    """That say something."""
+    """Significant digits."""
     in_decibels: bool = False
-    """Models are compared by differences, not ratios."""
+    """Compare models by differences, not ratios."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A measure: its description, of how many samples if nobody says otherwise, and which direction is good.
+    """A measure: name, description, default number of samples, and which direction is good.
 
     Those that look at patches, which measures share, are ``PatchKind`` (``multiscale/metrics/compare.py``); those that
     render views of their own are ``ViewKind`` (``multiscale/metrics/render.py``).
@@ -56,7 +56,7 @@ class Kind:
     """Samples: over the mixture, of each octave, of the coarsest octave, or worlds."""
     per: Literal["mixture", "octave", "coarsest", "world"]
     needs: frozenset[Literal["moments", "bank", "images"]] = frozenset()
-    """Of the shared patches: statistics of their features, the features, the images; nothing: it renders its own."""
+    """What it uses of the shared patches: moments of their features, the features, the images; empty: renders its own views."""
     higher_is_better: bool = False
     least: int = 1
     curves: Mapping[str, str] = field(default_factory=lambda: {"octaves": ""})
@@ -64,16 +64,16 @@ class Kind:
     measure's name for them."""
     picture: Picture | None = None
     columns: tuple[Column, ...] = (Column(),)
-    """What a table of several models says."""
+    """Columns in a table of several models."""
 
     @property
     def better(self) -> Literal["lower", "higher"]:
-        """Which values are good."""
+        """The direction in which values improve."""
         return "higher" if self.higher_is_better else "lower"
 
     @property
     def unit(self) -> str:
-        """What ``count`` counts."""
+        """The unit of ``count``."""
         units = {"mixture": "patches", "octave": "of each octave", "coarsest": "of the coarsest", "world": "worlds"}
         return units[self.per]
 
@@ -126,10 +126,10 @@ KINDS = Register()
 
 @dataclass(frozen=True)
 class Metric:
-    """One measure that is asked for."""
+    """A measure that was requested."""
 
     name: str
-    """As it was written: the name of its result."""
+    """As written by the user; its result goes by this name."""
     kind_name: str
     count: int
 

@@ -1,7 +1,7 @@
-"""What is known of the real patches: statistics of their features, computed once for a data set and kept.
+"""Statistics of the real patches' features, computed once for a data set and cached.
 
 The cache is keyed by the content of the data and the identity of the features, so that it is never stale. Octave by octave it
-holds the moments over all patches, and the features of those patches, in a fixed random order, that anybody has asked for.
+holds the moments over all patches, and the features of patches, in a fixed random order, as far as they were needed.
 
 Shapes: n patches, S octaves, D features.
 """
@@ -105,9 +105,9 @@ class RealFeatures:
         batch: int,
         progress: Progress | None = None,
     ) -> None:
-        """Compute what is not there: moments of all octaves if wanted, and the features of some patches.
+        """Compute what is missing: moments of all octaves if wanted, and the features of some patches.
 
-        To be called by all processes, which share the work.
+        Called by all processes, which share the work.
         """
         missing = from_first(process, lambda: self.missing(moments=moments, indices=indices))
         if not missing:

@@ -1,4 +1,4 @@
-"""Measures that render views of their own: what such a measure is given, and how processes share its samples."""
+"""Measures that render their own views: what such a measure is given, and how processes share its samples."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Model:
-    """A generator to measure, and the samples of it that are asked for."""
+    """A generator to measure, and the samples to take of it."""
 
     count: int
-    """Samples that the measure was asked to take."""
+    """Samples to take."""
     generator: Generator
     """In evaluation mode, on the device of the process."""
     shape: Shape
@@ -37,7 +37,7 @@ class Model:
     batch: int
     """Samples at a time."""
     tell: Progress
-    """Told how many views were rendered, over all processes; :meth:`shared` does it."""
+    """Called with the number of views rendered, over all processes; :meth:`shared` does so."""
 
     @property
     def device(self) -> torch.device:
@@ -80,11 +80,11 @@ class ViewKind(Kind):
     """A measure that renders its own views."""
 
     measured: Callable[[Model], Result]
-    """Called in every process, and the same result in each."""
+    """Called in every process; must return the same result in each."""
     rendered: Callable[[int, int], int]
-    """Views that (count, octaves) take of a model."""
+    """Number of views rendered, given (count, octaves)."""
     check: Callable[[PatchDataset], object] = lambda _: None
-    """Called before any work; raises a UserError if the data do not have what the measure needs."""
+    """Called before any work; raises a UserError if the data lack what the measure needs."""
 
     def __post_init__(self) -> None:
         assert not self.needs, "what is needed of patches is for a PatchKind"

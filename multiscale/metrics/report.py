@@ -1,4 +1,4 @@
-"""What is shown of measures: a table, one self-contained page, and the same plots as PNG files.
+"""The report on measures: a table, one self-contained page, and its plots as PNG files.
 
 Shapes: n patches, C channels, N side in pixels, S octaves, D features.
 """
@@ -31,7 +31,7 @@ from multiscale.runs.journal import METRICS, metrics_line, read_metrics
 
 PAGE = "report.html"
 PICTURED = 4
-"""Networks whose patches are shown, the last ones."""
+"""Number of networks, the last ones, whose patches are shown."""
 EXTREMES = 5
 """Best and worst patches of an octave that are shown."""
 PAIRS = 3
@@ -50,7 +50,7 @@ img { max-width: 100%; } p { max-width: 60em; } small, .quiet { color: #666; }
 
 @dataclass(frozen=True)
 class Measured:
-    """One network and what was found of it."""
+    """A network and its results."""
 
     label: str
     path: Path
@@ -64,7 +64,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Generated patches of an octave by how near the nearest real one is, in features."""
+    """Generated patches of an octave, ordered by the distance to the nearest real one in features."""
 
     distance: np.ndarray
     """[n], ascending."""

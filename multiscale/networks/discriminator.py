@@ -76,10 +76,9 @@ class DiscriminatorHead(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """``D(image, zoom_log2)`` -> logits, high for real patches: what the objective and the trainer know of any.
+    """``D(image, zoom_log2)`` -> logits, high for real patches: the interface that training relies on.
 
-    One of another architecture is a subclass that is made with the same arguments, has ``forward``, and is named in
-    ``ARCHITECTURES``.
+    Another architecture is a subclass with the same arguments and a ``forward``, listed in ``ARCHITECTURES``.
 
     Args:
         config: Its section of the run's configuration.
@@ -162,16 +161,16 @@ class ResidualDiscriminator(Discriminator):
 
 
 ARCHITECTURES: dict[str, type[Discriminator]] = {"residual": ResidualDiscriminator}
-"""By the name that ``discriminator.architecture`` gives."""
+"""By the name in ``discriminator.architecture``."""
 
 
 def make_discriminator(
     config: DiscriminatorConfig, *, img_resolution: int, img_channels: int, octaves: int
 ) -> Discriminator:
-    """The discriminator that a configuration names; arguments as those of :class:`Discriminator`.
+    """The discriminator of a configuration; arguments as for :class:`Discriminator`.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: the name is unknown.
     """
     if config.architecture not in ARCHITECTURES:
         raise UserError(

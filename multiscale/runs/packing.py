@@ -1,4 +1,4 @@
-"""Small files of a run: its generator in half precision, with settings and last measures; and what a transfer goes on from."""
+"""Small files of a run: its generator in half precision, with settings and last measures; and networks for transfer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from multiscale.runs.stored import FORMAT_VERSION
 
 
 def pack(run: Path, file: Path) -> None:
-    """Write the newest generator of a run to a file; its parameters become float16, all else stays in float32.
+    """Write the newest generator of a run to a file, its parameters as float16, everything else as float32.
 
     Args:
         run: A folder with snapshots, ``config.yaml`` and, where it was measured, ``metrics.jsonl``.
@@ -36,10 +36,10 @@ def pack(run: Path, file: Path) -> None:
 
 
 def pack_networks(run: Path, file: Path) -> None:
-    """Write both networks and the mean generator of a run's newest state to a file that ``--transfer`` takes.
+    """Write both networks and the averaged generator of a run's newest state to a file for ``--transfer``.
 
-    A sixth of a state: weights become float16 and the optimisers' moments are left out, so what begins with it is a new run,
-    not the same one to the bit.
+    A sixth of a state: weights become float16 and the optimisers' moments are left out, so it starts a new run and cannot
+    resume the old one.
 
     Raises:
         UserError: the run has no state, or the file cannot be written.

@@ -1,8 +1,8 @@
-"""The one rule for files of other versions: a setting that a file lacks has its default; what changed its meaning is migrated.
+"""Files of other versions: a missing setting has its default, and what has changed its meaning is migrated.
 
-A new setting needs nothing here: files without it were written when its default was all there was. Where a setting or a
-tensor is renamed, removed or comes to mean something else, ``FORMAT_VERSION`` goes up by one, ``MIGRATIONS`` gets the step from
-the version before, and ``tests/golden`` keeps files of that version.
+A new setting needs nothing here: its default must be what earlier versions did. When a setting or a tensor is renamed,
+removed or changes its meaning, ``FORMAT_VERSION`` goes up by one, ``MIGRATIONS`` gets the step from the version before, and
+``tests/golden`` keeps files of that version.
 
 Snapshots, training states and run folders are read as the same nested contents: ``config`` (sections of settings, all or
 some), and, where the file has them, weights by tensor name in ``G``, ``D`` and ``G_ema``.
@@ -18,16 +18,16 @@ from dnnlib.errors import UserError
 from multiscale.config import RunConfig, build
 
 FORMAT_VERSION = 3
-"""Of everything that a run writes. States of version 1 cannot be read; its snapshots and folders mean the same in version 2.
-Version 3 has no ``training.swd_patches``: ``training.metrics`` names that measure as it does all others."""
+"""Of all files that a run writes. Version 2: states of version 1 cannot be read, its snapshots and folders mean the same.
+Version 3: ``training.metrics`` names the measure of ``training.swd_patches``, which is gone."""
 
 
 def measured_by_name(training: Mapping[str, Any], below: str | None = None) -> dict[str, Any]:
-    """Training settings in which ``swd_patches``, of before format 3, is ``swd`` among the ``metrics``.
+    """Training settings with ``swd_patches``, which was removed in format 3, turned into ``swd`` among the ``metrics``.
 
     Args:
-        training: Some settings; without ``swd_patches`` they stay as they are.
-        below: The ``metrics`` that hold where these settings name none.
+        training: Some settings; returned unchanged if they have no ``swd_patches``.
+        below: The ``metrics`` that apply if these settings name none.
     """
     values = dict(training)
     count, metrics = values.pop("swd_patches", None), values.get("metrics", below)
@@ -53,7 +53,7 @@ def _distances_by_name(contents: dict[str, Any]) -> dict[str, Any]:
 
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: dict, 2: _distances_by_name}
-"""By version: contents of that version -> contents of the next."""
+"""By version: contents in that version -> contents in the next."""
 
 
 def check_version(version: int, *, kind: str, source: str, oldest: int = 1) -> None:
@@ -78,10 +78,10 @@ def check_version(version: int, *, kind: str, source: str, oldest: int = 1) -> N
 
 
 def read_stored(contents: Mapping[str, Any], *, version: int, source: str) -> tuple[RunConfig, dict[str, Any]]:
-    """The settings that a file holds, completed by defaults, and its contents, both as they are meant now.
+    """The settings of a file, completed by defaults, and its contents, both in today's terms.
 
     Args:
-        contents: As the module says.
+        contents: As described for this module.
         version: Of the file; one that can be read.
         source: Its path, for messages.
 

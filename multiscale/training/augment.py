@@ -306,7 +306,7 @@ def transform_colours(images: torch.Tensor, colour: Floats) -> torch.Tensor:
 
 
 def warp(images: torch.Tensor, geometry: Floats) -> torch.Tensor:
-    """Apply affine maps [B, 3, 3] to images [B, C, N, N] that go on as their mirror images beyond their borders.
+    """Apply affine maps [B, 3, 3] to images [B, C, N, N], mirrored beyond their borders.
 
     Twofold upsampling, bilinear sampling and twofold downsampling, with one orthonormal filter there and back (ADA
     appendix B): shifts by whole pixels are exact.
@@ -362,7 +362,7 @@ def sample_bilinear(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> t
 
 
 def _tensor_like(values: NDArray[np.floating[Any]], images: torch.Tensor) -> torch.Tensor:
-    """Numbers in the type of the images and on their device, which is not waited for."""
+    """Values as a tensor of the images' dtype and device, without waiting for the device."""
     return to_device(torch.from_numpy(values).to(images.dtype), images.device)
 
 
@@ -374,8 +374,8 @@ def adjusted_probability(p: float, sign_mean: float, *, target: float, images: f
 class AdaController:
     """Steers ``p`` of a pipeline so that the discriminator's sign on real images has the mean ``target``.
 
-    The host does not wait for the device: what has been observed over an interval begins its way to the host when the
-    interval ends, and ``p`` is adjusted by it one step later, on every kind of device alike.
+    The host does not wait for the device: the copy of an interval's observations starts when the interval ends, and ``p`` is
+    adjusted one step later, on every kind of device alike.
 
     Args:
         target: Wanted E[sign D(x)] over real images; more is taken as overfitting.
@@ -468,7 +468,7 @@ class AdaController:
 
 
 def augmentation(config: RunConfig) -> tuple[AugmentPipe | None, AdaController | None]:
-    """The pipeline of a run and what steers it, as its settings have them."""
+    """The pipeline of a run and its controller, as configured."""
     training = config.training
     if training.augment == "none":
         return None, None

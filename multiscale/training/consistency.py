@@ -1,4 +1,4 @@
-"""Scale consistency: a view, zoomed out and reduced in size, must look like its centre seen at the lower zoom.
+"""Scale consistency: a view, downsampled, must look like the centre of the zoomed-out view.
 
 Equations of "Learning Images Across Scales Using Adversarial Training" (Wolski et al., ACM TOG 43(4), 2024), the
 section on the scale-consistency objective. Everything works on a whole batch at once and is differentiable to any order
@@ -62,7 +62,7 @@ def sample_zoom_out(zoom_log2: torch.Tensor, generator: np.random.Generator | Ba
 
 
 def reduce_about_centre(images: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reduce each image by its own factor about its centre, as it would appear in the view that much farther out.
+    """Downsample each image by its own factor about its centre, as it appears in a view zoomed out by that factor.
 
     A coarse pixel whose footprint (a square of side ``factor`` fine pixels) lies wholly inside the finer image gets the
     exact area average over it, fractional edges included, and is in the mask; all others are 0. The two-dimensional
@@ -118,7 +118,7 @@ def consistency_loss(
     """How much the finer view, reduced, differs from the centre of the coarser one: mean |difference| + LPIPS.
 
     Both terms are averaged under the mask for each sample and then over the batch; a sample whose mask is empty counts
-    as 0. Outside the mask both images are black when they are compared perceptually, so that nothing there is judged.
+    as 0. Outside the mask both images are black when they are compared perceptually, so that nothing there counts.
     Section "Scale consistency" of Wolski et al. 2024.
 
     Args:

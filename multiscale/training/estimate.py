@@ -1,4 +1,4 @@
-"""What a run will be, before it starts: its settings, layer plan, parameters, and how much of a batch fits the memory."""
+"""A run described before it starts: settings, layer plan, parameters, and how much of a batch fits the memory."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from multiscale.training.objective import Objective, Part
 GIB = 2**30
 
 STATES_PER_WEIGHT = 3
-"""Floats that stay for each trained weight: itself and two of Adam; its gradient is counted with the step."""
+"""Floats kept per trained weight: itself and two of Adam; its gradient is counted with the step."""
 
 ALLOCATOR_OVERHEAD = 1.3
-"""What an allocator takes for what is alive in a step (measured with glibc's: 1.3 for small layers, 1.1 for large ones)."""
+"""Overhead of the allocator over live tensors (measured with glibc: 1.3 for small layers, 1.1 for large ones)."""
 
 PROCESS_BYTES = 430 * 2**20
-"""Of a process that has loaded PyTorch (measured on a CPU; a CUDA context is about as large)."""
+"""Of a process that has imported PyTorch (measured on a CPU; a CUDA context is about as large)."""
 
 USABLE = {"cpu": 0.8, "cuda": 0.9, "mps": 1.0}
 """Part of a device's memory that a run may fill."""
@@ -68,7 +68,7 @@ def describe_run(
     batch_gpu: int,
     processes_here: int | None = None,
 ) -> str:
-    """The resolved run as text: choices, the layer plan with shapes, parameters, memory, and whether that is there.
+    """The resolved run as text: choices, layer plan with shapes, parameters, memory, and whether it fits.
 
     Args:
         config: The run.
@@ -108,7 +108,7 @@ def describe_run(
 
 
 def _listed(devices: Sequence[torch.device]) -> str:
-    """Names of devices, one that serves several processes once with their number."""
+    """Names of devices; one used by several processes appears once, with their number."""
     numbers = Counter(map(str, devices))
     return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in numbers.items())
 
@@ -116,7 +116,7 @@ def _listed(devices: Sequence[torch.device]) -> str:
 def _memory_warning(
     config: RunConfig, batch_gpu: int, device_batch: int, capacity: int, device_type: str
 ) -> Iterator[str]:
-    """A line that says what to lower, if the estimate is more than there is."""
+    """A line of advice if the estimate exceeds the memory."""
     if step_memory(config, batch_gpu, device_batch, device_type).total <= capacity:
         return
     fits = fit_batch_gpu(config, device_batch, capacity, device_type)
@@ -183,7 +183,7 @@ def fit_batch_gpu(config: RunConfig, device_batch: int, capacity_bytes: int, dev
 
 
 def device_capacity(device: torch.device, processes_here: int) -> int:
-    """Bytes that one process may fill, told from the hardware alone, so that the same command is the same run.
+    """Bytes that one process may fill, from the hardware alone, so that the same command gives the same run.
 
     Nine tenths of a CUDA device's memory; of a CPU's, or of the limit that its control group sets (v1 or v2), four fifths
     shared by the processes; on MPS what Metal recommends.
@@ -228,8 +228,8 @@ def control_group_limits(
 def step_memory(config: RunConfig, images: int, device_batch: int, device_type: str = "cpu") -> Memory:
     """Memory of a process that computes ``images`` at a time.
 
-    Counted, not guessed: the passes of a training step are run on the meta device, where tensors have shapes but no data,
-    and the bytes of those that are alive are summed, at the moment when they are most; then what allocators add.
+    Counted, not guessed: a training step runs on the meta device, where tensors have shapes but no data, and the bytes of
+    live tensors are summed at their peak; then the allocator's overhead is added.
 
     Args:
         config: The run.
@@ -249,7 +249,7 @@ def step_memory(config: RunConfig, images: int, device_batch: int, device_type: 
 def _rehearse_step(
     config: RunConfig, generator: Generator, discriminator: Discriminator, images: int, *, in_parts: bool
 ) -> None:
-    """What ``Trainer.train_step`` does and keeps at its worst: with penalties, and gradients to the coarser view."""
+    """The most expensive ``Trainer.train_step``: with penalties, and gradients to the coarser view."""
     side, octaves = config.generator.img_resolution, config.generator.octaves
     device = generator.mapping.w_avg.device
     part = Part(
@@ -283,7 +283,7 @@ def _rehearse_step(
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within it, counts the bytes of the tensors that are made and still alive, and the most at any time (``peak``)."""
+    """Counts the bytes of live tensors made within it, and their peak (``peak``)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -309,7 +309,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
-    """What the tensors among nested values are kept in."""
+    """The storages of all tensors among nested values."""
     return (value.untyped_storage() for value in tree_iter(values) if isinstance(value, torch.Tensor))
 
 

@@ -1,4 +1,4 @@
-"""Looks at a run from outside the objective: measures of its snapshots, and a sheet of real patches."""
+"""A run seen from outside its objective: measures of its snapshots, and a sheet of real patches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch_utils.random import stream
 def snapshot_evaluation(
     training: TrainingConfig, dataset: PatchDataset, process: Process, digest: str | None
 ) -> Evaluation | None:
-    """What measures the snapshots of a run; None if no measures are asked for.
+    """The evaluation of a run's snapshots; None without ``training.metrics``.
 
     Args:
         training: Names the measures, their features and the seed.
@@ -31,7 +31,7 @@ def snapshot_evaluation(
         digest: Of the data's content, for the cache; None: no cache.
 
     Raises:
-        UserError: an unknown measure, a weight file is missing or another one, or the data do not have what a measure needs.
+        UserError: a measure is unknown, a weight file is missing or wrong, or the data lack what a measure needs.
     """
     if training.metrics is None:
         return None
@@ -47,7 +47,7 @@ def snapshot_evaluation(
 
 
 def is_best(evaluation: Evaluation, lines: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last line of a run's ``metrics.jsonl`` is the best of all that it can be compared with."""
+    """Whether the last line of a run's ``metrics.jsonl`` is the best of those comparable with it."""
     metric = evaluation.metrics[0]
     values = [
         line["results"][metric.name]["value"]
@@ -58,7 +58,7 @@ def is_best(evaluation: Evaluation, lines: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def measured_lines(evaluation: Evaluation, lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What is printed of the last line of a run's ``metrics.jsonl``: each measure, with its first value before it."""
+    """The last line of a run's ``metrics.jsonl`` as text: each measure, its first value before the present one."""
     last = lines[-1]
     for metric in evaluation.metrics:
         name, result = metric.name, last["results"][metric.name]
@@ -72,7 +72,7 @@ def measured_lines(evaluation: Evaluation, lines: Sequence[Mapping[str, Any]]) -
 
 
 def real_sheet(dataset: PatchDataset, rows: int) -> np.ndarray:
-    """Real patches, one column an octave, coarse to fine: uint8 [H, W, 3]."""
+    """Real patches, one column per octave, coarse to fine: uint8 [H, W, 3]."""
     columns = []
     for j in range(dataset.octaves):
         members = stream(0, "real sheet", j).permutation(np.flatnonzero(dataset.patch_octaves == j))

@@ -1,8 +1,8 @@
-"""What a step differentiates: adversarial losses, gradient penalties and scale consistency of one part of a batch.
+"""Everything that is differentiated: adversarial losses, gradient penalties and scale consistency of a part of a batch.
 
-The trainer knows the loop, optimisers and averages, and none of the mathematics here; the estimate of memory runs the very same
-objective on the meta device. A loss of one's own is a term in :meth:`Objective.discriminator` or :meth:`Objective.generator`
-and its field in :class:`multiscale.config.TrainingConfig`.
+The trainer has the loop, optimisers and averages, and none of this mathematics; the memory estimate runs the very same
+objective on the meta device. A new loss is a term in :meth:`Objective.discriminator` or :meth:`Objective.generator`
+and a field of :class:`multiscale.config.TrainingConfig`.
 
 Shapes: B images of a part, real and generated [B, C, N, N] in [-1, 1], zoom s [B] in octaves, z [B, z_dim].
 """
@@ -29,12 +29,12 @@ from torch_utils.random import BatchRows
 Draws: TypeAlias = "BatchRows | np.random.Generator"
 
 Generated: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-"""Latents ws of a part, and its images with their graph."""
+"""Styles ws of a part, and its images with their graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Images that are computed at a time, on the device, and their share of a step's draws."""
+    """Images that are computed at a time, on the device, and their draws."""
 
     real: torch.Tensor
     labels: torch.Tensor
@@ -48,11 +48,11 @@ class Part:
     z: torch.Tensor
     transform: torch.Tensor
     images_seen: int
-    """Real images of the steps before."""
+    """Real images shown in earlier steps."""
     draws: Callable[[str], Draws]
-    """A fresh share of this step's draws for each purpose, such as ``"augment real"``."""
+    """Fresh draws of this step for a purpose, such as ``"augment real"``."""
     train_fine: bool
-    """The step's coin: the finer view of a consistency pair is trained, or the coarser one."""
+    """The step's coin: gradients go to the finer view of a consistency pair, or to the coarser one."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Losses:
     means: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Logged by name, any shape."""
     by_octave: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Logged for each octave: one number an image, [B]."""
+    """Logged by octave: a number per image, [B]."""
     sureness: torch.Tensor | None = None
-    """How sure D is of each real patch, [B]: above 0 it is right. Its sign steers ADA."""
+    """D's margin on each real patch, [B], positive where it is right. Its sign steers ADA."""
 
 
 class Objective:
@@ -76,7 +76,7 @@ class Objective:
         config: The run.
         G: Generator.
         D: Discriminator.
-        augment: What D sees goes through it; None: it sees images as they are.
+        augment: Applied to all images that D sees; None: no augmentation.
         perceptual: Distance between scales beside L1; None: L1 alone.
         compiled: D compiled, for all but the penalties, which are differentiated twice; None: D itself.
     """
@@ -97,14 +97,14 @@ class Objective:
         self._pairs = self.training.adversarial == "pairs"
 
     def generate(self, part: Part, *, observe: bool) -> Generated:
-        """The part's latents through its views; ``observe``: G's running means see them."""
+        """Render the part's latents through its views; ``observe``: count them towards G's running means."""
         ws = self.G.mapping(part.z, observe=observe)
         return ws, self.G.synthesis(ws, part.transform, observe=observe)
 
     def discriminator(self, part: Part, fake: torch.Tensor) -> Losses:
         """Real patches against generated ones; ``fake`` is detached here.
 
-        Pairs leave the level of D's logits free, so there D is sure of a real patch if it is above its generated one.
+        Pairs do not fix the level of D's logits, so there the margin of a real patch is over its generated partner.
         """
         weights = self.D.logit_weights
         real_logits = self._logits(self.for_discriminator(part.real, "augment real", part), part.zoom_log2)
@@ -123,7 +123,7 @@ class Objective:
 
     @property
     def needs_penalties(self) -> bool:
-        """Whether there is anything in :meth:`penalties`."""
+        """Whether :meth:`penalties` has any term."""
         return self.training.r1_gamma > 0 or self.training.r2_gamma > 0
 
     @property
@@ -132,7 +132,7 @@ class Objective:
         return self.training.r2_gamma > 0
 
     def penalties(self, part: Part, fake: torch.Tensor | None) -> Losses:
-        """Gradient penalties R1 and R2, for a step of their own every ``r1_interval``; ``fake``: if R2 is asked for."""
+        """Gradient penalties R1 and R2, for a separate step every ``r1_interval``; ``fake`` is needed for R2."""
         total = torch.zeros([], device=part.real.device)
         means = {}
         for name, gamma, images in (("r1", self.training.r1_gamma, part.real), ("r2", self.training.r2_gamma, fake)):
@@ -146,7 +146,7 @@ class Objective:
         return Losses(total * self.training.r1_interval, means)
 
     def generator(self, part: Part, generated: Generated) -> Losses:
-        """Generated patches that D takes for real ones, and scales that agree."""
+        """Loss of the generator: to be taken for real by D, and to agree across scales."""
         ws, fake = generated
         logits = self._logits(self.for_discriminator(fake, "augment G", part), part.zoom_log2)
         if self._pairs:
@@ -163,7 +163,7 @@ class Objective:
         return Losses(loss, means)
 
     def consistency(self, fine: torch.Tensor, ws: torch.Tensor, part: Part) -> torch.Tensor:
-        """Render the same latents farther out about the same centres and compare; a coin detaches one of the two."""
+        """Render the same latents zoomed out about the same centres and compare; a coin detaches one of the two."""
         factor = to_device(sample_zoom_out(part.labels, part.draws("zoom out")), fine.device)
         with torch.set_grad_enabled(not part.train_fine):
             coarse = self.G.synthesis(ws, zoom_out(part.transform, factor))
@@ -180,7 +180,7 @@ class Objective:
         )
 
     def for_discriminator(self, images: torch.Tensor, purpose: str, part: Part) -> torch.Tensor:
-        """What the discriminator sees of ``images``: augmented, then blurred while the run is young."""
+        """Images as the discriminator sees them: augmented, then blurred early in the run."""
         training = self.training
         if self.augment is not None:
             images = self.augment(images, generator=part.draws(purpose), group=part.octave)

@@ -50,7 +50,7 @@ class LPIPS(torch.nn.Module):
         linear: ``lin{l}.model.1.weight`` [1, C_l, 1, 1], not negative.
 
     Raises:
-        UserError: weights are missing or of another shape, or torchvision cannot be imported.
+        UserError: weights are missing or have the wrong shape, or torchvision cannot be imported.
     """
 
     def __init__(self, alexnet: Mapping[str, torch.Tensor], linear: Mapping[str, torch.Tensor]) -> None:
@@ -123,7 +123,7 @@ def load_lpips(folder: Path | None = None) -> LPIPS:
         folder: Holds ``alexnet-owt-7be5be79.pth`` and ``alex.pth``; None: ``dnnlib.files.cache_folder()``.
 
     Returns:
-        The distance on the CPU, in evaluation mode; nothing of it takes gradients.
+        The distance on the CPU, in evaluation mode; its weights take no gradients.
 
     Raises:
         UserError: a file is missing, is not the published one, or cannot be read.

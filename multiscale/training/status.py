@@ -1,6 +1,6 @@
-"""Where a run stands, read from its folder alone: nothing here loads weights or PyTorch, or disturbs a run that trains.
+"""The progress of a run, read from its folder alone, without loading weights or PyTorch or disturbing a running training.
 
-Older runs may lack keys; what they do not say is left out.
+Older runs may lack keys; then the line is left out.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 RUN_FILES = ("config.yaml", "environment.json", STATS)
 PLOT = "plot.png"
 MEASURE = "measure/"
-"""Before the names of measures that are drawn beside statistics."""
+"""Prefix of measures among the statistics that are drawn."""
 RECENT = 10
 """Newest lines of statistics that the speed is a mean of."""
 
 
 def report_status(path: str | Path) -> None:
-    """Print where a run stands, and draw its statistics into ``plot.png`` in its folder.
+    """Print the progress of a run, and plot its statistics as ``plot.png`` in its folder.
 
     Args:
         path: A run's folder, or a folder of runs, of which the newest is meant.
@@ -148,7 +148,7 @@ def _facts(
 
 
 def _measures(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """What ``metrics.jsonl`` says of the measures that its last line holds."""
+    """First, best and newest values of the measures in the last line of ``metrics.jsonl``."""
     for number, name in enumerate(lines[-1]["results"] if lines else ()):
         found = [(line["results"][name], line["kimg"]) for line in lines if name in line["results"]]
         first, last = found[0][0], found[-1][0]
@@ -160,7 +160,7 @@ def _measures(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _higher_is_better(name: str, result: dict[str, Any]) -> bool:
-    """Of a measure by its name and a result, which says so itself since there is format 3."""
+    """For a measure and one of its results, which hold the answer themselves since format 3."""
     if "better" in result:
         return result["better"] == "higher"
     return parse_metric(name).kind.higher_is_better
@@ -171,7 +171,7 @@ def _listed(values: Sequence[float | None]) -> str:
 
 
 def _measure_lines(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Lines of measures as lines of statistics: by octave where there are octaves."""
+    """Lines of measures in the form of lines of statistics, by octave where possible."""
     for line in lines:
         values = {MEASURE + name: result.get("octaves") or result["value"] for name, result in line["results"].items()}
         yield {"kimg": line["kimg"], **values}
@@ -305,7 +305,7 @@ PANELS = (
 
 
 def _panels(lines: Sequence[dict[str, Any]]) -> list[Panel]:
-    """Those that have something to draw: of the statistics, and one for each measure."""
+    """Panels with something to draw: statistics, and one for each measure."""
     measures = dict.fromkeys(key for line in lines for key in line if key.startswith(MEASURE))
     every = [*PANELS, *(Panel(key.removeprefix(MEASURE), (key,), "points", _scale(lines, key)) for key in measures)]
     return [panel for panel in every if panel.is_in(lines)]

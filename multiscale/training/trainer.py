@@ -56,19 +56,19 @@ G_BETAS = (0.0, 0.99)
 ADAM_EPS = 1e-8
 
 TICKS = 400
-"""Lines of statistics in a run, at least."""
+"""Least number of lines of statistics in a run."""
 
 TICK_KIMG = 4.0
-"""Thousands of images between two lines of statistics, at most."""
+"""Most thousands of images between two lines of statistics."""
 
 SNAPSHOT_KIMG = 200.0
-"""Thousands of images between two snapshots, at most (unless the config says otherwise)."""
+"""Most thousands of images between two snapshots, unless the config overrides it."""
 
 STEPS_TO_AGREE = 8
-"""Steps between which several processes ask each other whether to stop, and each looks whether gradients are finite."""
+"""Steps between two checks whether any process was asked to stop and whether gradients are finite."""
 
 BAD_STEPS = 100
-"""Steps in a row with gradients that are not finite, after which a run stops."""
+"""Consecutive steps with non-finite gradients after which a run stops."""
 
 BEST = "best.safetensors"
 """The best snapshot of a run so far, by the first of ``training.metrics``."""
@@ -155,11 +155,11 @@ class Trainer:
         return self.step * self.config.training.batch
 
     def run(self) -> None:
-        """Train to the end, or until SIGINT, SIGTERM or SIGHUP asks to stop: then the step is finished and the state kept.
+        """Train to the end, or until SIGINT, SIGTERM or SIGHUP: then finish the step and save the state.
 
         Raises:
             UserError: memory or disk are full, gradients have not been finite for ``BAD_STEPS`` steps, or the processes
-                have come apart. What was written before is whole.
+                no longer agree. Files written before are intact.
         """
         if self.step >= self.total_steps:
             return
@@ -229,8 +229,11 @@ class Trainer:
             print(f"Trained {self.images_seen / 1000:g} kimg: {path}, sheets {self.folder}/samples-*.png")
 
     def _complete(self, stop: StopRequest, per_snapshot: int) -> bool:
-        """Write what belongs to the step where the run stands and is not there: all of it in a new run, which so sees at
-        once whether the disk has room, and in one that was ended between its state and the rest. False if asked to stop."""
+        """Write what the current step should have left and is missing; False if asked to stop.
+
+        In a new run that is everything, which shows at once whether the disk has room; otherwise the run was ended between
+        saving its state and the rest.
+        """
         makers = {
             "reals": self._show_reals,
             "snapshot": self._snapshot,
@@ -264,12 +267,12 @@ class Trainer:
             self.journal.show(self.images_seen, "reals", sheet)
 
     def _is_asked_to_stop(self, stop: StopRequest) -> bool:
-        """Whether any process has been asked to stop; several agree on it every few steps, so that all stop at the same."""
+        """Whether any process was asked to stop; several agree on it every few steps, so that all stop at the same step."""
         agree = self.process.world_size == 1 or self.step % STEPS_TO_AGREE == 0
         return agree and any_of(stop.received, self.process)
 
     def _stop_if_broken(self) -> None:
-        """UserError when gradients have not been finite for long; looks at a count of a few steps ago, to wait for nothing."""
+        """UserError if gradients have not been finite for long, by a count a few steps old: reading it waits for nothing."""
         if self._bad_steps_before is not None and self._bad_steps_before.read() >= BAD_STEPS:
             raise UserError(self._broken(BAD_STEPS))
         self._bad_steps_before = Arriving(self.bad_steps)
@@ -291,7 +294,7 @@ class Trainer:
         return f"The memory of {self.device} does not hold a step with {self.batch_gpu} images at a time; {advice}."
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the steps to come depend on, and what has been counted for the next line of statistics."""
+        """Everything that later steps depend on, and the counts for the next line of statistics."""
         sampler = self.sampler.state_after(self.step)
         return {
             "step": self.step,
@@ -310,10 +313,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()`` of a run with the same networks and data; the schedule may be another.
+        """Continue from ``state_dict()`` of a run with the same networks and data; the schedule may differ.
 
         Raises:
-            UserError: it is not what this program writes.
+            UserError: it is not a state of this program.
         """
         try:
             self._load(state)
@@ -341,7 +344,7 @@ class Trainer:
     def train_step(self, real: torch.Tensor, labels: torch.Tensor) -> None:
         """One step of D and one of G: this process's real patches uint8 [b, C, N, N] and zooms s [b], on the CPU.
 
-        Nothing in it waits for the device.
+        It never waits for the device.
         """
         training = self.config.training
         count = len(real) // self.batch_gpu
@@ -358,7 +361,7 @@ class Trainer:
             self.ada.step(self.augment, training.batch, self.process)
 
     def _update_ema(self) -> None:
-        """Move the mean generator; its half-life is a part of the images seen at first."""
+        """Update the averaged generator; early in a run its half-life is a fraction of the images seen."""
         training = self.config.training
         half_life = 1000 * (training.ema_kimg or training.batch * 10 / 32)
         if training.ema_rampup is not None:
@@ -386,7 +389,7 @@ class Trainer:
         )
 
     def _discriminator_step(self, parts: Sequence[Part]) -> tuple[Generated | None, torch.Tensor]:
-        """Steps of D; returns what a single part generated, for G's step, and whether gradients were not finite."""
+        """Take D's step; return what a single part generated, for G's step, and whether any gradient was not finite."""
         objective = self.objective
         self.D.requires_grad_(True)
         generated = None
@@ -407,7 +410,7 @@ class Trainer:
         return generated, bad
 
     def _regularise(self, parts: Sequence[Part], generated: Generated | None) -> torch.Tensor:
-        """Step of D with the gradient penalties alone (lazy); returns whether gradients were not finite."""
+        """Take D's step for the gradient penalties alone (lazy); return whether any gradient was not finite."""
         for part in parts:
             fake = None
             if self.objective.penalises_generated:
@@ -419,7 +422,7 @@ class Trainer:
         return self._optimise(self.d_gradients, self.d_optimiser, "D")
 
     def _generator_step(self, parts: Sequence[Part], generated: Generated | None) -> torch.Tensor:
-        """Step of G; returns whether gradients were not finite."""
+        """Take G's step; return whether any gradient was not finite."""
         for part in parts:
             losses = self.objective.generator(part, generated or self.objective.generate(part, observe=False))
             self._backward(losses.total, part, parts, self.g_gradients)
@@ -427,14 +430,14 @@ class Trainer:
         return self._optimise(self.g_gradients, self.g_optimiser, "G")
 
     def _note(self, losses: Losses, part: Part) -> None:
-        """Count what the objective reports into the means of the next line of statistics."""
+        """Add what the objective reports to the means of the next line of statistics."""
         for name, values in losses.means.items():
             self.means.add(name, values)
         for name, values in losses.by_octave.items():
             self.means.add_grouped(name, values, part.octaves)
 
     def _backward(self, loss: torch.Tensor, part: Part, parts: Sequence[Part], gradients: Gradients) -> None:
-        """Add a part's gradients; those of the last part leave for the other processes as they come."""
+        """Accumulate a part's gradients; those of the last part are averaged over processes as they become ready."""
         loss = loss / len(parts)
         if part is parts[-1]:
             with gradients.last_backward():
@@ -443,7 +446,7 @@ class Trainer:
             loss.backward()
 
     def _optimise(self, gradients: Gradients, optimiser: torch.optim.Optimizer, name: str) -> torch.Tensor:
-        """Take the step with gradients that are averaged and finite; returns whether any was not, on the device."""
+        """Take the step with averaged gradients, made finite; return whether any was not, on the device."""
         norm, broken = gradients.finish()
         self.means.add(f"gradients/{name} norm", norm)
         self.means.add(f"gradients/{name} not finite", broken)
@@ -465,12 +468,12 @@ class Trainer:
         )
 
     def begin_with(self, weights: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Take the weights of trained networks, by name (``G``, ``G_ema``, ``D``); all else begins anew."""
+        """Load the weights of trained networks by name (``G``, ``G_ema``, ``D``); everything else starts afresh."""
         for name, tensors in weights.items():
             getattr(self, name).load_state_dict(tensors)
 
     def _calibrate(self) -> None:
-        """Start the running means from what the untrained network shows over all zooms, not from 0 and 1."""
+        """Initialise the running means from the untrained network's activations over all zooms, not with 0 and 1."""
         rng = stream(self.config.training.seed, "calibration")
         places = (np.arange(16) + rng.random(16)) / 16  # one in each sixteenth of the zooms
         zoom = torch.exp2(torch.from_numpy(places * self.config.generator.octaves))
@@ -479,14 +482,14 @@ class Trainer:
         copy_from_first(self.G.running_means(), self.process)
 
     def _draws(self, purpose: str, rows: slice) -> BatchRows:
-        """A part's share of what is drawn for this step's whole batch."""
+        """Draws for the rows of a part, out of those for the whole batch."""
         return BatchRows(stream(self.config.training.seed, purpose, self.step), self.config.training.batch, rows)
 
     def _steps(self, kimg: float) -> int:
         return max(round(kimg * 1000 / self.config.training.batch), 1)
 
     def _tick(self, bar: tqdm, watch: Stopwatch) -> None:
-        """Read the statistics (the only wait for the device), log them and show them."""
+        """Read the statistics (the only wait for the device), log and print them."""
         stats = self.means.read(self.process)
         watch.lap("step")
         data = watch.seconds["data"] / watch.laps["data"]
@@ -516,7 +519,7 @@ class Trainer:
         bar.set_postfix_str(f"{losses} octaves {octaves}% data {data / step:.1%}", refresh=False)
 
     def _save_state(self) -> None:
-        """Write the training state; to be called by all processes at the same step."""
+        """Write the training state; all processes call this at the same step."""
         if self.ada is not None:
             self.ada.pool(self.process)
         self.means.pool(self.process)
@@ -525,7 +528,7 @@ class Trainer:
             save_state(self.folder, self.images_seen, self.state_dict())
 
     def _check_alike(self) -> None:
-        """All processes hold the same weights, to the bit."""
+        """Check that all processes hold the same weights, to the bit."""
         if self.process.world_size == 1:
             return
         modules = {"generator": self.G, "discriminator": self.D, "mean generator": self.G_ema}
@@ -537,7 +540,7 @@ class Trainer:
         check_alike(self.process, facts, dict.fromkeys(facts, advice))
 
     def _snapshot(self) -> Path:
-        """Write the mean generator and its sample sheet (one process does); return its path.
+        """Write the averaged generator and its sample sheet, in the first process; return its path.
 
         Nothing is written while gradients are not finite.
         """
@@ -554,11 +557,11 @@ class Trainer:
         return path
 
     def _info(self) -> dict[str, Any]:
-        """What a snapshot says beside its weights."""
+        """Facts that a snapshot holds besides its weights."""
         return {"kimg": self.images_seen / 1000, "data": self.dataset.path.name, "patches": len(self.dataset)}
 
     def _take_metrics(self) -> None:
-        """Measure the mean generator as ``training.metrics`` asks; all processes share the work. The best one is kept."""
+        """Take ``training.metrics`` of the averaged generator, all processes together, and keep the best one."""
         if self.evaluation is None or any_of(bool(self.bad_steps), self.process):
             return
         self.evaluation.prepare()
@@ -577,6 +580,6 @@ class Trainer:
 
 
 def _ignore_interrupt(_: int) -> None:
-    """Signals may reach every process of a terminal or job; loader workers, which end with the main process, leave it those."""
+    """A terminal or job may signal all its processes; loader workers end with the main one, so they ignore it."""
     for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)
