@@ -191,7 +191,7 @@ def test_the_same_command_goes_on_with_its_run(tmp_path):
     assert {name for name in before if before[name] != after[name]} <= {"environment.json"}
     longer = quick_output(data, folder, "--kimg", "0.024")
     assert "Changed since the run began: training.kimg: 0.016 -> 0.024" in longer
-    assert "Going on from" in longer
+    assert "Resuming from" in longer
     assert {path.name for path in states_of(folder)} == {"state-000000016.pt", "state-000000024.pt"}
 
 
@@ -200,7 +200,7 @@ def test_a_run_begins_with_the_state_of_another(tmp_path):
     quick_training(data, folder)
     state = states_of(folder)[-1]
     other = tmp_path / "other"
-    assert "Going on from" in quick_output(data, other, "--kimg", "0.024", "--resume", state)
+    assert "Resuming from" in quick_output(data, other, "--kimg", "0.024", "--resume", state)
     assert states_of(other)[-1].name == "state-000000024.pt"
     bad = tmp_path / "bad.pt"
     bad.write_bytes(state.read_bytes()[:1000])
@@ -224,7 +224,7 @@ def test_a_run_begins_with_the_networks_of_another(tmp_path):
             if not name.endswith(("magnitude_ema", "w_avg")):  # these move without a learning rate
                 torch.testing.assert_close(tensor, learned[name])
         again = quick_output(other_data, other, "--transfer", file, *still, "--kimg", "0.02")
-        assert "Going on from" in again
+        assert "Resuming from" in again
         assert "Beginning" not in again
     old, new = (load_state(states_of(run)[-1])["D"] for run in (folder, tmp_path / "networks"))
     for name, tensor in old.items():

@@ -72,7 +72,7 @@ def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: 
                 raise KeyboardInterrupt from error
             raise UserError(
                 f"Process {error.error_index} of the {len(devices)} was ended from outside ({error}), perhaps for want of "
-                "memory; the same command goes on from the last training state."
+                "memory; the same command resumes from the last training state."
             ) from error
         finally:
             for process in spawned.processes:
@@ -175,7 +175,7 @@ def _member(process: Process, store: dist.Store, timeout: datetime.timedelta) ->
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise UserError(
                 f"Rank {process.rank} on {host} lost touch with another process, which has probably ended "
-                f"({_first_line(error)}). Its own message says why; the same command goes on from the last training state."
+                f"({_first_line(error)}). Its own message says why; the same command resumes from the last training state."
             ) from error
         raise
     finally:
@@ -227,7 +227,7 @@ def _await_all(roll: dist.Store, name: str, world_size: int, timeout: datetime.t
         who = ", ".join(f"{rank} ({_host(roll, rank)})" for rank in missing)
         raise UserError(
             f"Of {world_size} processes these {complaint} within {timeout.total_seconds():g} s: rank {who}. See what became "
-            "of them, and start the job again: it goes on from its last training state."
+            "of them, and start the job again: it resumes from its last training state."
         )
 
 

@@ -113,7 +113,7 @@ def load_newest_state(folder: Path) -> dict[str, Any] | None:
         except UserError as error:
             if path == paths[0]:
                 raise
-            print(f"{error} Going on from the one before.")
+            print(f"{error} Resuming from the one before.")
     return None
 
 

@@ -323,7 +323,11 @@ def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None
     if state is not None:
         trainer.load_state_dict(state)
     shared = "--data and the run's folder must be the same files on all machines, on a disk that they share"
-    facts = {"data set": identity_of(dataset), "place to go on from": trainer.images_seen, "PyTorch": torch.__version__}
+    facts = {
+        "data set": identity_of(dataset),
+        "point to resume from": trainer.images_seen,
+        "PyTorch": torch.__version__,
+    }
     advice = dict.fromkeys(facts, shared) | {"PyTorch": "install one version on all machines"}
     distributed.check_alike(process, facts, advice)
     trainer.run()

@@ -13,7 +13,7 @@ from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.folder import began_with, data_facts, holds_run, is_held, launcher
 from multiscale.runs.states import identity_of, images_of, load_newest_state, load_state, states_of
-from multiscale.training.status import command_to_go_on
+from multiscale.training.status import command_to_resume
 
 FIXED = re.compile(r"(generator|discriminator)\.(?!num_half_res|half_dtype)|training\.batch:")
 """Settings that a run cannot change: those that shape the networks, and the batch in which its steps count."""
@@ -52,7 +52,7 @@ def choose_folder(
             began = state["config"], state["data"]
         if began is None or not states_of(folder):
             raise UserError(
-                f"--outdir {folder} holds a run without a training state to go on from; give another folder."
+                f"--outdir {folder} holds a run without a training state to resume from; give another folder."
             )
         _check_data(began[1], dataset, str(folder))
         return folder, check_changes(to_dict(began[0]), to_dict(config), f"The run in {folder}")
@@ -117,7 +117,7 @@ def report_start(folder: Path, resumed: Path | None, config: RunConfig) -> int:
             "to train another: --fresh."
         )
     else:
-        print(f"Going on from {source}: {images / 1000:g} of {kimg:g} kimg.")
+        print(f"Resuming from {source}: {images / 1000:g} of {kimg:g} kimg.")
     return images if states else 0
 
 
@@ -128,7 +128,7 @@ def report_end(folder: Path, config: RunConfig) -> None:
     if images < config.training.kimg * 1000:
         print(
             f"Stopped after {images / 1000:g} of {config.training.kimg:g} kimg. "
-            f"To go on: {command_to_go_on(sys.argv, folder, launcher())}"
+            f"To resume: {command_to_resume(sys.argv, folder, launcher())}"
         )
 
 

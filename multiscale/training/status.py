@@ -92,7 +92,7 @@ def is_training(folder: Path) -> bool | None:
         return None
 
 
-def command_to_go_on(words: Sequence[str], folder: Path, launcher: str = "python") -> str:
+def command_to_resume(words: Sequence[str], folder: Path, launcher: str = "python") -> str:
     """The command line that goes on with the run which ``words`` (its ``sys.argv``, started by ``launcher``) began."""
     kept, rest = [], iter(words)
     for word in rest:
@@ -144,7 +144,7 @@ def _facts(
             yield title, f"{file.name}, {_duration(time.time() - _written(file))} old"
     yield from _measures(measured)
     if trains is False and images < total and environment.get("command"):
-        yield "to go on", command_to_go_on(environment["command"], folder, environment.get("launcher", "python"))
+        yield "to resume", command_to_resume(environment["command"], folder, environment.get("launcher", "python"))
 
 
 def _measures(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:

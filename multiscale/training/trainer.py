@@ -280,7 +280,7 @@ class Trainer:
     def _broken(self, steps: int) -> str:
         return (
             f"Gradients have not been finite for {steps} step{'s' * (steps != 1)} in a row; the run stopped after "
-            f"{self.images_seen / 1000:g} kimg. Its last good state is {states_of(self.folder)[-1]}. To go on from there "
+            f"{self.images_seen / 1000:g} kimg. Its last good state is {states_of(self.folder)[-1]}. To resume from there "
             f"with smaller steps: the same command with --outdir {self.folder} and lower training.g_lr and training.d_lr."
         )
 
@@ -324,7 +324,7 @@ class Trainer:
             raise
         except Exception as error:  # whatever a field of another type or shape makes of itself
             raise UserError(
-                f"The training state to go on from is damaged ({short_reason(error)}); remove it, to go on from the one before."
+                f"The training state to resume from is damaged ({short_reason(error)}); remove it to use the one before."
             ) from error
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -536,7 +536,7 @@ class Trainer:
         optimisers = {"optimiser of G": self.g_optimiser, "optimiser of D": self.d_optimiser}
         for name, optimiser in optimisers.items():
             facts[name] = checksum(t for state in optimiser.state.values() for t in state.values())
-        advice = "its device or memory may be faulty; start the job again without it: it goes on from its last training state"
+        advice = "its device or memory may be faulty; start the job again without it: it resumes from its last training state"
         check_alike(self.process, facts, dict.fromkeys(facts, advice))
 
     def _snapshot(self) -> Path:

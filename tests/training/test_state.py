@@ -93,7 +93,7 @@ def test_two_states_are_kept_and_the_older_serves_if_the_newer_is_damaged(tmp_pa
     newest = states_of(tmp_path)[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
     assert load_newest_state(tmp_path)["step"] == 2
-    assert "Going on from the one before" in capsys.readouterr().out
+    assert "Resuming from the one before" in capsys.readouterr().out
     states_of(tmp_path)[0].write_text("hello")
     with pytest.raises(UserError, match="not a whole training state"):
         load_newest_state(tmp_path)
@@ -155,7 +155,7 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path, processes):
     assert process.returncode == 0
     last = output.strip().splitlines()[-1]
     assert last.startswith("Stopped after ")
-    assert f"To go on: python train.py --data {data} --outdir {tmp_path / 'run'}" in last
+    assert f"To resume: python train.py --data {data} --outdir {tmp_path / 'run'}" in last
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
