@@ -268,8 +268,10 @@ def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
     given: dict[str, Any] = {}
     for source, values in layers:
         if isinstance(before := values.get("training"), Mapping) and "swd_patches" in before:
-            values["training"] = training = measured_by_name(before, given.get("training", {}).get("metrics"))
-            print(f"In {source}: training.swd_patches is training.metrics={training.get('metrics')} now.")
+            training = measured_by_name(before, given.get("training", {}).get("metrics"))
+            if training != before:
+                print(f"In {source}: training.swd_patches is training.metrics={training['metrics']} now.")
+            values["training"] = training
         check_keys(RunConfig, values, source)
         given = merge(given, values)
     own = {k: v for k in ("kimg", "batch", "batch_gpu", "seed") if (v := getattr(request, k)) is not None}

@@ -277,6 +277,17 @@ def test_pools_are_as_large_as_the_greediest_measure_asks():
     assert KINDS["diversity"].views(20, 3) == 20
 
 
+def test_one_patch_of_an_octave_is_enough_to_compare_with_and_gives_no_floor(tmp_path):
+    """Presets measure the distance: they must not refuse data that can be trained on."""
+    dataset = small_patches(tmp_path / "one.zip", per_octave=1)
+    results, _ = evaluation_of(dataset, "swd3,spectrum3").measure(tiny_generator())
+    for result in results.values():
+        assert len(result["octaves"]) == 3
+        assert "floor" not in result
+        assert result["value"] > 0
+    assert "floor" in evaluation_of(small_patches(tmp_path / "two.zip"), "swd3").measure(tiny_generator())[0]["swd3"]
+
+
 def test_what_does_not_fit_is_refused_before_any_work(data, tmp_path):
     with pytest.raises(UserError, match=r"makes patches of 32 pixels and .* has patches of 16 pixels"):
         evaluation_of(data, "swd8").check(calibrated_generator(small_config(octaves=3)))

@@ -237,7 +237,9 @@ def test_parts_change_a_step_by_no_more_than_statistics_over_them(tmp_path):
         for m in range(parts):
             rows = slice(m, None, parts)
             part = trainer._part(real[rows], labels[rows], m, parts)
-            images[rows] = trainer.objective.for_discriminator(part.real, "augment real", part) + part.z[:, :1, None, None]
+            images[rows] = (
+                trainer.objective.for_discriminator(part.real, "augment real", part) + part.z[:, :1, None, None]
+            )
             images[rows] += part.transform[:, :1, 2, None, None].float()
         shown.append(images)
     torch.testing.assert_close(shown[0], shown[1], rtol=0, atol=1e-5)
