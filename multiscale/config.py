@@ -227,8 +227,6 @@ class TrainingConfig:
     """Thousands of images between snapshots; none: a fiftieth of the run, at most 200."""
     sample_seeds: Annotated[int, Field(ge=1, le=64)] = 6
     """Rows of the sample sheet."""
-    swd_patches: Annotated[int, Field(ge=0)] = 0
-    """Patches per octave for the sliced Wasserstein distance at each snapshot; 0: not measured."""
     metrics: str | None = None
     """Measures of snapshots, as calc_metrics.py names them, such as msfid1k,swd; the first one tells the best; none: none."""
     metrics_every: Annotated[int, Field(ge=1)] = 1
