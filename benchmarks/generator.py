@@ -21,7 +21,7 @@ from ops import moon
 from multiscale.networks import layers
 from multiscale.networks.generator import Generator
 from multiscale.view import view_transform
-from torch_utils.devices import keep_freed_memory
+from torch_utils.devices import float32_products, keep_freed_memory
 
 
 def convolutions(frame: Callable[[], object]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -74,7 +74,7 @@ def main() -> None:
         finally:
             del os.environ["MULTISCALE_OPS"]
 
-    with torch.no_grad():
+    with torch.no_grad(), float32_products():
         operands = convolutions(frame)
         runs: dict[str, Callable[[], object]] = {"frame": frame, "convolutions": lambda: [a @ b for a, b in operands]}
         if options.device != "cpu":

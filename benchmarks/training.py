@@ -34,7 +34,6 @@ from multiscale.training import trainer as trainer_module
 from multiscale.training.estimate import chooses_replays
 from multiscale.training.launch import data_layer
 from multiscale.training.trainer import Trainer
-from torch_utils.devices import allow_tf32
 from torch_utils.distributed import Process
 
 Step = Callable[[], None]
@@ -90,7 +89,6 @@ class Bench:
 
         def run() -> None:
             os.environ["MULTISCALE_OPS"] = ops
-            allow_tf32(trainer.config.training.tf32)
             for _ in range(self.options.steps):
                 trainer.train_step(*next(batches))
             self.wait()

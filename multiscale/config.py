@@ -215,7 +215,8 @@ class TrainingConfig:
     ema_rampup: Annotated[float, Field(gt=0, le=1)] | None = 0.05
     """The half-life is at most this fraction of the images shown so far; none: no such bound."""
     tf32: bool = False
-    """Let a GPU round the factors of float32 products to TF32 (10 bits of mantissa): faster, less exact."""
+    """Let a GPU round the factors of float32 products to TF32 (10 bits of mantissa) in training steps: faster, less exact.
+    Images and measures never do."""
     compile_discriminator: bool = False
     """Compile D by torch.compile (a minute at the start; R1 stays as it is); it needs a compiler, Triton on a GPU."""
     cuda_graphs: bool | None = None

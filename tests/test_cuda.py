@@ -21,6 +21,7 @@ from multiscale.rendering.renderer import Renderer
 from multiscale.training.trainer import Trainer
 from multiscale.view import Region, view_transform
 from torch_utils import distributed
+from torch_utils.devices import float32_products
 from torch_utils.distributed import Process, any_of, average
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 
@@ -31,9 +32,9 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _full_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def _full_float32():
+    with float32_products():
+        yield
 
 
 MIXED = {"fourier_features": 300, "feature_style": True, "world_frame": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -81,10 +82,28 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager[An
     return torch.autocast(device.type, enabled=False) if has_it else contextlib.nullcontext()
 
 
-def allow_tf32(allowed: bool) -> None:
-    """Whether products and convolutions in float32 may be rounded to TF32 (10 bits of mantissa) on GPUs that have it."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
+@contextlib.contextmanager
+def float32_products(*, tf32: bool = False) -> Iterator[None]:
+    """A block, or as a decorator a function, whose float32 products and convolutions GPUs compute in float32.
+
+    Nothing else decides it. PyTorch's own default rounds the factors of convolutions, but not of products, to TF32. The
+    setting is the process's, so that it also holds for the threads of a backward pass.
+
+    Args:
+        tf32: Round the factors of both to TF32 (10 bits of mantissa), on GPUs that have it.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn  # type: Any, Any
+    before: list[tuple[Any, str, object]] = []
+    with contextlib.suppress(RuntimeError):  # where somebody has used PyTorch's newer settings only these can be read
+        before += [(place, "allow_tf32", place.allow_tf32) for place in (matmul, cudnn)]
+    if hasattr(torch.backends, "fp32_precision"):  # PyTorch 2.9
+        before += [(place, "fp32_precision", place.fp32_precision) for place in (matmul, cudnn.conv, cudnn.rnn)]
+    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -26,7 +26,7 @@ from multiscale.metrics.scales import Evaluation
 from multiscale.networks.generator import Generator
 from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot, snapshots_of
 from torch_utils import distributed
-from torch_utils.devices import choose_devices
+from torch_utils.devices import choose_devices, float32_products
 from torch_utils.distributed import Process, from_first
 
 PICTURES = 64
@@ -203,7 +203,7 @@ def _timed(evaluation: Evaluation, generator: Generator, features: Features) -> 
     dataset = evaluation.dataset
     count = min(evaluation.batch, TIMED_VIEWS)
     z, transform = patch_views(0, "timing", range(count), dataset.labels, generator.config.z_dim)
-    with torch.no_grad():
+    with torch.no_grad(), float32_products():
         times = []
         for _ in range(2):  # the first is a warm-up
             marks = [time.perf_counter()]

@@ -21,7 +21,7 @@ from dnnlib.errors import UserError, nearest_name
 from dnnlib.files import cache_folder, sha256
 from multiscale.metrics.dinov2 import Dinov2
 from multiscale.metrics.inception import Inception
-from torch_utils.devices import full_precision
+from torch_utils.devices import float32_products, full_precision
 from torch_utils.random import stream
 from torch_utils.weights import WeightFile
 
@@ -67,6 +67,7 @@ class Features:
         self.dimension: int = network.dimension  # type: ignore[assignment]
         self._network = network.to(device)
 
+    @float32_products()
     def __call__(self, images: torch.Tensor) -> np.ndarray:
         """Features float32 [B, D] of images uint8 [B, C, N, N] on any device."""
         return self._network(images.to(self.device)).cpu().numpy()

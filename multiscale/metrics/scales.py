@@ -25,6 +25,7 @@ from multiscale.metrics.pools import Patches, Pool, pools_for
 from multiscale.metrics.reals import MOMENTS_ROWS, RealFeatures, fixed_order
 from multiscale.metrics.render import Model, Progress, ViewKind
 from multiscale.networks.generator import Generator
+from torch_utils.devices import float32_products
 from torch_utils.distributed import Process, from_first
 
 BATCH = {"cpu": 16, "cuda": 64}
@@ -117,6 +118,7 @@ class Evaluation:
         return Shape(config.img_resolution, config.img_channels, config.octaves, config.z_dim)
 
     @torch.no_grad()
+    @float32_products()
     def measure(
         self, generator: Generator, progress: Progress | None = None
     ) -> tuple[dict[str, Result], dict[int | None, Patches]]:

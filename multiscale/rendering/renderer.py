@@ -25,6 +25,7 @@ from multiscale.rendering.replay import Replay
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import Snapshot
 from multiscale.view import Region, centre_limit, view_transform
+from torch_utils.devices import float32_products
 
 RENDER_BATCH = 16
 REACH = 8
@@ -235,6 +236,7 @@ class Renderer:
                 self._styles.popitem(last=False)
         return ws
 
+    @float32_products()
     def _evaluate(
         self,
         ws: torch.Tensor,

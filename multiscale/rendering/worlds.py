@@ -19,6 +19,7 @@ import torch
 
 from dnnlib.errors import UserError
 from multiscale.networks.generator import Generator
+from torch_utils.devices import float32_products
 from torch_utils.random import latents, normal, stream
 
 MAX_SEED = 2**32 - 1
@@ -96,6 +97,7 @@ class World:
         return f"{self.latent}{mixed}" + "".join(f"_{style}" for style in self.styles)
 
     @torch.no_grad()
+    @float32_products()
     def ws(self, generator: Generator, truncation_psi: float = 1.0) -> torch.Tensor:
         """The styles of this world, [1, num_ws, w_dim], on the generator's device.
 

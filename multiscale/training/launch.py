@@ -33,7 +33,7 @@ from multiscale.training.resume import check_resumed, choose_folder, report_end,
 from multiscale.training.trainer import Trainer
 from multiscale.training.transfer import load_learned
 from torch_utils import distributed
-from torch_utils.devices import allow_tf32, choose_devices
+from torch_utils.devices import choose_devices
 
 LPIPS_MIN_RESOLUTION = 2 ** math.ceil(math.log2(SMALLEST_SIDE_PX))
 """Smallest patch side, a power of two, that survives AlexNet's pooling."""
@@ -317,7 +317,6 @@ def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset, whose: s
 
 def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None:
     """One process of the run: resume its newest state, or start, perhaps from another run."""
-    allow_tf32(job.config.training.tf32)
     torch.backends.cudnn.benchmark = True  # all batches have one size
     device_batch = job.config.training.batch // process.world_size
     replay = chooses_replays(job.config, job.batch_gpu, device_batch, process.device)

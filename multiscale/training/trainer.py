@@ -46,7 +46,7 @@ from multiscale.training.objective import Generated, Losses, Objective, Part
 from multiscale.training.perceptual import load_lpips
 from multiscale.training.replays import Replays
 from multiscale.view import unchecked_transform, uniform_centres
-from torch_utils.devices import Arriving, peak_memory, to_device
+from torch_utils.devices import Arriving, float32_products, peak_memory, to_device
 from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first, from_first
 from torch_utils.ema import half_life_decay, update_ema
 from torch_utils.gradients import Gradients
@@ -358,6 +358,10 @@ class Trainer:
 
         It never waits for the device.
         """
+        with float32_products(tf32=self.config.training.tf32):
+            self._train_step(real, labels)
+
+    def _train_step(self, real: torch.Tensor, labels: torch.Tensor) -> None:
         training = self.config.training
         count = len(real) // self.batch_gpu
         parts = [self._part(real[m::count], labels[m::count], m, count) for m in range(count)]
@@ -484,6 +488,7 @@ class Trainer:
         for name, tensors in weights.items():
             getattr(self, name).load_state_dict(tensors)
 
+    @float32_products()
     def _calibrate(self) -> None:
         """Initialise the running means from the untrained network's activations over all zooms, not with 0 and 1."""
         rng = stream(self.config.training.seed, "calibration")

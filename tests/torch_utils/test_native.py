@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dnnlib.errors import UserError
 from multiscale.networks import layers
 from multiscale.networks.filters import design_lowpass_filter
 from multiscale.networks.generator import Generator
+from torch_utils.devices import float32_products
 from torch_utils.ops import build, native, reference
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
@@ -32,19 +33,18 @@ LAYER: dict[str, Any] = {"up": 2, "down": 2, "padding": [11, 10, 11, 10], "clamp
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A device with kernels."""
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("needs an NVIDIA GPU and a CUDA build of PyTorch")
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
         try:
             native.library(torch.device("cuda", 0))
         except build.BuildError as error:
             pytest.skip(str(error))
     choose_ops("auto", monkeypatch)
-    return str(request.param)
+    with float32_products():
+        yield str(request.param)
 
 
 @pytest.fixture
