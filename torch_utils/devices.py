@@ -54,7 +54,9 @@ def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a CPU tensor to ``device`` without waiting for its queue."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    if device.type == "cuda":  # a copy is asynchronous from pinned memory, and only if it is one piece
+        tensor = tensor.contiguous().pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class Arriving:
