@@ -177,7 +177,13 @@ class SynthesisLayer(nn.Module):
 @torch.no_grad()
 def mean_square(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """Mean square of all values, a float32 scalar."""
-    return sum(t.float().square().sum() for t in maps) / sum(t.numel() for t in maps)  # type: ignore[return-value]
+    return sum(map(_sum_of_squares, maps)) / sum(t.numel() for t in maps)  # type: ignore[return-value]
+
+
+def _sum_of_squares(x: torch.Tensor) -> torch.Tensor:
+    if x.dtype in (torch.float16, torch.bfloat16):  # converted as they are summed, without copies in float32
+        return torch.linalg.vector_norm(x, dtype=torch.float32).square()
+    return x.float().square().sum()
 
 
 def modulated_conv2d(
