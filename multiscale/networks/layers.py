@@ -20,6 +20,8 @@ from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 SQRT2 = math.sqrt(2)
+ROW_HALVES = 8
+"""Numbers of two bytes to the 16 that tensor cores load at a time."""
 
 
 class Linear(nn.Module):
@@ -215,8 +217,8 @@ def modulated_conv2d(
     modulated = weight[None] * style[:, None, :, None, None]  # [B, O, I, k, k]
     if demodulate:
         modulated = modulated * (modulated.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt()
-    modulated = (modulated * input_gain).to(maps[0].dtype)
-    first, *others = zip(maps, modulated.split([x.shape[1] for x in maps], dim=2), strict=True)
+    parts = (modulated * input_gain).split([x.shape[1] for x in maps], dim=2)
+    first, *others = zip(maps, [_in_type(part, maps[0].dtype) for part in parts], strict=True)
     y = _conv2d_of_each(*first)
     for x, part in others:
         if part.shape[-1] == 1:
@@ -224,6 +226,19 @@ def modulated_conv2d(
         else:
             y = y + _conv2d_of_each(x, part)
     return y
+
+
+def _in_type(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[B, O, I, k, k] in a type; the rows of matrices (k = 1) in half precision begin at multiples of 16 bytes.
+
+    Tensor cores are given others in smaller pieces, whatever I is.
+    """
+    if weight.dtype == dtype or dtype.itemsize != 2 or weight.shape[-1] != 1:
+        return weight.to(dtype)
+    rows, columns = weight.shape[1:3]
+    step = math.ceil(columns / ROW_HALVES) * ROW_HALVES
+    aligned = weight.new_empty_strided(weight.shape, [rows * step, step, 1, 1, 1], dtype=dtype)
+    return aligned.copy_(weight)
 
 
 def _conv2d_of_each(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
