@@ -9,11 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dnnlib.console import what_was_lost
-from dnnlib.errors import UserError, sentence_of
+from dnnlib.errors import DEBUG, REFUSED, UserError, sentence_for, sentence_of, shortened
 from dnnlib.signals import ends_in_order
-
-DEBUG = "MULTISCALE_DEBUG"
-"""Environment variable: 1 shows the tracebacks of errors that are one sentence otherwise."""
 
 LONGEST = 4000
 """Characters of a sentence: what was given may be longer than anybody reads."""
@@ -31,7 +28,7 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             with ends_in_order():
                 result = command(*args, **kwargs)
-        except (UserError, OSError, MemoryError, RecursionError) as error:
+        except (UserError, *REFUSED) as error:
             if os.environ.get(DEBUG) == "1":
                 raise
             print(f"Error: {_sentence(error)}", file=sys.stderr)
@@ -48,17 +45,4 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sentence(error: BaseException) -> str:
-    if isinstance(error, UserError):
-        return _shortened(sentence_of(str(error)), LONGEST)
-    if isinstance(error, MemoryError):
-        return "The memory does not hold what is asked for; ask for less, or close other programs."
-    if isinstance(error, RecursionError):
-        return "Something that was given is nested too deeply; give a file that this program has written, or a flatter one."
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-    name = getattr(error, "filename", None)
-    what = "the system" if name is None else _shortened(os.fsdecode(name) if not isinstance(name, int) else str(name))
-    return f"Cannot use {what}: {reason.rstrip('.')}. {DEBUG}=1 shows where."
-
-
-def _shortened(name: str, longest: int = 120) -> str:
-    return name if len(name) <= longest else f"{name[: longest // 2]}...{name[-longest // 2 :]}"
+    return shortened(sentence_of(str(error)), LONGEST) if isinstance(error, UserError) else sentence_for(error)

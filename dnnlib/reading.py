@@ -100,5 +100,18 @@ def from_yaml(text: str) -> Any:
 
 
 def from_json(text: str | bytes) -> Any:
-    """Plain values of JSON; to be called by way of :func:`parsed`."""
-    return json.loads(text)
+    """Plain values of JSON; to be called by way of :func:`parsed`, for it raises what ``json`` raises, and ValueError.
+
+    Nesting beyond ``DEPTH`` is not allowed.
+    """
+    values = json.loads(text)
+    _check_depth(values, DEPTH)
+    return values
+
+
+def _check_depth(values: Any, left: int) -> None:
+    if isinstance(values, dict | list):
+        if not left:
+            raise ValueError(f"it is nested more than {DEPTH} deep")
+        for value in values.values() if isinstance(values, dict) else values:
+            _check_depth(value, left - 1)

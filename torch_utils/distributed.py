@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from dnnlib.errors import UserError, sentence_of
+from dnnlib.errors import REFUSED, UserError, sentence_for, sentence_of
 from dnnlib.signals import StopRequest
 
 TIMEOUT = datetime.timedelta(minutes=10)
@@ -102,8 +102,11 @@ def _worker(
     _end_with_parent()
     _share_cores(len(devices), os.environ.get("OMP_NUM_THREADS"))
     store = dist.TCPStore("127.0.0.1", port, None, False, timeout)
-    with _member(Process(devices[rank], rank, len(devices)), store, timeout) as process:
-        work(process, *arguments)
+    try:
+        with _member(Process(devices[rank], rank, len(devices)), store, timeout) as process:
+            work(process, *arguments)
+    except REFUSED as error:  # nothing else than its text reaches the process that talks to the user
+        raise UserError(f"In process {rank}: {sentence_for(error)}") from error
 
 
 def _end_with_parent() -> None:

@@ -347,6 +347,8 @@ class Photograph(NamedTuple):
 
 DEFLATE_RATIO = 1032
 """Bytes that one byte of a PNG can stand for, at most; of a JPEG it is less. A pixel has a bit or more."""
+PACKED_BYTES = 1 << 30
+"""Decoded, that a picture of another format may claim whatever its size: WebP and fax codes pack plain areas into nothing."""
 
 
 def read_photograph(path: Path) -> Image.Image:
@@ -361,7 +363,7 @@ def read_photograph(path: Path) -> Image.Image:
     size = regular_size(path, "the image")
     with _without_size_limit(), Image.open(path) as opened:
         claimed = opened.width * opened.height * len(opened.getbands())
-        if opened.format in ("PNG", "JPEG") and claimed > 8 * DEFLATE_RATIO * size:
+        if claimed > max(8 * DEFLATE_RATIO * size, 0 if opened.format in ("PNG", "JPEG") else PACKED_BYTES):
             raise ValueError(
                 f"has {size} bytes, too few for the {opened.width} x {opened.height} pixels that it claims"
             )

@@ -6,6 +6,7 @@ tile of every level is rendered by the model (it is not an average of finer ones
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import tifffile
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.reading import read_text
 from multiscale.rendering.files import encode_png
 from multiscale.rendering.renderer import Renderer, to_uint8, to_uint16
 from multiscale.rendering.worlds import World
@@ -162,10 +164,9 @@ def write_deep_zoom(path: Path, pyramid: Pyramid, facts: dict[str, Any], advance
     made_of = folder / "made-of.json"
     text = json.dumps({**facts, "side": pyramid.side, "tile": pyramid.tile_px}, indent=1)
     if folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir()):  # more than a full disk has left
-        try:
-            found = made_of.read_text("utf-8")
-        except (OSError, ValueError):
-            found = ""
+        found = ""
+        with contextlib.suppress(UserError):
+            found = read_text(made_of, "the facts")
         if found != text:
             raise UserError(
                 f"{folder} holds other tiles than these (another world or network); give another name, or remove it and {path}."

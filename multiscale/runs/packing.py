@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.config import load_yaml, to_dict
+from multiscale.runs.journal import read_stats
 from multiscale.runs.snapshots import find_network, load_snapshot, save_snapshot
 from multiscale.runs.states import FORMAT, load_newest_state
 from multiscale.runs.stored import FORMAT_VERSION
@@ -28,8 +28,7 @@ def pack(run: Path, file: Path) -> None:
     snapshot = load_snapshot(find_network(run))
     for parameter in snapshot.generator.parameters():
         parameter.data = parameter.data.to(torch.float16)
-    lines = (run / "stats.jsonl").read_text().splitlines() if (run / "stats.jsonl").exists() else []
-    measured = [values for values in map(json.loads, lines) if values.get("swd")]
+    measured = [values for values in read_stats(run) if values.get("swd") and "swd mean" in values]
     distance = {"swd by octave": measured[-1]["swd"], "swd mean": measured[-1]["swd mean"]} if measured else {}
     settings = {section: values for section, values in load_yaml(run / "config.yaml").items() if section != "generator"}
     save_snapshot(file, snapshot.generator, {**snapshot.info, **distance, "trained with": settings})

@@ -12,7 +12,7 @@ from dnnlib.errors import UserError
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.folder import began_with, data_facts, holds_run, is_held, launcher
-from multiscale.runs.states import identity_of, images_of, load_newest_state, load_state, states_of
+from multiscale.runs.states import FIELDS, identity_of, images_of, load_newest_state, load_state, states_of
 from multiscale.training.status import command_to_go_on
 
 FIXED = re.compile(r"(generator|discriminator)\.(?!num_half_res|half_dtype)|training\.batch:")
@@ -74,7 +74,7 @@ def choose_folder(
 
 def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> list[str]:
     """Settings that a run which begins from another's state changes; UserError if the model or the data do not fit."""
-    state = load_state(path)
+    state = load_state(path, needed=FIELDS)
     _check_data(state["data"], dataset, str(path))
     return check_changes(to_dict(state["config"]), to_dict(config), f"The run of {path}")
 

@@ -45,13 +45,12 @@ def report_status(path: str | Path) -> None:
     folder = find_run(Path(path))
     lines = read_stats(folder)
     print(folder)
-    try:
-        for title, text in _facts(folder, lines):
-            print(f"  {title:<12}{text}")
-    except UserError:
-        raise
-    except (TypeError, ValueError, AttributeError, LookupError) as error:
-        raise UserError(f"{' or '.join(RUN_FILES)} in {folder} is damaged ({error}).") from error
+    parsed(lambda: _report(folder, lines), f"{' or '.join(RUN_FILES)} in {folder} is damaged ({{reason}}).")
+
+
+def _report(folder: Path, lines: Sequence[dict[str, Any]]) -> None:
+    for title, text in _facts(folder, lines):
+        print(f"  {title:<12}{text}")
     if any(panel.is_in(lines) for panel in PANELS):
         save_plot(folder / PLOT, lines, title=f"{folder.resolve().name}, {lines[-1]['kimg']:g} kimg")
         print(f"  {'plot':<12}{folder / PLOT}")

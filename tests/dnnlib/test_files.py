@@ -77,8 +77,7 @@ def test_a_temporary_name_that_is_taken_is_left_alone(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full (Linux)")
 def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
-    (tmp_path / "t").symlink_to("/dev/full")
-    monkeypatch.setattr(files, "_new_file_beside", lambda _: tmp_path / "t")
+    monkeypatch.setattr(files._Place, "create", lambda *_: ("t", os.open("/dev/full", os.O_RDWR)))
     with pytest.raises(UserError, match="No space left on device"), atomic_write(tmp_path / "file") as stream:
         stream.write(b"x" * 100_000)
     assert not (tmp_path / "file").exists()

@@ -268,7 +268,8 @@ def samples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("samples")
     torch.manual_seed(0)
     save_snapshot(folder / "g.safetensors", calibrated_generator(small_config(channel_max=16, channel_base=16)), {})
-    state = {"config": {}, "step": 1, "G": {"x": torch.zeros(3)}, "drawn": [1], "means": {}, "data": {"patches": 1}}
+    state = {"config": {}, "step": 1, "G": {"x": torch.zeros(3)}, "drawn": [1], "means": {}, "data": {"patches": 1}, **dict.fromkeys(["D", "G_ema", "g_optimiser", "d_optimiser"], {}),
+             "images": 4, "batch_gpu": 1, "augment_p": None, "ada": None}
     (folder / "config.yaml").write_text("generator:\n  octaves: 3\ntraining: {batch: 4, kimg: 1.5}\n")
     (folder / "stats.jsonl").write_text('{"kimg": 1, "swd": [1, 2]}\n{"kimg": 2, "swd": [1, 2]}\n')
     (folder / "metrics.jsonl").write_text('{"kimg": 1, "results": {"swd": {"value": 1}}}\n')
