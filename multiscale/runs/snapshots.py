@@ -132,7 +132,8 @@ class _File:
         """The config, and the weights, as they are meant now."""
         contents = {"config": {"generator": self.settings}, "G_ema": weights}
         config, contents = parsed(
-            lambda: read_stored(contents, version=self.version, source=str(self.path)), METADATA.replace("{path}", str(self.path))
+            lambda: read_stored(contents, version=self.version, source=str(self.path)),
+            METADATA.replace("{path}", str(self.path)),
         )
         return config.generator, contents["G_ema"]
 
@@ -168,7 +169,8 @@ def _headed(path: Path, stream: IO[bytes], size: int) -> _File:
     if len(header) + rest != size:
         raise ValueError(f"it has {size} bytes and should have {len(header) + rest}")
     settings, info = parsed(
-        lambda: (from_json(metadata["config"]), dict(from_json(metadata["info"]))), METADATA.replace("{path}", str(path))
+        lambda: (from_json(metadata["config"]), dict(from_json(metadata["info"]))),
+        METADATA.replace("{path}", str(path)),
     )
     return _File(path, settings, info, int(version), header, rest, stream)
 

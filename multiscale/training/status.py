@@ -116,7 +116,9 @@ def _facts(folder: Path, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str,
     stands = "finished" if total and images >= total else "not training now"
     now = {True: "training now", False: stands, None: "its lock is not readable"}[trains]
     yield "images", f"{images / 1000:g}{share}, {now}"
-    if speeds := [line["img/s"] for line in lines if line.get("img/s")][-RECENT:]:
+    if speeds := [speed for line in lines if isinstance(speed := line.get("img/s"), int | float) and speed > 0][
+        -RECENT:
+    ]:
         speed = sum(speeds) / len(speeds)
         left = f", {_duration((total - images) / speed)} left" if images < total else ""
         yield "speed", f"{speed:.3g} img/s{left if trains else ''}"
