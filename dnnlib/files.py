@@ -72,7 +72,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 class _Place:
-    """A folder that is held open, so that names in it mean the same from beginning to end; where there is no such thing, a path."""
+    """A folder that is held open, so that names in it mean the same from beginning to end; where that cannot be, its path."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

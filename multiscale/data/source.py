@@ -5,8 +5,10 @@ A store of another kind, such as a database, is one class of :class:`PatchSource
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -77,6 +79,14 @@ class PatchSource(ABC):
         """The first and last bytes of a patch, as many as asked for; of use where they are had without the others."""
         data = self.read(index)
         return data[:head], data[-tail:]
+
+    def checksums(self, count: int) -> np.ndarray:
+        """CRC-32 of each of the ``count`` patches' files, uint32; 0 for one that cannot be read. A set is known by them."""
+        found = np.zeros(count, np.uint32)
+        for i in range(count):
+            with contextlib.suppress(*READ_ERRORS):
+                found[i] = zlib.crc32(self.read(i))
+        return found
 
     def unlike(self, count: int, begin: bytes, end: bytes) -> list[int]:
         """Which of the ``count`` patches do not begin and end with these bytes, or cannot be read."""

@@ -6,7 +6,7 @@ import contextlib
 import re
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,15 @@ def states_of(run: Path) -> list[Path]:
 
 
 def identity_of(dataset: PatchDataset) -> dict[str, int]:
-    """What tells one set of patches from another wherever it is: a state is of use for the same order of patches only."""
-    return {"patches": len(dataset), "labels_crc32": zlib.crc32(dataset.labels.tobytes())}
+    """What tells one set of patches from another wherever it is: a state is of use for the same patches in their order only."""
+    labels = zlib.crc32(dataset.labels.tobytes())
+    return {"patches": len(dataset), "labels_crc32": labels, "content_crc32": dataset.content_crc32}
+
+
+def is_same_data(facts: Mapping[str, Any], dataset: PatchDataset) -> bool:
+    """Whether facts (of :func:`identity_of`) are a set's; those that earlier versions did not write are not asked for."""
+    now = identity_of(dataset)
+    return all(facts[name] == value for name, value in now.items() if name in facts or name != "content_crc32")
 
 
 def images_of(path: Path) -> int:

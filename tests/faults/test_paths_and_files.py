@@ -276,7 +276,7 @@ def test_commands_show_no_traceback_for_a_full_or_odd_state(tmp_path):
 
 
 def test_a_transfer_asks_for_networks_alone_and_a_resumed_run_for_all(tmp_path):
-    whole = {"config": {}, **dict.fromkeys(("G", "D", "G_ema"), {"x": torch.zeros(2)})}
+    whole = {"config": {}, **{key: {"x": torch.zeros(2)} for key in ("G", "D", "G_ema")}}
     assert set(load_learned(save_state(tmp_path, 4, whole)).weights) == {"G", "D", "G_ema"}
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
     with pytest.raises(UserError, match="holds no step"):
@@ -343,7 +343,7 @@ def test_pictures_of_formats_that_pack_plain_areas_into_nothing_are_bounded(tmp_
         assert read_photograph(tmp_path / name).height == 2000
     monkeypatch.setattr(prepare, "PACKED_BYTES", 1 << 20)
     for name in ("a.webp", "a.tif"):
-        with pytest.raises(ValueError, match="too few for the 20+ x 2000 pixels"):
+        with pytest.raises(ValueError, match=r"too few for the 20+ x 2000 pixels"):
             read_photograph(tmp_path / name)
 
 
