@@ -212,7 +212,7 @@ def is_trusted(path: str | Path) -> bool:
         for place in (final, *final.parents):
             try:
                 facts = place.lstat()
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError:
                 return False
