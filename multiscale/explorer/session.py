@@ -21,6 +21,8 @@ from multiscale.rendering.renderer import Cancelled
 
 SLOTS = 16
 """Slots of a connection that may wait at once."""
+MESSAGES_A_SECOND, BURST = 120.0, 240.0
+"""Messages of a connection that are heard at once, in the long run and after a silence; later ones wait their turn."""
 
 
 @dataclass(eq=False)
@@ -43,19 +45,26 @@ class Errand:
 class Session:
     """What one connection has asked for."""
 
-    def __init__(self, services: Services, socket: web.WebSocketResponse) -> None:
+    def __init__(
+        self, services: Services, socket: web.WebSocketResponse, transport: asyncio.Transport | None = None
+    ) -> None:
         self._services = services
         self._socket = socket
+        self._transport = transport
         self._owner = Owner()
         self._newest: dict[str, tuple[Errand, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_turn = asyncio.Lock()
         self._announcing: asyncio.Task[None] | None = None
+        self.heard = time.monotonic()
+        """When its last message came."""
+        self._allowance = BURST
 
     async def run(self) -> None:
         """Serve the connection until it is closed."""
         try:
             async for message in self._socket:
+                await self._in_rate()
                 await self._hear(message)
         finally:
             tasks = [*self._tasks, *filter(None, [self._announcing])]
@@ -69,9 +78,22 @@ class Session:
             self._announcing.cancel()
         self._announcing = asyncio.create_task(self._say({"type": "networks", "networks": networks}))
 
+    def end(self) -> None:
+        """End the connection at once: nobody may be at its other end any more."""
+        if self._transport is not None:
+            self._transport.abort()
+
     async def close(self) -> None:
         """End the connection, because the server ends."""
         await self._socket.close(code=1001, message=b"The server ends.")
+
+    async def _in_rate(self) -> None:
+        """Wait, and read nothing, where more has come than is heard at once."""
+        now = time.monotonic()
+        self._allowance = min(self._allowance + (now - self.heard) * MESSAGES_A_SECOND, BURST) - 1
+        self.heard = now
+        if self._allowance < 0:
+            await asyncio.sleep(-self._allowance / MESSAGES_A_SECOND)
 
     async def _hear(self, message: WSMessage) -> None:
         if message.type is not WSMsgType.TEXT:

@@ -121,6 +121,7 @@ class Pyramid:
             "profile": "level0",
             "width": self.side,
             "height": self.side,
+            "maxWidth": self.tile_px,
             "sizes": [{"width": side, "height": side} for side in small],
             "tiles": [{"width": self.tile_px, "scaleFactors": [2**i for i in range(self.max_level + 1)]}],
             "preferredFormats": ["png"],
@@ -128,13 +129,13 @@ class Pyramid:
         }
 
     def iiif_region(self, region: str, size: str) -> Region:
-        """What the region and size of a IIIF request mean: a tile, or the whole world on one tile or less.
+        """What the region and size of a IIIF request mean: a tile, or the whole world on one tile or less; ``max``: on one tile.
 
         Raises:
             UserError: it is neither; level 0 has no others.
         """
         box = [0, 0, self.side, self.side] if region == "full" else _integers(region, 4)
-        wanted = _integers(size, 2)
+        wanted = [self.tile_px] * 2 if size == "max" else _integers(size, 2)
         if box and wanted and wanted[0] and box[2] == box[3] and wanted[0] == wanted[1]:
             x, y, width, _ = box
             factor, rest = divmod(width, wanted[0])

@@ -69,7 +69,9 @@ def choose_folder(
         if states_of(folder) or not holds_run(folder):
             return folder, []
     if others and holds_run(others[0]):
-        print(f"The run in {others[0]} was trained on other patches, which {dataset.path} held then; this is another run.")
+        print(
+            f"The run in {others[0]} was trained on other patches, which {dataset.path} held then; this is another run."
+        )
     for folder in found:  # one that was taken, and given up before a run had begun
         same_name = re.fullmatch(rf"\d{{5}}-{re.escape(name)}", folder.name)
         if same_name and not holds_run(folder) and not is_held(folder):
