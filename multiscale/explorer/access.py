@@ -47,7 +47,7 @@ def token_for(host: str, token: str | None, *, is_public: bool = False) -> str |
         return None if is_loopback(host) and not is_public else secrets.token_urlsafe(18)
     if not _TOKEN.fullmatch(token):
         raise UserError(
-            "A token must have 8 to 200 letters, digits or signs of ASCII, without spaces; leave it out to have one made up."
+            "A --token must have 8 to 200 letters, digits or signs of ASCII, without spaces; leave it out to have one made up."
         )
     return token
 

@@ -112,6 +112,9 @@ class Films:
 
         def advance(share: float) -> None:
             film.progress = min(share, 1.0)
+            check_room()
+
+        def check_room() -> None:
             if _bytes_below(film.path.parent) > KEPT_BYTES:
                 raise UserError("The film takes too much room on the server; ask for fewer or smaller frames.")
 
@@ -134,6 +137,7 @@ class Films:
                 progress=advance,
                 cancelled=cancelled,
             )
+            check_room()
             if film.state == "rendering":
                 film.progress, film.state = 1.0, "done"
         except Cancelled:
@@ -146,6 +150,8 @@ class Films:
             film.message, film.state = "The film failed; the server's log says why.", "failed"
         finally:
             film.ended = time.monotonic()
+            if film.state != "done":
+                film.path.unlink(missing_ok=True)
 
     def forget_oldest(self) -> None:
         """Keep to the bounds of count, bytes and age; films being rendered stay."""

@@ -129,7 +129,7 @@ class Pyramid:
         }
 
     def iiif_region(self, region: str, size: str) -> Region:
-        """What the region and size of a IIIF request mean: a tile, or the whole world on one tile or less; ``max``: on one tile.
+        """What the region and size of a IIIF request mean: a tile, or the whole world on one or less; ``max``: on one.
 
         Raises:
             UserError: it is neither; level 0 has no others.
