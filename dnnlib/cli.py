@@ -8,12 +8,37 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import click
+
 from dnnlib.console import what_was_lost
 from dnnlib.errors import DEBUG, REFUSED, UserError, sentence_for, sentence_of, shortened
 from dnnlib.signals import ends_in_order
 
 LONGEST = 4000
 """Characters of a sentence: what was given may be longer than anybody reads."""
+
+
+class Command(click.Command):
+    """A command whose options may be given once, but those that say otherwise, and whose words are not empty.
+
+    An empty word is a variable of a script that was not set, and would mean the current folder; of two values of one option
+    one would be lost without a word.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, after a look at what was typed."""
+        values, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for param in order:
+            given = values.get(param.name or "")
+            name = max(param.opts, key=len) if isinstance(param, click.Option) else param.make_metavar(ctx)
+            if any(
+                isinstance(word, str) and not word.strip() for word in (given if isinstance(given, list) else [given])
+            ):
+                ctx.fail(f"{name} is empty; give a value, or leave it out.")
+            repeatable = not isinstance(param, click.Option) or param.multiple or param.is_flag or param.count
+            if not repeatable and order.count(param) > 1:
+                ctx.fail(f"{name} was given {order.count(param)} times; give it once.")
+        return super().parse_args(ctx, args)
 
 
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import click
 from click_option_group import optgroup
 
-from dnnlib.cli import reports_user_errors
+from dnnlib.cli import Command, reports_user_errors
 from dnnlib.errors import UserError
 from dnnlib.reading import read_text
 from multiscale.explorer.access import is_loopback, parse_origin, parse_public_url, token_for
@@ -20,7 +20,7 @@ from multiscale.explorer.server import Options, serve
 TOKEN_FILE_BYTES = 4096
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("Model")
 @optgroup.option(
     "--network",

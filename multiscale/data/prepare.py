@@ -35,6 +35,7 @@ from multiscale.data.container import PatchWriter, check_dest, encode_png
 from multiscale.data.cutting import Pyramid, cut_patch
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
 from multiscale.data.procedural import render_batch
+from multiscale.data.source import listed
 from multiscale.view import uniform_centres
 from torch_utils.random import stream
 
@@ -45,6 +46,8 @@ PHOTOGRAPH_SUFFIXES = frozenset(
 )
 """What counts as a photograph in a folder; files of other kinds are passed over."""
 
+SMALL_NAMED = 10
+"""Images with too few octaves that are named; the others are counted."""
 SHEET_COLUMNS = 8
 _CROPS_A_JOB = 16
 _SCENE_PIXELS_A_JOB = 1 << 17
@@ -449,7 +452,9 @@ def _check_depth(photographs: Sequence[Photograph], octaves: int, resolution: in
     shallow = [photograph for photograph in photographs if photograph.octaves_at(resolution) < octaves]
     if not shallow:
         return
-    found = "; ".join(f"{p.path} ({p.width} x {p.height}) has {p.octaves_at(resolution)}" for p in shallow)
+    found = listed(
+        [f"{p.path} ({p.width} x {p.height}) has {p.octaves_at(resolution)}" for p in shallow], "; ", SMALL_NAMED
+    )
     raise UserError(
         f"{len(shallow)} of {len(photographs)} images have fewer than {octaves} octaves at {resolution} x {resolution} "
         f"pixels, log2(shorter side/{resolution}) rounded down: {found}; "
