@@ -1,7 +1,8 @@
 """Processes that tell each other that they live, so that one which is stopped is named, and not waited for without end.
 
 A process that has ended breaks its connections, which the others notice at once. One that is stopped (``kill -STOP``, a
-debugger, a machine that swaps) keeps them, and the others would wait in their next sum until that gives up, not saying for whom.
+debugger, a machine that swaps) keeps them, and the others would wait in their next sum until that gives up, for nobody knows
+whom.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def failed_reading(error: BaseException) -> str | None:
         return None
     last = (text.strip().splitlines() or [""])[-1].rstrip(".")
     return (
-        f"A process that reads patches has failed ({last[:200]}): killed, or /dev/shm is too small for what it hands "
-        "over. Give it more (docker run --shm-size=8g), or read with fewer: --set training.workers=0. The same command goes on from the "
-        "last training state."
+        f"A process that reads patches has failed ({last[:200]}): killed, or /dev/shm is too small for what it hands over. "
+        "Give it more (docker run --shm-size=8g), or read with fewer: --set training.workers=0. The same command goes on "
+        "from the last training state."
     )
