@@ -300,7 +300,9 @@ def parse_assignment(text: str) -> dict[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise UserError(f"--set {shown(text)} is not an assignment; write it as path=value, such as training.batch=8.")
-    nested: Any = parsed(lambda: from_yaml(value), f"--set {shown(text)}: the value {shown(value)} cannot be read: {{reason}}.")
+    nested: Any = parsed(
+        lambda: from_yaml(value), f"--set {shown(text)}: the value {shown(value)} cannot be read: {{reason}}."
+    )
     for key in reversed(path.strip().split(".")):
         nested = {key: nested}
     return nested
