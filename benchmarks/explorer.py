@@ -5,8 +5,8 @@
 
 Each client flies: its input moves 60 times a second, and it asks for the newest view as soon as the last frame has come. The
 latency of a frame goes from the input that it shows to its last byte. Memory is the server's, every few seconds;
-``--minutes 10`` adds a long flight of four clients for it; ``--floods`` and ``--idle`` one among connections that ask without end,
-and others that ask nothing. The client runs on the same processors as the server.
+``--minutes 10`` adds a long flight of four clients for it; ``--floods`` and ``--idle`` one among connections that ask without
+end, and others that ask nothing. The client runs on the same processors as the server.
 """
 
 from __future__ import annotations
