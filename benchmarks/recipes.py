@@ -190,7 +190,8 @@ class Workers:
     """
 
     def __init__(self, threads: int) -> None:
-        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+        places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": places}
         self.stopping = threading.Event()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()

@@ -217,6 +217,9 @@ class TrainingConfig:
     """Let a GPU round the factors of float32 products to TF32 (10 bits of mantissa): faster, less exact."""
     compile_discriminator: bool = False
     """Compile D by torch.compile (a minute at the start; R1 stays as it is); it needs a compiler, Triton on a GPU."""
+    cuda_graphs: bool | None = None
+    """Replay the networks of a step from CUDA graphs: several times faster where they are small, and more memory; none: on a
+    GPU where that fits easily. Steps in several parts are not replayed."""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """Processes that read patches; none: 3 beside a GPU, and none beside a CPU that is busy anyway."""
     snapshot_kimg: Positive | None = None

@@ -39,6 +39,9 @@ ALLOCATOR_OVERHEAD = 1.3
 PROCESS_BYTES = 430 * 2**20
 """Of a process that has loaded PyTorch (measured on a CPU; a CUDA context is about as large)."""
 
+REPLAYED_SHARE = 0.2
+"""Part of a GPU's memory below which a step is replayed unasked: each recorded call keeps its own."""
+
 USABLE = {"cpu": 0.8, "cuda": 0.9, "mps": 1.0}
 """Part of a device's memory that a run may fill."""
 
@@ -178,6 +181,22 @@ def fit_batch_gpu(config: RunConfig, share: int, capacity_bytes: int, device_typ
         return share
     divisors = [n for n in range(1, share) if share % n == 0] or [1]
     return divisors[max(bisect.bisect_right(divisors, capacity_bytes, key=needed) - 1, 0)]
+
+
+def chooses_replays(config: RunConfig, batch_gpu: int, share: int, device: torch.device) -> bool:
+    """Whether a step's networks are replayed from CUDA graphs: as the settings say, or where it fits easily.
+
+    Args:
+        config: The run.
+        batch_gpu: Images that are computed at a time.
+        share: Images of a step on one device.
+        device: Of the process.
+    """
+    if device.type != "cuda" or batch_gpu < share or config.training.cuda_graphs is False:
+        return False
+    if config.training.cuda_graphs:
+        return True
+    return step_memory(config, batch_gpu, share, device.type).total <= REPLAYED_SHARE * device_capacity(device, 1)
 
 
 def device_capacity(device: torch.device, processes_here: int) -> int:

@@ -19,7 +19,13 @@ from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
 from multiscale.runs.folder import held, holds_run, load_settings, write_beside
 from multiscale.runs.states import identity_of, load_newest_state, load_state
-from multiscale.training.estimate import describe_run, describe_settings, device_capacity, fit_batch_gpu
+from multiscale.training.estimate import (
+    chooses_replays,
+    describe_run,
+    describe_settings,
+    device_capacity,
+    fit_batch_gpu,
+)
 from multiscale.training.evaluation import snapshot_evaluation
 from multiscale.training.perceptual import SMALLEST_SIDE_PX, load_lpips, missing_files
 from multiscale.training.resume import check_resumed, choose_folder, report_end, report_start
@@ -302,7 +308,9 @@ def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None
     """One process of the run, from its newest state, or at its start from another run's."""
     allow_tf32(job.config.training.tf32)
     torch.backends.cudnn.benchmark = True  # all batches have one size
-    trainer = Trainer(job.config, dataset, job.folder, process, job.batch_gpu)
+    share = job.config.training.batch // process.world_size
+    replay = chooses_replays(job.config, job.batch_gpu, share, process.device)
+    trainer = Trainer(job.config, dataset, job.folder, process, job.batch_gpu, replay=replay)
     state = load_newest_state(job.folder)
     if state is None and job.resumed is not None:
         state = load_state(job.resumed)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
 from multiscale.config import RunConfig
 from multiscale.networks.discriminator import Discriminator
@@ -22,6 +23,7 @@ from multiscale.networks.generator import Generator
 from multiscale.training import adversarial
 from multiscale.training.augment import AugmentPipe
 from multiscale.training.consistency import PerceptualDistance, consistency_loss, sample_zoom_out
+from multiscale.training.replays import Replays
 from multiscale.view import zoom_out
 from torch_utils.devices import to_device
 from torch_utils.random import Share
@@ -79,6 +81,7 @@ class Objective:
         augment: What D sees goes through it; None: it sees images as they are.
         perceptual: Distance between scales beside L1; None: L1 alone.
         compiled: D compiled, for all but the penalties, which are differentiated twice; None: D itself.
+        replays: What the networks' calls go through but for the penalties, if a part is a whole step; None: nothing.
     """
 
     def __init__(
@@ -90,16 +93,30 @@ class Objective:
         augment: AugmentPipe | None = None,
         perceptual: PerceptualDistance | None = None,
         compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        replays: Replays | None = None,
     ) -> None:
         self.training, self.G, self.D = config.training, G, D
         self.augment, self.perceptual = augment, perceptual
-        self._logits = D if compiled is None else compiled
+        self._compiled, self.replays = compiled, replays
         self._pairs = self.training.adversarial == "pairs"
 
     def generate(self, part: Part, *, observe: bool) -> Generated:
         """The part's latents through its views; ``observe``: G's running means see them."""
-        ws = self.G.mapping(part.z, observe=observe)
-        return ws, self.G.synthesis(ws, part.transform, observe=observe)
+
+        def generate(z: torch.Tensor, transform: torch.Tensor) -> Generated:
+            ws = self.G.mapping(z, observe=observe)
+            return ws, self.G.synthesis(ws, transform, observe=observe)
+
+        return self._call("generate, observed" if observe else "generate", generate, self.G, part.z, part.transform)
+
+    def logits(self, images: torch.Tensor, part: Part, role: str) -> torch.Tensor:
+        """D's logits of augmented images, [B, L]; ``role`` is this call's name among those of a step."""
+        if self._compiled is not None:
+            return self._compiled(images, part.zoom_log2)
+        return self._call(role, self.D, self.D, images, part.zoom_log2)
+
+    def _call(self, role: str, function: Callable[..., Any], module: nn.Module, *inputs: torch.Tensor) -> Any:
+        return function(*inputs) if self.replays is None else self.replays(role, function, module, *inputs)
 
     def discriminator(self, part: Part, fake: torch.Tensor) -> Losses:
         """Real patches against generated ones; ``fake`` is detached here.
@@ -107,8 +124,8 @@ class Objective:
         Pairs leave the level of D's logits free, so there D is sure of a real patch if it is above its generated one.
         """
         shares = self.D.shares
-        real_logits = self._logits(self.shown(part.real, "augment real", part), part.zoom_log2)
-        fake_logits = self._logits(self.shown(fake.detach(), "augment fake", part), part.zoom_log2)
+        real_logits = self.logits(self.shown(part.real, "augment real", part), part, "D real")
+        fake_logits = self.logits(self.shown(fake.detach(), "augment fake", part), part, "D fake")
         if self._pairs:
             loss = adversarial.pair_loss(real_logits, fake_logits, shares)
         else:
@@ -148,10 +165,10 @@ class Objective:
     def generator(self, part: Part, generated: Generated) -> Losses:
         """Generated patches that D takes for real ones, and scales that agree."""
         ws, fake = generated
-        logits = self._logits(self.shown(fake, "augment G", part), part.zoom_log2)
+        logits = self.logits(self.shown(fake, "augment G", part), part, "G fake")
         if self._pairs:
             with torch.no_grad():
-                real_logits = self._logits(self.shown(part.real, "augment G real", part), part.zoom_log2)
+                real_logits = self.logits(self.shown(part.real, "augment G real", part), part, "G real")
             loss = adversarial.pair_loss(logits, real_logits, self.D.shares)
         else:
             loss = adversarial.generator_loss(logits, self.D.shares)
@@ -166,7 +183,8 @@ class Objective:
         """Render the same latents farther out about the same centres and compare; a coin detaches one of the two."""
         factor = to_device(sample_zoom_out(part.labels, part.draws("zoom out")), fine.device)
         with torch.set_grad_enabled(not part.train_fine):
-            coarse = self.G.synthesis(ws, zoom_out(part.transform, factor))
+            farther = zoom_out(part.transform, factor)
+            coarse = self._call("coarse", self.G.synthesis, self.G.synthesis, ws, farther)
         weights = self.training.consistency_by_octave
         if weights is not None:
             by_image = np.asarray(weights)[np.minimum(part.octave, len(weights) - 1)]

@@ -44,6 +44,7 @@ from multiscale.training.augment import augmentation
 from multiscale.training.evaluation import is_best, patch_distance, real_sheet, snapshot_evaluation
 from multiscale.training.objective import Generated, Losses, Objective, Part
 from multiscale.training.perceptual import load_lpips
+from multiscale.training.replays import Replays
 from multiscale.view import unchecked_transform, uniform_centres
 from torch_utils.devices import Arriving, peak_memory, to_device
 from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first, from_first
@@ -84,10 +85,18 @@ class Trainer:
         folder: Where the run is written; it exists.
         process: This process and its device.
         batch_gpu: Images that are computed at a time, a divisor of this process's share of a batch; None: all of it.
+        replay: Replay the networks of a step from CUDA graphs; on a GPU, where all of the share is computed at a time.
     """
 
     def __init__(
-        self, config: RunConfig, dataset: PatchDataset, folder: Path, process: Process, batch_gpu: int | None = None
+        self,
+        config: RunConfig,
+        dataset: PatchDataset,
+        folder: Path,
+        process: Process,
+        batch_gpu: int | None = None,
+        *,
+        replay: bool = False,
     ) -> None:
         self.config, self.dataset, self.folder, self.process = config, dataset, folder, process
         self.device = process.device
@@ -138,6 +147,7 @@ class Trainer:
             augment=self.augment,
             perceptual=perceptual,
             compiled=torch.compile(self.D) if training.compile_discriminator else None,
+            replays=Replays() if replay else None,
         )
         self.shown = Mirrored(dataset) if training.mirror else dataset
         self.sampler = ScaleSampler(
@@ -334,6 +344,8 @@ class Trainer:
         self.step = int(state["step"])
         if self.config.training.batch_gpu is None and self.share % state["batch_gpu"] == 0:
             self.batch_gpu = state["batch_gpu"]
+        if self.batch_gpu < self.share:  # in several parts calls come several times
+            self.objective.replays = None
         for name in ("G", "D", "G_ema", "g_optimiser", "d_optimiser"):
             getattr(self, name).load_state_dict(state[name])
         if self.augment is not None and state["augment_p"] is not None and self.config.training.augment == "ada":
