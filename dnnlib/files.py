@@ -56,7 +56,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         with _Place(path.parent) as place:
             name, descriptor = place.create(path.name)
             try:
-                with open(descriptor, mode, encoding=None if "b" in mode else "utf-8") as stream:
+                encoding = None if "b" in mode else "utf-8"
+                with open(path.parent / name, mode, encoding=encoding, opener=lambda *_: descriptor) as stream:
                     yield stream
                     stream.flush()
                     os.fsync(descriptor)

@@ -20,6 +20,7 @@ def test_a_file_appears_whole_and_leaves_nothing_beside_it(tmp_path):
     with atomic_write(path) as stream:
         stream.write(b"new")
         assert not path.exists()
+        assert os.path.dirname(stream.name) == str(path.parent)  # libraries ask what it is called
     assert path.read_bytes() == b"new"
     assert os.listdir(path.parent) == ["file.bin"]
 
