@@ -224,6 +224,29 @@ def test_a_session_that_floods_is_heard_at_a_rate(folder, tmp_path, monkeypatch)
     assert flooded > 0.8
 
 
+def test_of_a_flood_of_requests_few_are_taken_up_and_the_newest_of_each_slot_among_them(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "REQUESTS_A_SECOND", 20.0)
+    monkeypatch.setattr(session, "REQUESTS_BURST", 2.0)
+    taken = []
+    take = session.Session._take
+    monkeypatch.setattr(
+        session.Session, "_take", lambda self, errand: (taken.append(errand.request.id), take(self, errand))
+    )
+
+    async def work(served):
+        async with served.socket() as flood:
+            for i in range(100):
+                await flood.ask(i, slot=f"slot {i % 2}", world=str(i))
+            newest = set()
+            while newest != {98, 99}:
+                newest |= {(await flood.hear())[0]["id"]} & {98, 99}
+            await flood.say({"type": "cancel", "slot": "slot 1"})
+            assert await flood.silent()
+
+    with_server(folder, tmp_path, work)
+    assert len(taken) < 20
+
+
 def test_pages_that_say_nothing_make_room_for_others(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "SOCKETS", 2)
     monkeypatch.setattr(app, "SILENT_SECONDS", 0.2)
