@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import ipaddress
 import sys
 import time
@@ -42,7 +43,8 @@ class Connections:
     def protocol_for(self, server: web.Server) -> asyncio.BaseProtocol:
         """What serves a new connection: where there are too many, one that is idle makes room, or the new one is closed."""
         self._server = server
-        if len(server.connections) >= self.limit and not self._make_room(server.connections):
+        found = server.connections
+        if len(found) >= self.limit and not self._make_room(found):
             return _Refusal()
         return server()
 
@@ -76,8 +78,8 @@ class Connections:
         for each in found:
             by_address[_address(each)].append(each)
         for those in by_address.values():
-            for _ in range(len(those) - ADDRESS_CONNECTIONS):
-                self._make_room(those)
+            if len(those) > ADDRESS_CONNECTIONS:
+                self._make_room(those, len(those) - ADDRESS_CONNECTIONS)
 
     def _read(self, protocol: Any, now: float) -> tuple[int, float]:
         """Bytes in a connection's buffer when it was last seen to be read, and when that was."""
@@ -88,14 +90,13 @@ class Connections:
     def _is_idle(self, protocol: Any) -> bool:
         return protocol not in self._busy and not _buffered(protocol)
 
-    def _make_room(self, those: list[Any]) -> bool:
-        """Close that of some connections which has been idle longest; False if none is."""
-        idle = [each for each in those if self._is_idle(each) and not _is_closing(each)]
-        if not idle:
-            return False
+    def _make_room(self, those: list[Any], count: int = 1) -> bool:
+        """Close those of some connections which have been idle longest, ``count`` at most; False if none is idle."""
         now = time.monotonic()
-        _abort(min(idle, key=lambda each: self._idle_since.setdefault(each, now)))
-        return True
+        idle = [each for each in those if self._is_idle(each) and not _is_closing(each)]
+        for each in heapq.nsmallest(count, idle, key=lambda each: self._idle_since.setdefault(each, now)):
+            _abort(each)
+        return bool(idle)
 
 
 class _Refusal(asyncio.Protocol):

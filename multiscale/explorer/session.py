@@ -21,7 +21,7 @@ from multiscale.rendering.renderer import Cancelled
 
 SLOTS = 16
 """Slots of a connection that may wait at once."""
-MESSAGES_A_SECOND, BURST = 200.0, 400.0
+MESSAGES_A_SECOND, BURST = 100.0, 400.0
 """Messages of a connection that are heard at once, in the long run and after a silence; later ones wait their turn."""
 REQUESTS_A_SECOND, REQUESTS_BURST = 20.0, 60.0
 """Requests of a connection that are taken up beyond those whose frames have been sent; of the others, each slot's newest is,
