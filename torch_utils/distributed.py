@@ -113,7 +113,7 @@ def _worker(
     _share_cores(len(devices), os.environ.get("OMP_NUM_THREADS"))
     store = dist.TCPStore("127.0.0.1", port, None, False, timeout)
     try:
-        with _member(Process(devices[rank], rank, len(devices)), store, timeout, watches=False) as process:
+        with _member(Process(devices[rank], rank, len(devices)), store, timeout) as process:
             work(process, *arguments)
     except REFUSED as error:  # nothing else than its text reaches the process that talks to the user
         raise UserError(f"In process {rank}: {sentence_for(error)}") from error
@@ -179,7 +179,7 @@ def _share_cores(processes: int, chosen: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _member(process: Process, store: dist.Store, timeout: datetime.timedelta, *, watches: bool) -> Iterator[Process]:
+def _member(process: Process, store: dist.Store, timeout: datetime.timedelta, *, watches: bool = False) -> Iterator[Process]:
     """The process group, from the first meeting to its end; with ``watches``, of which nobody else looks who is stopped."""
     if process.device.type == "cuda":
         torch.cuda.set_device(process.device)
