@@ -179,7 +179,9 @@ def _share_cores(processes: int, chosen: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _member(process: Process, store: dist.Store, timeout: datetime.timedelta, *, watches: bool = False) -> Iterator[Process]:
+def _member(
+    process: Process, store: dist.Store, timeout: datetime.timedelta, *, watches: bool = False
+) -> Iterator[Process]:
     """The process group, from the first meeting to its end; with ``watches``, of which nobody else looks who is stopped."""
     if process.device.type == "cuda":
         torch.cuda.set_device(process.device)

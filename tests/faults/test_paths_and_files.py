@@ -312,7 +312,9 @@ def test_states_whose_parts_overlap_are_refused(tmp_path):
 def test_lines_of_odd_types_do_not_end_the_status(tmp_path, capsys, odd):
     keys = ("img/s", "swd", "swd mean", "loss/D", "gradients/D norm", "seconds/step", "octave mix", "augment/p")
     lines = ['{"kimg": 1, "swd": [1, 2], "loss/D": 0.5}']
-    lines += ['{"kimg": 2}'] + [f'{{"kimg": 2, "{key}": {odd}}}' for key in keys] + [f'{{"kimg": {odd}}}', "[" * 5000, odd]
+    lines += (
+        ['{"kimg": 2}'] + [f'{{"kimg": 2, "{key}": {odd}}}' for key in keys] + [f'{{"kimg": {odd}}}', "[" * 5000, odd]
+    )
     (tmp_path / "stats.jsonl").write_text("\n".join(lines))
     (tmp_path / "config.yaml").write_text("training: {kimg: 4}\n")
     report_status(tmp_path)
