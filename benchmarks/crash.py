@@ -240,10 +240,12 @@ def main() -> None:
             if code:
                 raise SystemExit(f"{each} ended with {code}: {(place / each).with_suffix('.log').read_text()[-2000:]}")
             undisturbed[each] = command.made(place / each), operations
-        while (done := sum(row["kills"] for rows in report.values() for row in rows)) < options.kills:
+        done = 0
+        while done < options.kills:
             for each, command in chosen.items():
                 number = len(report[each])
                 report[each].append(series(command, place / f"{each}-{number}", rng, *undisturbed[each]))
+            done = sum(row["kills"] for rows in report.values() for row in rows)
             print(f"{done} kills", file=sys.stderr, flush=True)
     rows = [row for each in report.values() for row in each]
     bad = {each: [row for row in rows if row["code"] or row["differs"] or row["left"]] for each, rows in report.items()}
