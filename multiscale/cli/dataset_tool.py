@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import reports_user_errors
+from dnnlib.cli import Command, reports_user_errors
 from multiscale.data.earth import make_earth
 from multiscale.data.prepare import inspect_patches, make_demo, make_from_photographs, parse_counts
 
@@ -46,7 +46,7 @@ def main() -> None:
     """Make and inspect sets of patches, each with its scale: s = log2 of the zoom, 0 for the whole scene."""
 
 
-@main.command()
+@main.command(cls=Command)
 @making_options(64, "6, or as many as --counts", "400,600,800,1000, then 1200 each")
 @reports_user_errors
 def demo(*, counts: str | None, **options: Any) -> None:
@@ -54,7 +54,7 @@ def demo(*, counts: str | None, **options: Any) -> None:
     make_demo(counts=parse_counts(counts), **options)
 
 
-@main.command()
+@main.command(cls=Command)
 @click.option("--source", required=True, metavar="IMAGE|FOLDER", help="One large image, or a folder of photographs.")
 @making_options(256, "as many as all images have, at most 6", "500,1500,4000, then 30000 each")
 @reports_user_errors
@@ -66,7 +66,7 @@ def make(*, counts: str | None, **options: Any) -> None:
     make_from_photographs(counts=parse_counts(counts), **options)
 
 
-@main.command()
+@main.command(cls=Command)
 @making_options(64, "as many as --counts, else as the picture has, at most 6", "600,1000,2000,3000, then 4000 each")
 @reports_user_errors
 def earth(*, counts: str | None, **options: Any) -> None:
@@ -77,7 +77,7 @@ def earth(*, counts: str | None, **options: Any) -> None:
     make_earth(counts=parse_counts(counts), **options)
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("patches", metavar="ZIP|FOLDER")
 @click.option("--sheet", metavar="PNG", help="Also draw a contact sheet, one row an octave.")
 @workers_option

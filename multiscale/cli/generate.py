@@ -7,14 +7,14 @@ from typing import Any
 import click
 from click_option_group import optgroup
 
-from dnnlib.cli import reports_user_errors
+from dnnlib.cli import Command, reports_user_errors
 from dnnlib.errors import UserError
 from multiscale.rendering.commands import Request, generate, parse_centre, parse_keyframe, parse_size, parse_worlds
 from multiscale.rendering.video import Keyframe
 from multiscale.rendering.worlds import World
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("World")
 @optgroup.option("--seed", metavar="WORLD", help="A seed, or a world such as 3~7:0.25 or 3_7@4-8.  [default: 0]")
 @optgroup.option("--seeds", metavar="WORLDS", help="Several: 0-15 or 1,4~7:0.5,8-10; one file each.")

@@ -35,6 +35,7 @@ from multiscale.data.container import PatchWriter, check_dest, encode_png
 from multiscale.data.cutting import Pyramid, cut_patch
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
 from multiscale.data.procedural import render_batch
+from multiscale.data.source import listed
 from multiscale.view import uniform_centres
 from torch_utils.random import stream
 
@@ -45,6 +46,8 @@ PHOTOGRAPH_SUFFIXES = frozenset(
 )
 """What counts as a photograph in a folder; files of other kinds are passed over."""
 
+SMALL_NAMED = 10
+"""Images with too few octaves that are named; the others are counted."""
 SHEET_COLUMNS = 8
 _CROPS_A_JOB = 16
 _SCENE_PIXELS_A_JOB = 1 << 17
@@ -347,6 +350,8 @@ class Photograph(NamedTuple):
 
 DEFLATE_RATIO = 1032
 """Bytes that one byte of a PNG can stand for, at most; of a JPEG it is less. A pixel has a bit or more."""
+PACKED_BYTES = 1 << 30
+"""Decoded, that a picture of another format may claim whatever its size: WebP and fax codes pack plain areas into nothing."""
 
 
 def read_photograph(path: Path) -> Image.Image:
@@ -361,7 +366,7 @@ def read_photograph(path: Path) -> Image.Image:
     size = regular_size(path, "the image")
     with _without_size_limit(), Image.open(path) as opened:
         claimed = opened.width * opened.height * len(opened.getbands())
-        if opened.format in ("PNG", "JPEG") and claimed > 8 * DEFLATE_RATIO * size:
+        if claimed > max(8 * DEFLATE_RATIO * size, 0 if opened.format in ("PNG", "JPEG") else PACKED_BYTES):
             raise ValueError(
                 f"has {size} bytes, too few for the {opened.width} x {opened.height} pixels that it claims"
             )
@@ -447,7 +452,9 @@ def _check_depth(photographs: Sequence[Photograph], octaves: int, resolution: in
     shallow = [photograph for photograph in photographs if photograph.octaves_at(resolution) < octaves]
     if not shallow:
         return
-    found = "; ".join(f"{p.path} ({p.width} x {p.height}) has {p.octaves_at(resolution)}" for p in shallow)
+    found = listed(
+        [f"{p.path} ({p.width} x {p.height}) has {p.octaves_at(resolution)}" for p in shallow], "; ", SMALL_NAMED
+    )
     raise UserError(
         f"{len(shallow)} of {len(photographs)} images have fewer than {octaves} octaves at {resolution} x {resolution} "
         f"pixels, log2(shorter side/{resolution}) rounded down: {found}; "

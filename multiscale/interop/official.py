@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.reading import parsed
 from multiscale.config import DiscriminatorConfig, GeneratorConfig, build
 from multiscale.networks.discriminator import ResidualDiscriminator
 from multiscale.networks.generator import Generator
@@ -49,19 +50,28 @@ def generator_from_official(
     Raises:
         UserError: a tensor is missing or has another shape than the configuration asks for; the message names it.
     """
-    source = _Source(state)
+    return parsed(
+        lambda: _generator(
+            _Source(state),
+            img_resolution=img_resolution,
+            octaves=octaves,
+            n_bins=n_bins,
+            channel_base=channel_base,
+            channel_max=channel_max,
+            z_dim=z_dim,
+            w_dim=w_dim,
+        ),
+        MISFIT,
+    )
+
+
+def _generator(source: _Source, **settings: int) -> Generator:
     layers = source.layer_prefixes()
     radii = source["synthesis.input.freqs"].double().norm(dim=1)
     order = radii.argsort(stable=True)
     base = {
-        "img_resolution": img_resolution,
+        **settings,
         "img_channels": source[f"{layers[-1]}.weight"].shape[0],
-        "octaves": octaves,
-        "n_bins": n_bins,
-        "channel_base": channel_base,
-        "channel_max": channel_max,
-        "z_dim": z_dim,
-        "w_dim": w_dim,
         "mapping_layers": source.count(r"mapping\.fc\d+\.weight"),
         "num_layers": len(layers) - 1,
         "rho_max": float(radii.max()),
@@ -92,8 +102,11 @@ def discriminator_from_official(
     Raises:
         UserError: a tensor is missing or has another shape than the configuration asks for; the message names it.
     """
-    source = _Source(state)
     config = DiscriminatorConfig(channel_base=channel_base, channel_max=channel_max)
+    return parsed(lambda: _discriminator(_Source(state), config, img_resolution), MISFIT)
+
+
+def _discriminator(source: _Source, config: DiscriminatorConfig, img_resolution: int) -> ResidualDiscriminator:
     img_channels = source[f"b{img_resolution}.fromrgb.weight"].shape[1]
     discriminator = ResidualDiscriminator(config, img_resolution=img_resolution, img_channels=img_channels)
     ours = {
@@ -107,6 +120,10 @@ def discriminator_from_official(
 def centre_from_official(translation: torch.Tensor, plan: Plan) -> torch.Tensor:
     """World centres c = t n_0/r_0 of the published code's translations t, [B, 2] -> [B, 2]."""
     return translation * (plan.input_size / plan.input_rate)
+
+
+MISFIT = "The published weights do not fit together ({reason}); give the state of a whole generator or discriminator."
+"""Whatever tensors of other shapes, or other things than tensors, make of the rules."""
 
 
 class _Source(dict[str, torch.Tensor]):

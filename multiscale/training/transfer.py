@@ -9,7 +9,7 @@ from typing import Any
 
 from multiscale.config import RunConfig, to_dict
 from multiscale.runs.snapshots import load_snapshot
-from multiscale.runs.states import load_state
+from multiscale.runs.states import NETWORKS, load_state
 from multiscale.training.resume import check_changes
 
 
@@ -44,7 +44,7 @@ def load_learned(path: Path) -> Learned:
         return Learned(
             path=path, config={"generator": to_dict(generator.config)}, weights={"G": weights, "G_ema": weights}
         )
-    state = load_state(path)
+    state = load_state(path, needed=NETWORKS)
     settings = to_dict(state["config"])
     config = {section: settings[section] for section in ("generator", "discriminator")}
-    return Learned(path=path, config=config, weights={name: state[name] for name in ("G", "D", "G_ema")})
+    return Learned(path=path, config=config, weights={name: state[name] for name in NETWORKS})
