@@ -18,6 +18,8 @@ from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.runs.snapshots import BUNDLED, Snapshot, find_network, load_snapshot, read_header, snapshots_of
 
 LOADED = 3
+LICENCE_CHARACTERS = 200
+"""Of a licence's name that clients are told."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,9 @@ class Library:
 
 def header_facts(path: Path) -> dict[str, Any]:
     """What a snapshot's header says, without reading weights; None for each thing that it does not."""
-    facts: dict[str, Any] = dict.fromkeys(("kimg", "resolution", "octaves", "world_px", "layers", "channels"))
+    facts: dict[str, Any] = dict.fromkeys(
+        ("kimg", "resolution", "octaves", "world_px", "layers", "channels", "licence")
+    )
     try:
         config, info = read_header(path)
     except UserError:
@@ -176,5 +180,6 @@ def header_facts(path: Path) -> dict[str, Any]:
         "world_px": config.img_resolution << config.octaves,
         "layers": config.num_layers + 1,
         "channels": config.img_channels,
+        "licence": str(info["licence"])[:LICENCE_CHARACTERS] if "licence" in info else None,
     }
     return facts | {"kimg": kimg if isinstance(kimg, int | float) and math.isfinite(kimg) else None}

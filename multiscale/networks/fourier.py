@@ -125,17 +125,20 @@ def waves_of_views(
     blend_width: float,
     band_limit: float | None,
     shift_gain: float,
+    unit: float = 1.0,
 ) -> Waves:
     """The factors of :func:`fourier_features`, for views with any linear part.
 
-    ``linear`` [B, 2, 2] stands in for 1/Z (v -> linear v); ``size`` may be (columns, rows).
+    ``linear`` [B, 2, 2] stands in for 1/Z (v -> linear v); ``size`` may be (columns, rows); ``omega`` is in ``unit`` cycles.
     """
     columns, rows = (size, size) if isinstance(size, int) else size
     device, dtype = omega.device, omega.dtype
     precise = _precise_device(device)
     linear, s, c = (t.to(device=precise, dtype=torch.float64) for t in (linear, zoom_log2, centre))
     bin_zoom = bin_offset * bins.to(device=precise, dtype=torch.float64)  # o b, in octaves [K]
-    world = omega.to(device=precise, dtype=torch.float64) * torch.exp2(bin_zoom)[:, None]  # 2^(o b) omega [K, 2]
+    world = (
+        omega.to(device=precise, dtype=torch.float64) * (unit * torch.exp2(bin_zoom))[:, None]
+    )  # 2^(o b) omega [K, 2]
     view = torch.einsum("ki,bij->bkj", world, linear)  # cycles per view [B, K, 2]
 
     # The phase at the centre reaches thousands of cycles at 256x, where float32 is off by 1e-3: reduce it in float64.

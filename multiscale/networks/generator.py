@@ -50,6 +50,8 @@ class FeatureInjection(nn.Module):
         super().__init__()
         self.size, self.rate, self.config = size, rate, config
         omega, phase, bins = draw_features(radii, size, rate, config.n_bins, rng)
+        if config.published_frequencies:
+            omega = omega / published_unit(size, rate)
         self.register_buffer("omega", omega)
         self.register_buffer("phase", phase)
         self.register_buffer("bins", bins, persistent=False)
@@ -101,7 +103,13 @@ class FeatureInjection(nn.Module):
             blend_width=config.blend_width,
             band_limit=None if config.published_geometry else BAND_LIMIT,
             shift_gain=(self.size - 1) / self.size if config.published_geometry else 1.0,
+            unit=published_unit(self.size, self.rate) if config.published_frequencies else 1.0,
         )
+
+
+def published_unit(size: int, rate: int) -> float:
+    """Cycles per unit of the world of one published cycle: a layer's n padded samples are n - 1 intervals of 1/r."""
+    return rate / (size - 1)
 
 
 class SynthesisNetwork(nn.Module):

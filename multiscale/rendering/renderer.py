@@ -313,7 +313,9 @@ def nearest_centre(centre: tuple[float, float], zoom: float) -> tuple[float, flo
 
 def provenance(snapshot: Snapshot) -> dict[str, Any]:
     """What every image says about the network that made it."""
-    return {"network": snapshot.path.name, "sha256": snapshot.digest, "kimg": snapshot.info.get("kimg")}
+    facts = {"network": snapshot.path.name, "sha256": snapshot.digest, "kimg": snapshot.info.get("kimg")}
+    licence = snapshot.info.get("licence")
+    return facts if licence is None else facts | {"licence": licence}
 
 
 def _raising(cancelled: Callable[[], bool]) -> Callable[[], None]:

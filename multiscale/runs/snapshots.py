@@ -17,7 +17,9 @@ from dnnlib.errors import UserError, shown
 from dnnlib.files import atomic_write, sha256
 from dnnlib.reading import from_json, parsed, regular_size
 from multiscale.config import GeneratorConfig, to_dict
+from multiscale.interop.pickles import SUFFIX, load_published
 from multiscale.networks.generator import Generator
+from multiscale.runs.named import local_path
 from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 
 FORMAT = "multiscale-generator"
@@ -64,12 +66,15 @@ def save_snapshot(path: str | Path, generator: Generator, info: Mapping[str, Any
 
 
 def load_snapshot(path: str | Path) -> Snapshot:
-    """Read a snapshot; nothing in the file is executed.
+    """Read a snapshot, or a pickle of the published code (``.pkl``); nothing in the file is executed.
 
     Raises:
         UserError: the file is missing, truncated, not ours, of a newer format, or its tensors do not fit its config.
     """
     path = Path(path)
+    if is_published(path):
+        published = load_published(path)
+        return Snapshot(published.generator.requires_grad_(False), path, published.digest, published.info)
     config, weights, info = _read(path, with_weights=True)
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise UserError(f"{path} holds weights that are not finite ({broken[0]}); use an older snapshot of the run.")
@@ -96,12 +101,20 @@ def check_shapes(path: Path, config: GeneratorConfig, weights: Mapping[str, torc
         )
 
 
+def is_published(path: Path) -> bool:
+    """Whether a file is named as pickles of the published code are."""
+    return path.suffix.lower() == SUFFIX
+
+
 def read_header(path: Path) -> tuple[GeneratorConfig, dict[str, Any]]:
     """Config and facts of a snapshot, without reading weights.
 
     Raises:
         UserError: as :func:`load_snapshot`.
     """
+    if is_published(path):
+        published = load_published(path)  # whose header is all over the file
+        return published.generator.config, published.info
     config, _, info = _read(path, with_weights=False)
     return config, info
 
@@ -138,9 +151,10 @@ def _read(path: Path, *, with_weights: bool) -> tuple[GeneratorConfig, dict[str,
 
 
 def find_network(network: str | Path | None, runs: str | Path = "runs") -> Path:
-    """The snapshot file meant by ``--network``: a file, the newest of a run's folder, or (None) of the newest run.
+    """The file meant by ``--network``: a file, the newest of a run's folder, a name to fetch, or (None) of the newest run.
 
-    Where there is no run yet it is the bundled model.
+    Names are ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.named`). Where there is no run yet it is the
+    bundled model.
 
     Raises:
         UserError: what was named does not exist or holds no snapshot.
@@ -148,14 +162,14 @@ def find_network(network: str | Path | None, runs: str | Path = "runs") -> Path:
     if network is None:
         found = [path for folder in _subfolders(Path(runs)) for path in snapshots_of(folder)]
         return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
-    path = Path(network)
+    path = local_path(network)
     if path.is_dir():
         found = snapshots_of(path)
         if not found:
             raise UserError(f"The folder {path} holds no snapshot ({PATTERN}); give the folder of a run or a file.")
         return found[-1]
     if not path.exists():
-        raise UserError(f"There is no network {path}; give the folder of a run or a {PATTERN} file.")
+        raise UserError(f"There is no network {path}; give the folder of a run, a {PATTERN} file, or a .pkl.")
     return path
 
 
