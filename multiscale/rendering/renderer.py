@@ -128,6 +128,28 @@ class Renderer:
             images.append(to_uint8(self._evaluate(ws, places[i : i + RENDER_BATCH], size)))
         return np.concatenate(images)
 
+    def view(
+        self,
+        world: World | int,
+        zoom: float,
+        centre: tuple[float, float],
+        size: tuple[int, int] | None = None,
+        truncation_psi: float = 1.0,
+        *,
+        extrapolate: bool = False,
+    ) -> np.ndarray:
+        """One picture: uint8 [H, W, C]. ``size``: width and height in pixels, the longer side spans 1/zoom; None: N x N.
+
+        Raises:
+            UserError: as :meth:`render` and :meth:`image`.
+        """
+        if not 1 <= zoom < float("inf"):
+            raise UserError(f"Scale {zoom:g} is out of range: this model zooms from 1 to {self.max_zoom:g}.")
+        if size is None and not extrapolate:
+            return self.render([world], [zoom], [centre], truncation_psi)[0]
+        region = Region.of_view(zoom, centre, *(size or (self.resolution,) * 2))
+        return to_uint8(self.image(world, region, truncation_psi, extrapolate=extrapolate))
+
     def image(
         self,
         world: World | int,
