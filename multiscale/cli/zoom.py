@@ -20,8 +20,9 @@ from multiscale.explorer.server import Options, serve
 @optgroup.group("Model")
 @optgroup.option(
     "--network",
-    metavar="RUN|FILE",
-    help="A run's folder, new snapshots included.  [default: newest run, else the bundled model]",
+    metavar="RUN|FILE|NAME",
+    help="A run's folder, new snapshots included; a snapshot, a published .pkl, https://..., hf://owner/repo.  "
+    "[default: newest run, else the bundled model]",
 )
 @optgroup.group("Server")
 @optgroup.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 for other machines, with a token.")

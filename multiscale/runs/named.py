@@ -17,7 +17,7 @@ from dnnlib.reading import short_reason
 HUB = "hf://"
 HUB_SYNTAX = "hf://owner/repo, with /file and @revision if you like"
 SUFFIXES = (".safetensors", ".pkl")
-_NEEDS_HUB = "hf:// needs the package huggingface_hub: pip install 'multiscale-gan[hub]'."
+_NEEDS_HUB = "hf:// needs the package huggingface_hub: pip install huggingface_hub."
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"
 _HUB_NAME = re.compile(rf"hf://({_PART}/{_PART})(?:/([^@]{{1,500}}))?(?:@([\w./-]{{1,200}}))?", re.ASCII)
 

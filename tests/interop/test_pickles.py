@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -319,3 +321,16 @@ def test_damaged_files_are_refused_in_a_sentence_and_nothing_is_run(tiny, tmp_pa
     assert report["run_or_written"] == {}
     assert report["most_lines_of_a_refusal"] == 1
     assert report["slowest_cpu_sec"] < 10
+
+
+def test_the_readmes_way_from_a_published_file_to_a_picture(tmp_path, monkeypatch):
+    """As typed there, with a stand-in for the file that the paper's authors publish."""
+    shutil.copy(PUBLISHED, tmp_path / "moon_rec6.pkl")
+    readme = (ROOT / "README.md").read_text()
+    [command] = re.findall(r"^python -m multiscale\.interop (.*?) *#", readme, flags=re.M)
+    [python] = re.findall(r"^```python\n(.*?)^```$", readme, flags=re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(convert, command.split())
+    assert done.exit_code == 0, done.output
+    exec(python, {})
+    assert Image.open(tmp_path / "view.png").size == (1024, 768)
