@@ -6,14 +6,18 @@ import os
 import sys
 import threading
 import webbrowser
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
 from click_option_group import optgroup
 
 from dnnlib.cli import reports_user_errors
+from dnnlib.errors import UserError
 from multiscale.explorer.access import is_loopback, token_for
 from multiscale.explorer.server import Options, serve
+from multiscale.rendering.worlds import World
+from multiscale.site.write import export_site, export_tiles
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
@@ -24,6 +28,14 @@ from multiscale.explorer.server import Options, serve
     help="A run's folder, new snapshots included; a snapshot, a published .pkl, https://..., hf://owner/repo.  "
     "[default: newest run, else the bundled model]",
 )
+@optgroup.group("Export")
+@optgroup.option(
+    "--export", metavar="FOLDER", help="Write a page that renders the model in any browser, without a server; exit."
+)
+@optgroup.option(
+    "--tiles", is_flag=True, help="With --export: one world as Deep Zoom tiles, where browsers cannot compute."
+)
+@optgroup.option("--world", metavar="WORLD", help="With --tiles: which, such as 3 or 3~7:0.25.  [default: 3]")
 @optgroup.group("Server")
 @optgroup.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 for other machines, with a token.")
 @optgroup.option("--port", type=click.IntRange(1, 65535), help="Port.  [default: the first free one from 8000]")
@@ -38,8 +50,17 @@ def main(
     token: str | None,
     no_browser: bool,
     cache_mb: int,
+    export: str | None,
+    tiles: bool,
+    world: str | None,
 ) -> None:
     """Fly through the worlds of a model in the browser, and save images and films; Ctrl-C ends it."""
+    if (tiles and export is None) or (world is not None and not tiles):
+        raise UserError("--tiles goes with --export FOLDER, and --world with --tiles; give them together.")
+    if export is not None:
+        folder = Path(export)
+        print(export_tiles(network, folder, World.parse(world or "3")) if tiles else export_site(network, folder))
+        return
     options = Options(network=network, host=host, port=port, token=token_for(host, token), cache_mb=cache_mb)
 
     def ready(url: str) -> None:

@@ -75,14 +75,18 @@ class FeatureInjection(nn.Module):
         Returns:
             [B, C or K, rows, columns].
         """
-        waves = self.waves(transform, size)
+        waves = self.styled(self.waves(transform, size), w)
+        return waves.maps() if mixing is None else waves.mixed(mixing / math.sqrt(mixing.shape[1]))
+
+    def styled(self, waves: Waves, w: torch.Tensor | None) -> Waves:
+        """Waves of all worlds as those of the worlds of ``w`` [B, D]."""
         if self.style is not None:
             assert w is not None
             amplitude = (w @ (self.style / math.sqrt(w.shape[1])).t()).unflatten(1, (-1, 2))
             scale = torch.exp2(self.config.bin_offset * self.bins)
             anchored = (self.omega.norm(dim=1) * scale < self.config.feature_anchor).to(amplitude)[:, None]  # [K, 1]
             waves = waves.styled(amplitude * (1 - anchored) + F.pad(anchored, (0, 1)))
-        return waves.maps() if mixing is None else waves.mixed(mixing / math.sqrt(mixing.shape[1]))
+        return waves
 
     def waves(self, transform: torch.Tensor, size: Size | None = None) -> Waves:
         """The features in factors, without style: those of all worlds."""
@@ -102,9 +106,19 @@ class FeatureInjection(nn.Module):
             blend_offset=config.blend_offset,
             blend_width=config.blend_width,
             band_limit=None if config.published_geometry else BAND_LIMIT,
-            shift_gain=(self.size - 1) / self.size if config.published_geometry else 1.0,
-            unit=published_unit(self.size, self.rate) if config.published_frequencies else 1.0,
+            shift_gain=self.shift_gain,
+            unit=self.unit,
         )
+
+    @property
+    def shift_gain(self) -> float:
+        """g, by which centres are multiplied: 1 but for imported weights."""
+        return (self.size - 1) / self.size if self.config.published_geometry else 1.0
+
+    @property
+    def unit(self) -> float:
+        """Cycles per unit of the world that ``omega`` counts in."""
+        return published_unit(self.size, self.rate) if self.config.published_frequencies else 1.0
 
 
 def published_unit(size: int, rate: int) -> float:
