@@ -1,8 +1,8 @@
 """A generator as two ONNX graphs: z to styles, and styles with the factors of the view's waves to an image of any size.
 
-What needs float64, the phase at the view's centre, stays outside: the caller gives each injection point's waves as sines and cosines
-along x and y (:class:`multiscale.networks.fourier.Waves`). The operators are those of the reference: zeros between samples, a
-filter, the leaky ReLU, a filter, as plain convolutions. Weights that float16 holds exactly are stored in it.
+What needs float64, the phase at the view's centre, stays outside: the caller gives each injection point's waves as sines and
+cosines along x and y (:class:`multiscale.networks.fourier.Waves`). The operators are those of the reference: zeros between
+samples, a filter, the leaky ReLU, a filter, as plain convolutions. Weights that float16 holds exactly are stored in it.
 
 Shapes: K waves of a point, P samples of its grid, D size of w.
 """
@@ -62,7 +62,7 @@ class SynthesisGraph(nn.Module):
             x = _layer(layer, x, ws[:, i + 1])  # type: ignore[arg-type]
             if (key := str(i)) in synthesis.injections:
                 point: Any = synthesis.injections[key]
-                mixing = synthesis.mixing[key] if key in synthesis.mixing else None
+                mixing = synthesis.mixing.get(key)
                 x = torch.cat([x, _features(point, mixing, ws, *waiting[:2])], dim=1)
                 waiting = waiting[2:]
         return x * self.generator.config.output_scale
@@ -122,12 +122,13 @@ def _layer(layer: SynthesisLayer, x: torch.Tensor, w: torch.Tensor) -> torch.Ten
     x0, x1, y0, y1 = plan.padding
     if layer.up_filter is not None:
         x = _upsampled(x, layer.up_filter, plan.up, (x0, y0), (x1, y1))
-    if not plan.is_torgb:
-        x = torch.where(x < 0, x * 0.2, x) * SQRT2
-    x = x.clamp(-layer.clamp, layer.clamp)
-    if layer.down_filter is not None:
-        x = _downsampled(x, layer.down_filter, plan.down)
-    return x.transpose(0, 1)
+    if plan.is_torgb:
+        return x.clamp(-layer.clamp, layer.clamp).transpose(0, 1)
+    # The gain of the leaky ReLU goes into the filter behind it.
+    x = F.leaky_relu(x, 0.2).clamp(-layer.clamp / SQRT2, layer.clamp / SQRT2)
+    assert layer.down_filter is not None
+    taps = layer.down_filter * (SQRT2 if layer.down_filter.ndim == 2 else math.sqrt(SQRT2))
+    return _downsampled(x, taps, plan.down).transpose(0, 1)
 
 
 def _upsampled(x: torch.Tensor, f: torch.Tensor, up: int, low: tuple[int, int], high: tuple[int, int]) -> torch.Tensor:

@@ -79,7 +79,7 @@ def _archive(package: Package) -> Path:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SEC, cwd=folder, check=False)
         except subprocess.TimeoutExpired:
-            done = None  # type: ignore[assignment]
+            done = None
         fetched = Path(folder) / package.archive
         if done is None or done.returncode or not fetched.is_file():
             reason = "it took too long" if done is None else " ".join(done.stderr.split())[-200:] or "it wrote nothing"

@@ -1,4 +1,4 @@
-"""``zoom.py --export``: a folder of static files that renders the model in the visitor's browser, or shows tiles of one world."""
+"""``zoom.py --export``: a folder of static files that renders the model in a browser, or shows tiles of one world."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def export_site(network: str | None, folder: Path, *, name: str | None = None) -
         The folder.
 
     Raises:
-        UserError: there is no such network, it cannot be exported, the runtime cannot be had, or the folder holds anything else.
+        UserError: there is no such network, it cannot be exported, npm cannot get the runtime, or the folder holds
+            anything else.
     """
     snapshot = load_snapshot(find_network(network))
     return _replaced(folder, lambda place: _write_model(place, snapshot, name or snapshot.path.stem))

@@ -182,7 +182,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(site, tmp_path):
 def test_without_npm_it_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(packages.shutil, "which", lambda _: None)
-    with pytest.raises(UserError, match="onnxruntime-web 1.30.0 is needed and npm is not there"):
+    with pytest.raises(UserError, match=r"onnxruntime-web 1\.30\.0 is needed and npm is not there"):
         export_site(str(BUNDLED), tmp_path / "site")
     assert not (tmp_path / "site").exists()
 

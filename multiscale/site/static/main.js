@@ -143,7 +143,7 @@ function change(part) {
 
 function show() {
   if (document.activeElement !== $("world")) $("world").value = state.world;
-  $("world").setCustomValidity(parse(state.world) ? "" : "A seed such as 3, or a mix such as 3~7:0.25");
+  $("world").setCustomValidity(parse($("world").value) ? "" : "A seed such as 3, or a mix such as 3~7:0.25");
   $("trunc").value = state.trunc;
   const mix = parse(state.world)?.mixes[0];
   $("mix").disabled = !mix;
