@@ -206,6 +206,7 @@ function listen() {
   $("mix").addEventListener("input", () => change({ world: state.world.replace(/(~[^~_]+):[^~_:]+/, `$1:${Number($("mix").value)}`) }));
   $("whole").addEventListener("click", () => change({ view: { zoom: 1, x: 0, y: 0 } }));
   $("save").addEventListener("click", save);
+  $("controls").addEventListener("submit", (event) => event.preventDefault()); // Return in the box
   addEventListener("keydown", (event) => {
     if (event.target instanceof HTMLInputElement || event.ctrlKey || event.metaKey || event.altKey) return;
     const pan = { ArrowLeft: [0.1, 0], ArrowRight: [-0.1, 0], ArrowUp: [0, 0.1], ArrowDown: [0, -0.1] }[event.key];
