@@ -7,6 +7,7 @@ range. Deep options are reached from the command line with ``--set path=value``,
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,6 +100,9 @@ class GeneratorConfig:
     """Features at the input and after each layer in place of the rule (imported weights)."""
     published_geometry: bool = False
     """Feature positions of the published code (imported weights): no band limit, input grid over the padded layer."""
+    published_frequencies: bool = False
+    """Frequencies are kept as the published code has them (imported weights), in cycles over its grid: as float32 in ours they
+    would be rounded once more, which 256x shows."""
 
     def __post_init__(self) -> None:
         if self.num_layers <= self.num_critical + 1:
@@ -358,5 +362,6 @@ def check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:
             check_keys(fields[key], value, source, f"{prefix}{key}.")
 
 
+@functools.cache
 def _field_types(schema: Any) -> dict[str, Any]:
     return typing.get_type_hints(schema)

@@ -26,7 +26,7 @@ MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.uni
     "--network",
     "networks",
     multiple=True,
-    metavar="RUN|FILE|PATTERN",
+    metavar="RUN|FILE|NAME|PATTERN",
     help="Several may be given: 'run/generator-*.safetensors'.  [default: newest run, else the bundled model]",
 )
 @optgroup.option("--data", required=True, metavar="ZIP|FOLDER|PATTERN", help="The patches that it was trained on.")

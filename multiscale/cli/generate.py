@@ -43,7 +43,10 @@ from multiscale.rendering.worlds import World
 @optgroup.group("Files")
 @optgroup.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Of a channel, in PNG and TIFF.")
 @optgroup.option(
-    "--network", metavar="RUN|FILE", help="A run's folder or a snapshot.  [default: newest run, else the bundled model]"
+    "--network",
+    metavar="RUN|FILE|NAME",
+    help="A run's folder, a snapshot, a published .pkl, https://..., hf://owner/repo.  "
+    "[default: newest run, else the bundled model]",
 )
 @optgroup.option("--out", metavar="FILE|FOLDER", default="out", help="A .png file, or a folder for one file a seed.")
 @reports_user_errors

@@ -19,7 +19,9 @@ from multiscale.training.status import report_status
 )
 @optgroup.option("--resume", metavar="FILE", help="Begin a run with the training state (state-*.pt) of another.")
 @optgroup.option(
-    "--transfer", metavar="FILE", help="Begin with its networks alone: a state-*.pt, or a generator-*.safetensors."
+    "--transfer",
+    metavar="FILE|NAME",
+    help="Begin with its networks alone: a state-*.pt, a generator-*.safetensors or a published .pkl.",
 )
 @optgroup.option("--fresh", is_flag=True, help="Begin another run; without it the same command goes on with its run.")
 @optgroup.group("Machine")

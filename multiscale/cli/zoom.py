@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import webbrowser
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
@@ -16,6 +17,8 @@ from dnnlib.errors import UserError
 from dnnlib.reading import read_text
 from multiscale.explorer.access import is_loopback, parse_origin, parse_public_url, token_for
 from multiscale.explorer.server import Options, serve
+from multiscale.rendering.worlds import World
+from multiscale.site.write import export_site, export_tiles
 
 TOKEN_FILE_BYTES = 4096
 
@@ -24,9 +27,18 @@ TOKEN_FILE_BYTES = 4096
 @optgroup.group("Model")
 @optgroup.option(
     "--network",
-    metavar="RUN|FILE",
-    help="A run's folder, new snapshots included.  [default: newest run, else the bundled model]",
+    metavar="RUN|FILE|NAME",
+    help="A run's folder, new snapshots included; a snapshot, a published .pkl, https://..., hf://owner/repo.  "
+    "[default: newest run, else the bundled model]",
 )
+@optgroup.group("Export")
+@optgroup.option(
+    "--export", metavar="FOLDER", help="Write a page that renders the model in any browser, without a server; exit."
+)
+@optgroup.option(
+    "--tiles", is_flag=True, help="With --export: one world as Deep Zoom tiles, where browsers cannot compute."
+)
+@optgroup.option("--world", metavar="WORLD", help="With --tiles: which, such as 3 or 3~7:0.25.  [default: 3]")
 @optgroup.group("Server")
 @optgroup.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 for other machines, with a token.")
 @optgroup.option("--port", type=click.IntRange(1, 65535), help="Port.  [default: the first free one from 8000]")
@@ -60,8 +72,17 @@ def main(
     origins: tuple[str, ...],
     no_browser: bool,
     cache_mb: int,
+    export: str | None,
+    tiles: bool,
+    world: str | None,
 ) -> None:
     """Fly through the worlds of a model in the browser, and save images and films; Ctrl-C ends it."""
+    if (tiles and export is None) or (world is not None and not tiles):
+        raise UserError("--tiles goes with --export FOLDER, and --world with --tiles; give them together.")
+    if export is not None:
+        folder = Path(export)
+        print(export_tiles(network, folder, World.parse(world or "3")) if tiles else export_site(network, folder))
+        return
     if token_file is not None:
         if token is not None:
             raise UserError("Both a token and --token-file were given; give one of them.")

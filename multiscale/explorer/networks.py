@@ -18,8 +18,11 @@ from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.runs.snapshots import BUNDLED, Snapshot, find_network, load_snapshot, read_header, snapshots_of
 
 LOADED = 3
-UNKNOWN: dict[str, Any] = dict.fromkeys(("kimg", "resolution", "octaves", "world_px", "layers", "channels"))
+UNKNOWN: dict[str, Any] = dict.fromkeys(("kimg", "resolution", "octaves", "world_px", "layers", "channels", "licence"))
 """What is said of a snapshot that cannot be read."""
+
+LICENCE_CHARACTERS = 200
+"""Of a licence's name that clients are told."""
 
 
 @dataclass(frozen=True)
@@ -204,5 +207,6 @@ def header_facts(path: Path) -> dict[str, Any]:
         "world_px": config.img_resolution << config.octaves,
         "layers": config.num_layers + 1,
         "channels": config.img_channels,
+        "licence": str(info["licence"])[:LICENCE_CHARACTERS] if "licence" in info else None,
     }
     return facts | {"kimg": kimg if isinstance(kimg, int | float) and math.isfinite(kimg) else None}

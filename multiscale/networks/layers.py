@@ -203,13 +203,7 @@ def modulated_conv2d(
     Returns:
         [B, O, H + k - 1, W + k - 1] in the dtype of ``maps``.
     """
-    if demodulate:
-        weight = weight * weight.square().mean(dim=[1, 2, 3], keepdim=True).rsqrt()
-        style = style * style.square().mean().rsqrt()
-    modulated = weight[None] * style[:, None, :, None, None]  # [B, O, I, k, k]
-    if demodulate:
-        modulated = modulated * (modulated.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt()
-    modulated = (modulated * input_gain).to(maps[0].dtype)
+    modulated = modulated_weight(weight, style, input_gain, demodulate=demodulate).to(maps[0].dtype)
     first, *others = zip(maps, modulated.split([x.shape[1] for x in maps], dim=2), strict=True)
     y = _conv2d_of_each(*first)
     for x, part in others:
@@ -218,6 +212,19 @@ def modulated_conv2d(
         else:
             y = y + _conv2d_of_each(x, part)
     return y
+
+
+def modulated_weight(
+    weight: torch.Tensor, style: torch.Tensor, input_gain: torch.Tensor, *, demodulate: bool
+) -> torch.Tensor:
+    """The weights [B, O, I, k, k] of each sample, as :func:`modulated_conv2d` says."""
+    if demodulate:
+        weight = weight * weight.square().mean(dim=[1, 2, 3], keepdim=True).rsqrt()
+        style = style * style.square().mean().rsqrt()
+    modulated = weight[None] * style[:, None, :, None, None]  # [B, O, I, k, k]
+    if demodulate:
+        modulated = modulated * (modulated.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt()
+    return modulated * input_gain
 
 
 def _conv2d_of_each(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,9 @@ from dnnlib.errors import UserError, shown
 from dnnlib.files import atomic_write
 from dnnlib.reading import from_json, parsed, regular_size
 from multiscale.config import GeneratorConfig, to_dict
+from multiscale.interop.pickles import SUFFIX, load_published
 from multiscale.networks.generator import Generator
+from multiscale.runs.named import local_path
 from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 
 FORMAT = "multiscale-generator"
@@ -69,12 +71,15 @@ def save_snapshot(path: str | Path, generator: Generator, info: Mapping[str, Any
 
 
 def load_snapshot(path: str | Path) -> Snapshot:
-    """Read a snapshot; nothing in the file is executed.
+    """Read a snapshot, or a pickle of the published code (``.pkl``); nothing in the file is executed.
 
     Raises:
         UserError: the file is missing, truncated, not ours, of a newer format, or its tensors do not fit its config.
     """
     path = Path(path)
+    if is_published(path):
+        published = load_published(path)
+        return Snapshot(published.generator.requires_grad_(False), path, published.digest, published.info)
     with _opened(path) as file:
         data = file.whole()
     weights = parsed(lambda: safetensors.torch.load(data), DAMAGED.replace("{path}", str(path)))
@@ -101,12 +106,20 @@ def check_shapes(path: Path, config: GeneratorConfig, weights: Mapping[str, torc
         )
 
 
+def is_published(path: Path) -> bool:
+    """Whether a file is named as pickles of the published code are."""
+    return path.suffix.lower() == SUFFIX
+
+
 def read_header(path: Path) -> tuple[GeneratorConfig, dict[str, Any]]:
     """Config and facts of a snapshot, without reading weights.
 
     Raises:
         UserError: as :func:`load_snapshot`.
     """
+    if is_published(path):
+        published = load_published(path)  # whose header is all over the file
+        return published.generator.config, published.info
     with _opened(path) as file:
         return file.meaning({})[0], file.info
 
@@ -176,9 +189,10 @@ def _headed(path: Path, stream: IO[bytes], size: int) -> _File:
 
 
 def find_network(network: str | Path | None) -> Path:
-    """The snapshot file meant by ``--network``: a file, the newest of a run's folder, or (None) of the newest run in ``runs``.
+    """The file meant by ``--network``: a file, the newest of a run's folder, a name to fetch, or (None) of the newest run in
+    ``runs``.
 
-    Without any run it is the bundled model.
+    Names are ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.named`). Without any run it is the bundled model.
 
     Raises:
         UserError: what was named does not exist or holds no snapshot.
@@ -186,14 +200,14 @@ def find_network(network: str | Path | None) -> Path:
     if network is None:
         found = [path for folder in _subfolders(Path("runs")) for path in snapshots_of(folder)]
         return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
-    path = Path(network)
+    path = local_path(network)
     if path.is_dir():
         found = snapshots_of(path)
         if not found:
             raise UserError(f"The folder {path} holds no snapshot ({PATTERN}); give the folder of a run or a file.")
         return found[-1]
     if not path.exists():
-        raise UserError(f"There is no network {path}; give the folder of a run or a {PATTERN} file.")
+        raise UserError(f"There is no network {path}; give the folder of a run, a {PATTERN} file, or a .pkl.")
     return path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from multiscale.config import RunConfig, to_dict
-from multiscale.runs.snapshots import load_snapshot
+from multiscale.runs.snapshots import is_published, load_snapshot
 from multiscale.runs.states import NETWORKS, load_state
 from multiscale.training.resume import check_changes
 
@@ -33,12 +33,12 @@ class Learned:
 
 
 def load_learned(path: Path) -> Learned:
-    """Networks of a training state (``state-*.pt``), or the generator alone of a snapshot (``generator-*.safetensors``).
+    """Networks of a training state (``state-*.pt``), or the generator alone of a snapshot or of a published pickle.
 
     Raises:
         UserError: the file is missing, damaged or of another kind.
     """
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or is_published(path):
         generator = load_snapshot(path).generator
         weights = generator.state_dict()
         return Learned(

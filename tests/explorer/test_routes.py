@@ -119,6 +119,7 @@ def test_facts(folder, tmp_path):
         "world_px": WORLD_PX,
         "layers": 7,
         "channels": 3,
+        "licence": None,
         "current": True,
     }
     assert [network["current"] for network in facts["networks"]] == [False, True]

@@ -262,6 +262,8 @@ class App {
         this.panels[i].show({ network, world: of.world, trunc, extrapolate, error, share }, this.info.limits);
       }
     });
+    const licences = [state, state.compare].map((of) => of && this.network(of.network)?.licence).filter(Boolean);
+    $("licence").textContent = licences.length ? `Weights under: ${[...new Set(licences)].join("; ")}.` : "";
     this.showControls(this.networks);
     this.film.show();
     for (const [name, able] of [
