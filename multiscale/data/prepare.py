@@ -7,51 +7,75 @@ order: the same request gives the same bytes whatever the number of processes.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import stat
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write
+from dnnlib.files import atomic_write, cache_folder
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
 from dnnlib.reading import regular_size
 from multiscale.data.container import PatchWriter, check_dest, encode_png
-from multiscale.data.cutting import Pyramid, cut_patch
+from multiscale.data.cutting import Source, cut_square
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
+from multiscale.data.pictures import Picture, Place, examine, forget_sources, octaves_at, open_source, shorter_side
 from multiscale.data.procedural import render_batch
+from multiscale.data.source import counted, listed
+from multiscale.data.vips import NotAPicture, Reading, Unreadable
 from multiscale.view import uniform_centres
 from torch_utils.random import stream
 
 DEFAULT_OCTAVES = 6
 MAX_PATCHES = 10_000_000
 PHOTOGRAPH_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+    {
+        ".avif",
+        ".bmp",
+        ".fits",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".j2k",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".mrxs",
+        ".ndpi",
+        ".pgm",
+        ".png",
+    }
+    | {".ppm", ".svs", ".tga", ".tif", ".tiff", ".webp"}
 )
-"""What counts as a photograph in a folder; files of other kinds are passed over."""
+"""Names that promise a picture: a file of such a name that holds none is an error, of another name it is passed over."""
+EMPTY_DRAWS = 200
+"""Places to try for a patch, where a picture is empty in parts."""
+KINDS = {"ushort": "16 bits", "short": "16 bits with a sign", "uint": "32 bits", "int": "32 bits with a sign"}
+KINDS |= {"float": "floating point", "double": "floating point", "char": "8 bits with a sign"}
 
 SHEET_COLUMNS = 8
-_CROPS_A_JOB = 16
+CROPS_A_JOB = 16
 _SCENE_PIXELS_A_JOB = 1 << 17
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
-_Patches = list[tuple[bytes, float]]
+Patches = list[tuple[bytes, float]]
 """PNG files with their labels."""
 
 
@@ -79,6 +103,34 @@ def parse_counts(text: str | None) -> tuple[int, ...] | None:
     return tuple(int(part) for part in parts)
 
 
+def make_reading(memory: float, cache: float, page: int, value_range: str | None) -> Reading:
+    """How pictures are read, from the options of the commands.
+
+    Args:
+        memory: GB of pictures that may be decoded at a time.
+        cache: GB to keep of levels and tiles.
+        page: Of a file with several.
+        value_range: ``"0,4095"``, what becomes black and white; None: see :class:`Reading`.
+
+    Raises:
+        UserError: not a number; the range is not two finite numbers, the first below the second.
+    """
+    if not (math.isfinite(memory) and math.isfinite(cache)):
+        raise UserError(f"--memory {memory:g} and --cache {cache:g} are not allowed together; give numbers of GB.")
+    limits = None
+    if value_range is not None:
+        try:
+            low, high = (float(part) for part in value_range.split(","))
+        except ValueError:
+            low = high = 0.0
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UserError(
+                f"--range {value_range} is not allowed; give two numbers, the first below the second, such as 0,4095."
+            )
+        limits = low, high
+    return Reading(int(memory * 1e9), page, limits, cache_bytes=int(cache * 1e9))
+
+
 def make_demo(
     dest: str | Path,
     *,
@@ -104,15 +156,15 @@ def make_demo(
         UserError: ``dest`` exists or cannot be written, a resolution or counts that are not allowed.
     """
     check_dest(Path(dest), force=force)
-    _check_resolution(resolution)
-    counts = _resolved_counts(counts, octaves or len(counts or ()) or DEFAULT_OCTAVES, demo_counts)
+    check_resolution(resolution)
+    counts = resolved_counts(counts, octaves or len(counts or ()) or DEFAULT_OCTAVES, demo_counts)
     block = min(max(_SCENE_PIXELS_A_JOB // resolution**2, 1), 64)
     jobs = [
         _SceneJob(resolution, seed, octave, start, min(start + block, count))
         for octave, count in enumerate(counts)
         for start in range(0, count, block)
     ]
-    _write_patches(Path(dest), _draw_scene, jobs, counts, workers=_process_count(workers), force=force)
+    write_patches(Path(dest), _draw_scene, jobs, counts, workers=process_count(workers), force=force)
 
 
 def make_from_photographs(
@@ -126,6 +178,9 @@ def make_from_photographs(
     workers: int | None = None,
     force: bool = False,
     default_counts: Callable[[int], tuple[int, ...]] = paper_counts,
+    reading: Reading | None = None,
+    skip_bad: bool = False,
+    allow_empty: float = 0.0,
 ) -> None:
     """Sample one image, or each photograph below a folder as a scale space of its own.
 
@@ -143,27 +198,31 @@ def make_from_photographs(
         workers: Processes; None: one a core.
         force: Replace an existing set.
         default_counts: Patches of each of S octaves where none are given.
+        reading: Memory, page and range; None: the defaults.
+        skip_bad: Leave out files that cannot be used, and say so, in place of an error.
+        allow_empty: Share of a patch, 0 ... 1, that may be empty: transparent or without data. 0: none of what its filter sees.
 
     Raises:
-        UserError: photographs that cannot be read (all are named) or have too few octaves; as ``make_demo``.
+        UserError: photographs that cannot be read (all are named) or have too few octaves; no place for a patch that is not
+            empty; as ``make_demo``.
     """
-    source, dest, processes = Path(source), Path(dest), _process_count(workers)
-    _photograph.cache_clear()  # files may have changed since
+    source, dest, processes = Path(source), Path(dest), process_count(workers)
+    forget_sources()
     check_dest(dest, force=force)
-    _check_resolution(resolution)
-    photographs = _verified_photographs(source, processes)
+    check_resolution(resolution)
+    pictures, reading = find_pictures(source, reading or Reading(), processes, skip_bad=skip_bad)
     if octaves is None:
-        available = min(photograph.octaves_at(resolution) for photograph in photographs)
+        available = min(octaves_at(picture, resolution) for picture in pictures)
         octaves = len(counts) if counts is not None else min(max(available, 1), DEFAULT_OCTAVES)
-    _check_depth(photographs, octaves, resolution)
-    counts = _resolved_counts(counts, octaves, default_counts)
-    mode = "L" if all(photograph.grey for photograph in photographs) else "RGB"
-    jobs = _crop_jobs(photographs, mode, resolution, seed, counts)
-    if len(photographs) == 1:
-        # Decoded and halved here, so that forked processes share it.
-        _photograph(photographs[0].path).level(photographs[0].shorter_side / resolution)
-    _write_patches(dest, _cut_patches, jobs, counts, workers=processes, force=force)
-    _photograph.cache_clear()
+    _check_depth(pictures, octaves, resolution)
+    counts = resolved_counts(counts, octaves, default_counts)
+    mode = "L" if all(picture.grey for picture in pictures) else "RGB"
+    jobs = [
+        CropJob(picture, 0.0, reading, mode, resolution, seed, allow_empty, crops)
+        for picture, crops in _crop_jobs(pictures, counts, seed)
+    ]
+    write_patches(dest, cut_patches, jobs, counts, workers=processes, force=force)
+    forget_sources()
 
 
 def inspect_patches(path: str | Path, *, sheet: str | Path | None = None, workers: int | None = None) -> None:
@@ -188,7 +247,7 @@ def inspect_patches(path: str | Path, *, sheet: str | Path | None = None, worker
     for octave, count in enumerate(dataset.counts()):
         print(f"{octave:6d} {_zooms(octave):>12} {count:9,d} {count / len(dataset):7.1%}")
     with progress_bar(total=len(dataset), unit="patch", desc="checking") as bar:
-        bad = check_patches(dataset, workers=_process_count(workers), progress=bar.update)
+        bad = check_patches(dataset, workers=process_count(workers), progress=bar.update)
     problems = [f"octave {octave} holds no patch" for octave in np.flatnonzero(dataset.counts() == 0)]
     problems += [f"{name} {problem}" for name, problem in bad]
     print("\n".join(problems) if problems else "no problems")
@@ -220,12 +279,12 @@ def _write_sheet(dataset: PatchDataset, bad: set[str], sheet: Path) -> None:
         file.write(encode_png(grid(rows, titles=[], row_titles=titles)))
 
 
-def _check_resolution(resolution: int) -> None:
+def check_resolution(resolution: int) -> None:
     if not 16 <= resolution <= 1024 or resolution & (resolution - 1):
         raise UserError(f"--resolution {resolution} is not allowed; give a power of two from 16 to 1024.")
 
 
-def _resolved_counts(
+def resolved_counts(
     counts: Sequence[int] | None, octaves: int, rule: Callable[[int], tuple[int, ...]]
 ) -> tuple[int, ...]:
     if counts is None:
@@ -241,15 +300,15 @@ def _resolved_counts(
     return tuple(counts)
 
 
-def _process_count(workers: int | None) -> int:
+def process_count(workers: int | None) -> int:
     if workers is not None:
         return workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write_patches(
+def write_patches(
     dest: Path,
-    draw: Callable[[_Job], _Patches],
+    draw: Callable[[_Job], Patches],
     jobs: Sequence[_Job],
     counts: Sequence[int],
     *,
@@ -259,7 +318,7 @@ def _write_patches(
     with (
         PatchWriter(dest, force=force) as writer,
         progress_bar(total=sum(counts), unit="patch", desc=dest.name) as bar,
-        contextlib.closing(_in_order(draw, jobs, workers)) as drawn,
+        contextlib.closing(in_order(draw, jobs, workers)) as drawn,
     ):
         for patches in drawn:
             for png, label in patches:
@@ -268,15 +327,12 @@ def _write_patches(
     print(f"{dest}: {sum(counts):,} patches, by octave {', '.join(f'{count:,}' for count in counts)}")
 
 
-def _in_order(
-    function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int
-) -> Generator[_Result, None, None]:
+def in_order(function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int) -> Generator[_Result, None, None]:
     """``map`` over processes that yields in order and keeps only a few results waiting; close it to stop early."""
-    if workers <= 1 or len(jobs) <= 1:
+    if workers <= 1 or not jobs:
         yield from map(function, jobs)
         return
-    # Forked processes share what this one has decoded; elsewhere than on Linux, forking is not safe.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    context = _process_context()
     processes = min(workers, len(jobs))
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
     try:
@@ -292,6 +348,17 @@ def _in_order(
         raise UserError("A worker process was killed, perhaps for lack of memory; pass a smaller --workers.") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _process_context() -> multiprocessing.context.BaseContext:
+    """How to start processes: by forking, where that is safe; not once libvips has run, whose threads the fork would miss."""
+    if sys.platform == "linux" and "pyvips" not in sys.modules:
+        return multiprocessing.get_context("fork")
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _start_worker() -> None:
@@ -317,7 +384,7 @@ class _SceneJob(NamedTuple):
     stop: int
 
 
-def _draw_scene(job: _SceneJob) -> _Patches:
+def _draw_scene(job: _SceneJob) -> Patches:
     labels, centres = [], []
     for index in range(job.start, job.stop):
         rng = stream(job.seed, "demo", job.octave, index)
@@ -327,168 +394,197 @@ def _draw_scene(job: _SceneJob) -> _Patches:
     return [(encode_png(image), label) for image, label in zip(images, labels, strict=True)]
 
 
-class Photograph(NamedTuple):
-    """A file that decodes: its size in pixels, upright, and whether it has no colour."""
+class _ExamineJob(NamedTuple):
+    """A file to look at; whether its name says that it is a picture, and whether there is no other."""
 
     path: Path
-    width: int
-    height: int
-    grey: bool
-
-    @property
-    def shorter_side(self) -> int:
-        """L in pixels."""
-        return min(self.width, self.height)
-
-    def octaves_at(self, resolution: int) -> int:
-        """Whole octaves: floor(log2(L/N)), at least 0."""
-        return max(0, (self.shorter_side // resolution).bit_length() - 1)
+    sure: bool
+    alone: bool
+    reading: Reading
+    held_bytes: int
 
 
-DEFLATE_RATIO = 1032
-"""Bytes that one byte of a PNG can stand for, at most; of a JPEG it is less. A pixel has a bit or more."""
+def _examine(job: _ExamineJob) -> Picture | str | None:
+    """What a file is, why it cannot be used, or None if it is no picture and does not say so."""
+    try:
+        regular_size(job.path, "the image")
+    except UserError as error:
+        if job.alone:
+            raise
+        return f"cannot be read ({str(error).rpartition(': ')[2].rstrip('.')})"
+    try:
+        return examine(job.path, job.reading, job.held_bytes)
+    except NotAPicture as error:
+        return str(error) if job.sure else None
+    except Unreadable as error:
+        return str(error)
 
 
-def read_photograph(path: Path) -> Image.Image:
-    """Decode an image file of any size in full: 8-bit grey (``L``) or ``RGB``, upright.
+def find_pictures(
+    source: str | Path, reading: Reading, workers: int, *, skip_bad: bool = False, option: str = "--source"
+) -> tuple[list[Picture], Reading]:
+    """All pictures of a file or folder, in the order of their names, and how processes shall read them.
 
-    EXIF orientation is applied; transparency is laid on white; 16-bit grey is rounded to 8 bits; palettes, CMYK and
-    other colour models become RGB. Of several frames the first is read. Colour profiles are not applied.
+    Every file is judged by what it holds: one whose name says nothing of pictures and that holds none is passed over.
 
     Raises:
-        Exception: whatever the decoder raises for a broken file; ValueError for pixels of 32 bits.
+        UserError: names all files that cannot be used (unless ``skip_bad``, which prints them); there is nothing.
     """
-    size = regular_size(path, "the image")
-    with _without_size_limit(), Image.open(path) as opened:
-        claimed = opened.width * opened.height * len(opened.getbands())
-        if opened.format in ("PNG", "JPEG") and claimed > 8 * DEFLATE_RATIO * size:
-            raise ValueError(
-                f"has {size} bytes, too few for the {opened.width} x {opened.height} pixels that it claims"
-            )
-        return _as_8_bit(ImageOps.exif_transpose(opened))
-
-
-@contextlib.contextmanager
-def _without_size_limit() -> Iterator[None]:
-    """Pillow refuses images above a size as an attack; the user's own photographs may be larger."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def _as_8_bit(image: Image.Image) -> Image.Image:
-    mode = image.mode
-    if mode == "I" or mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("has pixels of 32 bits; save it with 8 or 16")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    if mode == "F":
-        raise ValueError("has floating-point pixels; save it with 8 or 16 bits")
-    target = "L" if mode in ("1", "L", "LA", "La") else "RGB"
-    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("LA") if mode == "La" else image
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image if image.mode == target else image.convert(target)
-
-
-@functools.lru_cache(maxsize=1)
-def _photograph(path: Path) -> Pyramid:
-    """The photograph at hand: a process keeps one at a time, however many there are."""
-    return Pyramid(read_photograph(path))
-
-
-def _examine(path: Path) -> Photograph | str:
-    """Decode a file: what it is, or why it cannot be used."""
-    try:
-        image = _photograph(path).image
-    except Exception as error:  # decoders raise nearly anything for a damaged file
-        text = str(error).replace(repr(str(path)), "the file")
-        return text if text.startswith("has ") else f"cannot be decoded ({text or type(error).__name__})"
-    return Photograph(path, image.width, image.height, image.mode == "L")
-
-
-def _verified_photographs(source: Path, workers: int) -> list[Photograph]:
-    """All photographs of the source in the order of their names, or a UserError that names all that are bad."""
-    paths = _find_photographs(source)
-    photographs: list[Photograph] = []
+    source = Path(source)
+    files = _find_files(source, option)
+    alone = len(files) < workers
+    reading = replace(reading, threads=0 if alone else 1, cache=reading.cache or cache_folder())
+    held = 0 if alone else reading.memory // (2 * workers)
+    jobs = [_ExamineJob(path, sure, source == path, reading, held) for path, sure in files]
+    pictures: list[Picture] = []
     problems: list[str] = []
     with (
-        progress_bar(total=len(paths), unit="file", desc="verifying") as bar,
-        contextlib.closing(_in_order(_examine, paths, workers)) as examined,
+        progress_bar(total=len(jobs), unit="file", desc="verifying") as bar,
+        contextlib.closing(in_order(_examine, jobs, workers)) as examined,
     ):
-        for path, found in zip(paths, examined, strict=True):
+        for job, found in zip(jobs, examined, strict=True):
             if isinstance(found, str):
-                problems.append(f"{path if path == source else path.relative_to(source)} {found}")
-            else:
-                photographs.append(found)
+                problems.append(f"{job.path if job.path == source else job.path.relative_to(source)} {found}")
+            elif found is not None:
+                pictures.append(found)
             bar.update()
     if problems:
-        which = "Image" if paths == [source] else f"{len(problems)} of {len(paths)} files in {source} cannot be used:"
-        raise UserError(f"{which} {'; '.join(problems)}.")
-    return photographs
+        which = "Image" if source.is_file() else f"{len(problems)} of {len(files)} files in {source} cannot be used:"
+        if not skip_bad or not pictures:
+            hint = "; --skip-bad goes on without them" if pictures else ""
+            raise UserError(f"{which} {listed(problems, '; ', 100)}{hint}.")
+        print(f"{which} {'; '.join(problems)}; they are left out.")
+    if not pictures:
+        raise UserError(f"Folder {source} holds no pictures; give {option} another, or an image.")
+    _print_ranges(pictures)
+    return pictures, reading
 
 
-def _find_photographs(source: Path) -> list[Path]:
+def _print_ranges(pictures: Sequence[Picture]) -> None:
+    """Say what becomes black and white where the numbers are not 8 bits."""
+    ranges = Counter((p.kind, p.colours.value_range) for p in pictures if p.colours.value_range)
+    for (kind, limits), count in list(ranges.items())[:5]:
+        assert limits is not None
+        which = pictures[0].path.name if len(pictures) == 1 else counted(count, "picture")
+        print(f"{which}: {KINDS.get(kind, kind)}, {limits[0]:g} becomes black and {limits[1]:g} white (--range).")
+    if len(ranges) > 5:
+        print(f"and {len(ranges) - 5} other ranges, each picture's own; --range LOW,HIGH gives all the same.")
+
+
+def _find_files(source: Path, option: str) -> list[tuple[Path, bool]]:
+    """Files that may be pictures, each once, and whether their names say that they are; links are followed."""
     if source.is_file():
-        return [source]
+        return [(source, True)]
     if not source.is_dir():
-        raise UserError(f"There is no {source}; give --source an image or a folder of photographs.")
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in PHOTOGRAPH_SUFFIXES and path.is_file())
-    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(source).parts)]
-    if not paths:
-        raise UserError(f"Folder {source} holds no photographs ({', '.join(sorted(PHOTOGRAPH_SUFFIXES))}).")
-    return paths
+        if source.exists():
+            regular_size(source, "the image")
+        raise UserError(f"There is no {source}; give {option} an image or a folder of photographs.")
+    paths, folders = [], set()
+    for name, below, files in os.walk(source, followlinks=True):
+        facts = os.stat(name)
+        if (facts.st_dev, facts.st_ino) in folders:  # a link in a circle
+            below.clear()
+            continue
+        folders.add((facts.st_dev, facts.st_ino))
+        below[:] = [folder for folder in below if not folder.startswith(".") and folder != "__MACOSX"]
+        paths += [Path(name, file) for file in files if not file.startswith(".")]
+    seen: set[tuple[int, int]] = set()
+    found: list[tuple[Path, bool]] = []
+    for path in sorted(paths):
+        sure = path.suffix.lower() in PHOTOGRAPH_SUFFIXES
+        try:
+            facts = os.stat(path)
+        except OSError:  # a link that leads nowhere, which opening will say
+            found += [(path, sure)] if sure else []
+            continue
+        if stat.S_ISREG(facts.st_mode) and (facts.st_dev, facts.st_ino) not in seen:
+            seen.add((facts.st_dev, facts.st_ino))
+            found.append((path, sure))
+    if not found:
+        raise UserError(f"Folder {source} holds no pictures; give {option} another, or an image.")
+    return found
 
 
-def _check_depth(photographs: Sequence[Photograph], octaves: int, resolution: int) -> None:
-    shallow = [photograph for photograph in photographs if photograph.octaves_at(resolution) < octaves]
+def _check_depth(pictures: Sequence[Place], octaves: int, resolution: int) -> None:
+    shallow = [picture for picture in pictures if octaves_at(picture, resolution) < octaves]
     if not shallow:
         return
-    found = "; ".join(f"{p.path} ({p.width} x {p.height}) has {p.octaves_at(resolution)}" for p in shallow)
+    found = [f"{p.name} ({p.width} x {p.height}) has {octaves_at(p, resolution)}" for p in shallow]
     raise UserError(
-        f"{len(shallow)} of {len(photographs)} images have fewer than {octaves} octaves at {resolution} x {resolution} "
-        f"pixels, log2(shorter side/{resolution}) rounded down: {found}; "
+        f"{len(shallow)} of {len(pictures)} images have fewer than {octaves} octaves at {resolution} x {resolution} "
+        f"pixels, log2(shorter side/{resolution}) rounded down: {listed(found, '; ', 20)}; "
         "give fewer --octaves, a smaller --resolution, or larger images."
     )
 
 
-class _CropJob(NamedTuple):
-    """Patches (octave, index) of one photograph."""
+class Crop(NamedTuple):
+    """A patch to cut: its random stream is named by octave and number, its label is drawn between two ends."""
 
-    path: Path
+    octave: int
+    number: int
+    low: float
+    high: float
+
+
+class CropJob(NamedTuple):
+    """Patches of one picture.
+
+    Attributes:
+        place: The picture.
+        base: Label of all of it, as far as its shorter side shows it: 0 where it is a world of its own.
+        reading: How it is read.
+        mode: ``L`` or ``RGB``, of the patches.
+        resolution: N.
+        seed: Of the draws.
+        allow_empty: Share of a patch that may be empty.
+        crops: Its patches.
+    """
+
+    place: Place
+    base: float
+    reading: Reading
     mode: str
     resolution: int
     seed: int
-    patches: tuple[tuple[int, int], ...]
+    allow_empty: float
+    crops: tuple[Crop, ...]
 
 
-def _crop_jobs(
-    photographs: Sequence[Photograph], mode: str, resolution: int, seed: int, counts: Sequence[int]
-) -> list[_CropJob]:
-    """Deal the patches of each octave evenly to the photographs, in an order drawn for the octave."""
-    dealt: list[list[tuple[int, int]]] = [[] for _ in photographs]
+def _crop_jobs(pictures: Sequence[Place], counts: Sequence[int], seed: int) -> Iterator[tuple[Place, tuple[Crop, ...]]]:
+    """Deal the patches of each octave evenly to the pictures, in an order drawn for the octave."""
+    dealt: list[list[Crop]] = [[] for _ in pictures]
     for octave, count in enumerate(counts):
-        order = stream(seed, "photographs", octave).permutation(len(photographs))
+        order = stream(seed, "photographs", octave).permutation(len(pictures))
         for index in range(count):
-            dealt[order[index % len(order)]].append((octave, index))
-    return [
-        _CropJob(photograph.path, mode, resolution, seed, tuple(patches[start : start + _CROPS_A_JOB]))
-        for photograph, patches in zip(photographs, dealt, strict=True)
-        for start in range(0, len(patches), _CROPS_A_JOB)
-    ]
+            dealt[order[index % len(order)]].append(Crop(octave, index, octave, octave + 1))
+    for picture, crops in zip(pictures, dealt, strict=True):
+        for start in range(0, len(crops), CROPS_A_JOB):
+            yield picture, tuple(crops[start : start + CROPS_A_JOB])
 
 
-def _cut_patches(job: _CropJob) -> _Patches:
-    photograph = _photograph(job.path)
-    made = []
-    for octave, index in job.patches:
-        rng = stream(job.seed, "make", octave, index)
-        label = octave + rng.random()
-        patch = cut_patch(photograph, label, rng.random(), rng.random(), job.resolution)
-        if patch.ndim == 2 and job.mode == "RGB":
-            patch = np.repeat(patch[..., None], 3, axis=2)
-        made.append((encode_png(patch), label))
-    return made
+def cut_patches(job: CropJob) -> Patches:
+    """Cut and encode; UserError if the picture is damaged, or has no place for a patch that is not empty."""
+    try:
+        source = open_source(job.place, job.reading)
+        return [_cut_crop(source, job, crop) for crop in job.crops]
+    except Unreadable as error:
+        raise UserError(f"Image {job.place.name} {error}.") from error
+
+
+def _cut_crop(source: Source, job: CropJob, crop: Crop) -> tuple[bytes, float]:
+    rng = stream(job.seed, "make", crop.octave, crop.number)
+    shown = shorter_side(job.place)
+    for _ in range(EMPTY_DRAWS if source.with_empty else 1):
+        label = crop.low + rng.random() * (crop.high - crop.low)
+        side = min(max(shown / 2 ** (label - job.base), job.resolution), shown)
+        pixels, empty = cut_square(source, side, rng.random(), rng.random(), job.resolution)
+        if empty <= job.allow_empty:
+            break
+    else:
+        raise UserError(
+            f"Of {EMPTY_DRAWS} patches of octave {crop.octave} in {source.describe()} none has less than "
+            f"{job.allow_empty:.0%} of empty area; raise --allow-empty, or crop the image."
+        )
+    if pixels.ndim == 2 and job.mode == "RGB":
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    return encode_png(pixels), label

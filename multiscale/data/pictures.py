@@ -1,0 +1,404 @@
+"""Pictures in files as sources of patches, however large: in memory, read where they lie, or from levels made once and kept.
+
+A picture that is small is decoded by each process that cuts from it. Of any other, the levels that its file lacks are made
+once, streamed, and kept in the cache folder as uncompressed tiles: half as many pixels a side again and again, and the picture
+itself first, unless parts of the file can be read without the rest (a tiled TIFF). What is kept is bounded; the longest unused
+goes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import shutil
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from dnnlib.errors import UserError
+from dnnlib.files import cache_folder, new_temporary_folder
+from multiscale.data.cutting import FOREIGN_OVERSAMPLING, OVERSAMPLING, Box, Level, Source
+from multiscale.data.vips import (
+    Colours,
+    Opened,
+    Reading,
+    Unreadable,
+    colours_of,
+    halved,
+    has_empty,
+    is_grey,
+    library,
+    open_image,
+    reported,
+    to_srgb,
+)
+
+FORMAT = 1
+"""Part of every key of the cache; to be raised when levels are to look otherwise."""
+COARSEST_PX = 96
+"""Halving stops at a shorter side of this or less: a patch of 16 pixels that shows all needs 48."""
+ALWAYS_HELD_BYTES = 32 * 2**20
+"""Decoded, of a picture so small that every process decodes it for itself."""
+TILE_PX = 256
+_MOST_LEVELS = 64
+"""Pages of a file that may be levels."""
+_FETCHED_SHARE = 32
+"""Of the memory, that a process fetches before it lets go of decoded tiles."""
+
+
+class Place(Protocol):
+    """What is known of a picture before a patch is cut from it; picklable."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def grey(self) -> bool: ...
+    @property
+    def name(self) -> str: ...
+    def open(self, reading: Reading) -> Source: ...
+
+
+def shorter_side(place: Place) -> int:
+    """L in pixels."""
+    return min(place.width, place.height)
+
+
+def octaves_at(place: Place, resolution: int) -> int:
+    """Whole octaves of a picture: floor(log2(L/N)), at least 0."""
+    return max(0, (shorter_side(place) // resolution).bit_length() - 1)
+
+
+class Own(NamedTuple):
+    """A level that a file has itself: its size in pixels, upright, how often it is halved, and how to open it."""
+
+    width: int
+    height: int
+    halvings: int
+    page: int
+    subifd: int
+
+
+class Picture(NamedTuple):
+    """A file that can be used.
+
+    Attributes:
+        path: Of the file.
+        width, height: In pixels, upright.
+        grey: Whether it has no colour.
+        with_empty: Whether parts of it may be empty.
+        colours: How its numbers become colours.
+        kind: Of its numbers: ``uchar``, ``ushort``, ``float`` ...
+        own: Levels that can be read in parts where they lie, finest first; none if the file must be decoded as a whole.
+        held: Whether processes shall hold it decoded.
+    """
+
+    path: Path
+    width: int
+    height: int
+    grey: bool
+    with_empty: bool
+    colours: Colours
+    kind: str
+    own: tuple[Own, ...]
+    held: bool
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return str(self.path)
+
+    @property
+    def bands(self) -> int:
+        """Numbers of a pixel as it is read."""
+        return (1 if self.grey else 3) + self.with_empty
+
+    def open(self, reading: Reading) -> Source:
+        """The source of patches; raises as :func:`examine`."""
+        return HeldPicture.of_file(self, reading) if self.held else StoredPicture(self, reading)
+
+
+def examine(path: Path, reading: Reading, held_bytes: int) -> Picture:
+    """Look at a file, and decode all of it unless it has all levels of its own and any part can be read alone.
+
+    Args:
+        path: A regular file.
+        reading: Page, memory, range.
+        held_bytes: What a picture may take in a process, with its levels; for a larger one levels are made and kept.
+
+    Raises:
+        Unreadable: it cannot be used.
+        UserError: no regular file; no room for the levels.
+    """
+    opened = open_image(path, reading)
+    image, colours = opened.image, colours_of(path, opened, reading)
+    with reported(path):
+        upright = to_srgb(image, colours)
+    size = upright.width, upright.height
+    own = _own_levels(path, size, opened, reading) if opened.is_random else ()
+    fits = size[0] * size[1] * upright.bands * 4 // 3 <= max(held_bytes, ALWAYS_HELD_BYTES)
+    picture = Picture(
+        path, *size, is_grey(image), has_empty(image, colours), colours, str(image.format), own, fits and len(own) <= 1
+    )
+    open_source(picture, reading)
+    return picture
+
+
+_last: list[tuple[Place, Reading, Source]] = []
+
+
+def open_source(place: Place, reading: Reading) -> Source:
+    """The source of a picture; a process keeps the last one."""
+    if not _last or _last[0][:2] != (place, reading):
+        _last.clear()
+        _last.append((place, reading, place.open(reading)))
+    return _last[0][2]
+
+
+def forget_sources() -> None:
+    """Let go of the last picture: its file may change."""
+    _last.clear()
+
+
+def _halvings(width: int, height: int) -> list[tuple[int, int]]:
+    """Sizes of a picture and its levels, finest first."""
+    sizes = [(width, height)]
+    while min(sizes[-1]) > COARSEST_PX:
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    return sizes
+
+
+class HeldPicture:
+    """A picture in memory, with levels made when they are first asked for; all take 4/3 of the picture's bytes.
+
+    Args:
+        pixels: uint8 [H, W], or [H, W, C]: 1 or 3 bands, and one for emptiness if ``with_empty``.
+        name: For messages.
+        with_empty: Whether the last band says how empty a pixel is.
+    """
+
+    def __init__(self, pixels: np.ndarray, name: str = "picture", with_empty: bool = False) -> None:
+        self._arrays = [pixels[..., None] if pixels.ndim == 2 else pixels]
+        self._name = name
+        self.with_empty = with_empty
+        sizes = _halvings(pixels.shape[1], pixels.shape[0])
+        self.levels = [Level(*size, 2.0**i, OVERSAMPLING if i else 0.0) for i, size in enumerate(sizes)]
+
+    @classmethod
+    def of_file(cls, picture: Picture, reading: Reading) -> HeldPicture:
+        """Decode a file in full, or raise :class:`Unreadable`."""
+        opened = open_image(picture.path, reading, sequential=True)
+        with reported(picture.path):
+            pixels = to_srgb(opened.image, picture.colours).numpy()
+        return cls(pixels, str(picture.path), picture.with_empty)
+
+    def read(self, box: Box, shrink: int) -> np.ndarray:
+        """See :class:`multiscale.data.cutting.Source`."""
+        while len(self._arrays) <= shrink:
+            image = library().Image.new_from_array(np.ascontiguousarray(self._arrays[-1]))
+            array = halved(image, self.with_empty).numpy()
+            self._arrays.append(array[..., None] if array.ndim == 2 else array)
+        return self._arrays[shrink][box.top : box.bottom, box.left : box.right]
+
+    def describe(self) -> str:
+        """Its name."""
+        return self._name
+
+
+class _Part(Protocol):
+    """One level of a stored picture."""
+
+    def read(self, box: Box) -> np.ndarray: ...
+
+
+class StoredPicture:
+    """A picture whose levels lie in its own file or, made when it is first opened, in the cache folder.
+
+    Raises:
+        Unreadable: damaged.
+        UserError: no room for the levels.
+    """
+
+    def __init__(self, picture: Picture, reading: Reading) -> None:
+        self._picture, self._reading = picture, reading
+        self.with_empty = picture.with_empty
+        self.levels = [
+            Level(own.width, own.height, 2.0**own.halvings, FOREIGN_OVERSAMPLING if own.halvings else 0.0)
+            for own in picture.own
+        ]
+        self._regions: dict[int, Any] = {}
+        self._fetched = 0
+        self._kept: list[_KeptLevel] = []
+        coarsest = picture.own[-1] if picture.own else None
+        if coarsest is not None and min(coarsest[:2]) <= COARSEST_PX:
+            return
+        sizes = _halvings(*coarsest[:2])[1:] if coarsest else _halvings(picture.width, picture.height)
+        folder = _kept_levels(picture, reading, sizes)
+        for i, size in enumerate(sizes):
+            self._kept.append(_KeptLevel(folder / f"{i}.tif", picture.bands))
+            scale = 2 * self.levels[-1].scale if self.levels else 1.0
+            self.levels.append(Level(*size, scale, OVERSAMPLING if self.levels else 0.0))
+
+    def read(self, box: Box, shrink: int) -> np.ndarray:
+        """See :class:`multiscale.data.cutting.Source`."""
+        with reported(self._picture.path):
+            if shrink >= len(self._picture.own):
+                return self._kept[shrink - len(self._picture.own)].read(box)
+            return self._fetch(box, shrink)
+
+    def _fetch(self, box: Box, shrink: int) -> np.ndarray:
+        """Pixels out of the file, in this thread alone: libvips's own threads do not survive a fork."""
+        if self._fetched > self._reading.memory // _FETCHED_SHARE:
+            self._regions.clear()  # and with them the decoded tiles that libvips keeps
+            self._fetched = 0
+        if shrink not in self._regions:
+            image = _open_own(self._picture, self._reading, self._picture.own[shrink])
+            self._regions[shrink] = library().Region.new(image)
+        width, height = box.right - box.left, box.bottom - box.top
+        data = self._regions[shrink].fetch(box.left, box.top, width, height)
+        self._fetched += len(data)
+        return np.frombuffer(data, np.uint8).reshape(height, width, self._picture.bands)
+
+    def describe(self) -> str:
+        """Its name."""
+        return str(self._picture.path)
+
+
+def _own_levels(path: Path, size: tuple[int, int], opened: Opened, reading: Reading) -> tuple[Own, ...]:
+    """A tiled TIFF and its reduced pages or sub-images, finest first.
+
+    A page is a level if it is tiled, of the same kind, and smaller by a whole number of halvings within a pixel a halving.
+    """
+    image, whole = opened.image, Own(*size, 0, reading.page, -1)
+    if opened.loader != "tiffload" or reading.page:
+        return (whole,)
+    subs = min(image.get("n-subifds") if image.get_typeof("n-subifds") else 0, _MOST_LEVELS)
+    pages = min(image.get("n-pages") if image.get_typeof("n-pages") else 1, _MOST_LEVELS)
+    found: dict[int, Own] = {}
+    for page, subifd in [(0, i) for i in range(subs)] or [(i, -1) for i in range(1, pages)]:
+        with contextlib.suppress(Unreadable):
+            small = open_image(path, reading, {"page": page, "subifd": subifd})
+            part = small.image
+            shrink = round(math.log2(image.width / part.width))
+            fits = all(
+                abs(a / 2**shrink - b) <= max(shrink, 1)
+                for a, b in ((image.width, part.width), (image.height, part.height))
+            )
+            if small.is_random and shrink > 0 and fits and (part.bands, part.format) == (image.bands, image.format):
+                turned = size != (image.width, image.height)
+                part_size = (part.height, part.width) if turned else (part.width, part.height)
+                found.setdefault(shrink, Own(*part_size, shrink, page, subifd))
+    return (whole, *(found[shrink] for shrink in sorted(found)))
+
+
+def _open_own(picture: Picture, reading: Reading, own: Own) -> Any:
+    which = {"page": own.page, "subifd": own.subifd}
+    return to_srgb(open_image(picture.path, reading, which).image, picture.colours)
+
+
+class _KeptLevel:
+    """A level in the cache: uncompressed tiles of a TIFF, read by their places."""
+
+    def __init__(self, path: Path, bands: int) -> None:
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            self._offsets = np.array(page.dataoffsets, dtype=np.int64)
+            self._across = -(-page.imagewidth // TILE_PX)  # type: ignore[union-attr]
+        self._shape = (TILE_PX, TILE_PX, bands)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def read(self, box: Box) -> np.ndarray:
+        bands = self._shape[2]
+        result = np.empty((box.bottom - box.top, box.right - box.left, bands), np.uint8)
+        row_bytes = TILE_PX * bands
+        for row in range(box.top // TILE_PX, (box.bottom - 1) // TILE_PX + 1):
+            top, bottom = max(box.top, row * TILE_PX), min(box.bottom, (row + 1) * TILE_PX)
+            skipped, count = top - row * TILE_PX, bottom - top
+            for column in range(box.left // TILE_PX, (box.right - 1) // TILE_PX + 1):
+                left, right = max(box.left, column * TILE_PX), min(box.right, (column + 1) * TILE_PX)
+                offset = int(self._offsets[row * self._across + column]) + skipped * row_bytes
+                data = os.pread(self._file, count * row_bytes, offset)
+                if len(data) != count * row_bytes:
+                    raise Unreadable("has lost its levels in the cache folder; run the command again")
+                tile = np.frombuffer(data, np.uint8).reshape(count, TILE_PX, bands)
+                part = tile[:, left - column * TILE_PX : right - column * TILE_PX]
+                result[top - box.top : bottom - box.top, left - box.left : right - box.left] = part
+        return result
+
+
+def _kept_levels(picture: Picture, reading: Reading, sizes: Sequence[tuple[int, int]]) -> Path:
+    """The folder with levels ``0.tif``, ``1.tif`` ... of the given sizes, made now if it is not there.
+
+    The first is half of the coarsest that the file has itself, or if it has none the picture.
+    """
+    facts = os.stat(picture.path)
+    colours = (picture.colours, reading.page, picture.bands, picture.own)
+    key = f"{FORMAT} {picture.path.resolve()} {facts.st_size} {facts.st_mtime_ns} {colours}"
+    parent = (reading.cache or cache_folder()) / "levels"
+    folder = parent / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    with contextlib.suppress(OSError):
+        os.utime(folder)
+        return folder
+    needed = sum((width + TILE_PX) * (height + TILE_PX) for width, height in sizes) * picture.bands
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _make_room(parent, needed, reading.cache_bytes)
+        temporary = new_temporary_folder(folder.name, parent)
+    except OSError as error:
+        raise UserError(f"Cannot write {parent}: {error.strerror or error}; set MULTISCALE_CACHE.") from error
+    try:
+        with reported(picture.path):
+            _write_levels(picture, reading, temporary, len(sizes))
+        with contextlib.suppress(OSError):  # another process was first
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _write_levels(picture: Picture, reading: Reading, folder: Path, count: int) -> None:
+    """Each level is made from the file of the one before, so that no more than a band of it is in memory."""
+    vips = library()
+    if picture.own:
+        image = halved(_open_own(picture, reading, picture.own[-1]), picture.with_empty)
+    else:
+        image = to_srgb(open_image(picture.path, reading, sequential=True).image, picture.colours)
+    for i in range(count):
+        if i:
+            image = halved(vips.Image.new_from_file(str(folder / f"{i - 1}.tif")), picture.with_empty)
+        path = folder / f"{i}.tif"
+        image = image.copy(interpretation="b-w" if image.bands < 3 else "srgb")
+        image.tiffsave(str(path), tile=True, tile_width=TILE_PX, tile_height=TILE_PX, bigtiff=True, keep="none")
+        with open(path, "rb+") as stream:
+            os.fsync(stream.fileno())
+
+
+def _make_room(parent: Path, needed: int, bound: int) -> None:
+    """Remove the longest unused levels until ``needed`` bytes more are within the bound; UserError if the disk is full."""
+    found = []
+    for entry in os.scandir(parent):
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            with contextlib.suppress(OSError):
+                size = sum(file.stat().st_size for file in os.scandir(entry.path))
+                found.append((entry.stat().st_mtime, size, entry.path))
+    total = sum(size for _, size, _ in found) + needed
+    for _, size, path in sorted(found):
+        if total <= bound:
+            break
+        shutil.rmtree(path, ignore_errors=True)
+        total -= size
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise UserError(
+            f"{parent} needs {needed / 1e9:.1f} GB for the levels of a picture, and {free / 1e9:.1f} GB are free; "
+            "set MULTISCALE_CACHE to a folder on another disk."
+        )
