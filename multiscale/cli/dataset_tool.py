@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dnnlib.cli import reports_user_errors
+from multiscale.data.collect import make_collection
 from multiscale.data.earth import make_earth
 from multiscale.data.prepare import inspect_patches, make_demo, make_from_photographs, make_reading, parse_counts
 
@@ -99,6 +100,27 @@ def make(*, counts: str | None, **options: Any) -> None:
     An image whose shorter side has L pixels has log2(L / resolution) octaves; patches are never enlarged.
     """
     make_from_photographs(counts=parse_counts(counts), **options)
+
+
+@main.command()
+@click.option("--source", required=True, metavar="FOLDER", help="Pictures of one kind of scene, searched to any depth.")
+@click.option(
+    "--scales",
+    required=True,
+    metavar="CSV|exif|geotiff|ome|REGEX",
+    help="Where the side of the scene that a picture's shorter side shows comes from: a table with columns file and extent, "
+    "camera distance and focal length, pixel size, or an expression that finds it in the file's name.",
+)
+@click.option("--world", type=float, help="Side of the world, s = 0, in the same unit.  [default: the largest]")
+@making_options(256, "as many as --counts, else as the pictures reach", "500,1500,4000, then 30000 each")
+@reports_user_errors
+@reading_options
+def collect(*, counts: str | None, **options: Any) -> None:
+    """Sample pictures that show a scene at different scales, none of which says where it was taken.
+
+    A picture gives patches of every zoom that it has, from all of it down to its own pixels.
+    """
+    make_collection(counts=parse_counts(counts), **options)
 
 
 @main.command()

@@ -124,13 +124,14 @@ class Picture(NamedTuple):
         return HeldPicture.of_file(self, reading) if self.held else StoredPicture(self, reading)
 
 
-def examine(path: Path, reading: Reading, held_bytes: int) -> Picture:
+def examine(path: Path, reading: Reading, held_bytes: int, least_px: int = 0) -> Picture:
     """Look at a file, and decode all of it unless it has all levels of its own and any part can be read alone.
 
     Args:
         path: A regular file.
         reading: Page, memory, range.
         held_bytes: What a picture may take in a process, with its levels; for a larger one levels are made and kept.
+        least_px: A picture whose shorter side is less is not decoded: it will not be used.
 
     Raises:
         Unreadable: it cannot be used.
@@ -146,7 +147,8 @@ def examine(path: Path, reading: Reading, held_bytes: int) -> Picture:
     picture = Picture(
         path, *size, is_grey(image), has_empty(image, colours), colours, str(image.format), own, fits and len(own) <= 1
     )
-    open_source(picture, reading)
+    if min(size) >= least_px:
+        open_source(picture, reading)
     return picture
 
 

@@ -22,7 +22,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from dnnlib.files import atomic_write, cache_folder
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
 from dnnlib.reading import regular_size
+from multiscale.data.charts import scale_chart
 from multiscale.data.container import PatchWriter, check_dest, encode_png
 from multiscale.data.cutting import Source, cut_square
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
@@ -210,7 +211,9 @@ def make_from_photographs(
     forget_sources()
     check_dest(dest, force=force)
     check_resolution(resolution)
-    pictures, reading = find_pictures(source, reading or Reading(), processes, skip_bad=skip_bad)
+    wanted = octaves or len(counts or ())
+    least_px = resolution << min(wanted, MAX_OCTAVES)
+    pictures, reading = find_pictures(source, reading or Reading(), processes, skip_bad=skip_bad, least_px=least_px)
     if octaves is None:
         available = min(octaves_at(picture, resolution) for picture in pictures)
         octaves = len(counts) if counts is not None else min(max(available, 1), DEFAULT_OCTAVES)
@@ -246,6 +249,7 @@ def inspect_patches(path: str | Path, *, sheet: str | Path | None = None, worker
     print("octave         zoom   patches   share")
     for octave, count in enumerate(dataset.counts()):
         print(f"{octave:6d} {_zooms(octave):>12} {count:9,d} {count / len(dataset):7.1%}")
+    print("\n".join(scale_chart(dataset.labels, dataset.octaves, dataset.spans)))
     with progress_bar(total=len(dataset), unit="patch", desc="checking") as bar:
         bad = check_patches(dataset, workers=process_count(workers), progress=bar.update)
     problems = [f"octave {octave} holds no patch" for octave in np.flatnonzero(dataset.counts() == 0)]
@@ -314,9 +318,21 @@ def write_patches(
     *,
     workers: int,
     force: bool,
+    facts: dict[str, Any] | None = None,
 ) -> None:
+    """Write what ``draw`` makes of each job, in their order, and print what is there.
+
+    Args:
+        dest: ZIP or folder.
+        draw: Makes PNG files with their labels; a function of a module, for processes.
+        jobs: What it is given.
+        counts: Patches of each octave.
+        workers: Processes.
+        force: Replace an existing set.
+        facts: Of the set, written beside the labels.
+    """
     with (
-        PatchWriter(dest, force=force) as writer,
+        PatchWriter(dest, force=force, facts=facts) as writer,
         progress_bar(total=sum(counts), unit="patch", desc=dest.name) as bar,
         contextlib.closing(in_order(draw, jobs, workers)) as drawn,
     ):
@@ -402,6 +418,7 @@ class _ExamineJob(NamedTuple):
     alone: bool
     reading: Reading
     held_bytes: int
+    least_px: int
 
 
 def _examine(job: _ExamineJob) -> Picture | str | None:
@@ -413,7 +430,7 @@ def _examine(job: _ExamineJob) -> Picture | str | None:
             raise
         return f"cannot be read ({str(error).rpartition(': ')[2].rstrip('.')})"
     try:
-        return examine(job.path, job.reading, job.held_bytes)
+        return examine(job.path, job.reading, job.held_bytes, job.least_px)
     except NotAPicture as error:
         return str(error) if job.sure else None
     except Unreadable as error:
@@ -421,21 +438,21 @@ def _examine(job: _ExamineJob) -> Picture | str | None:
 
 
 def find_pictures(
-    source: str | Path, reading: Reading, workers: int, *, skip_bad: bool = False, option: str = "--source"
+    source: Path, reading: Reading, workers: int, *, skip_bad: bool = False, least_px: int = 0
 ) -> tuple[list[Picture], Reading]:
     """All pictures of a file or folder, in the order of their names, and how processes shall read them.
 
-    Every file is judged by what it holds: one whose name says nothing of pictures and that holds none is passed over.
+    Every file is judged by what it holds: one whose name says nothing of pictures and that holds none is passed over. All are
+    decoded but those whose shorter side is below ``least_px``.
 
     Raises:
         UserError: names all files that cannot be used (unless ``skip_bad``, which prints them); there is nothing.
     """
-    source = Path(source)
-    files = _find_files(source, option)
+    files = _find_files(source)
     alone = len(files) < workers
     reading = replace(reading, threads=0 if alone else 1, cache=reading.cache or cache_folder())
     held = 0 if alone else reading.memory // (2 * workers)
-    jobs = [_ExamineJob(path, sure, source == path, reading, held) for path, sure in files]
+    jobs = [_ExamineJob(path, sure, source == path, reading, held, least_px) for path, sure in files]
     pictures: list[Picture] = []
     problems: list[str] = []
     with (
@@ -455,7 +472,7 @@ def find_pictures(
             raise UserError(f"{which} {listed(problems, '; ', 100)}{hint}.")
         print(f"{which} {'; '.join(problems)}; they are left out.")
     if not pictures:
-        raise UserError(f"Folder {source} holds no pictures; give {option} another, or an image.")
+        raise UserError(f"Folder {source} holds no pictures; give --source another, or an image.")
     _print_ranges(pictures)
     return pictures, reading
 
@@ -471,14 +488,14 @@ def _print_ranges(pictures: Sequence[Picture]) -> None:
         print(f"and {len(ranges) - 5} other ranges, each picture's own; --range LOW,HIGH gives all the same.")
 
 
-def _find_files(source: Path, option: str) -> list[tuple[Path, bool]]:
+def _find_files(source: Path) -> list[tuple[Path, bool]]:
     """Files that may be pictures, each once, and whether their names say that they are; links are followed."""
     if source.is_file():
         return [(source, True)]
     if not source.is_dir():
         if source.exists():
             regular_size(source, "the image")
-        raise UserError(f"There is no {source}; give {option} an image or a folder of photographs.")
+        raise UserError(f"There is no {source}; give --source an image or a folder of photographs.")
     paths, folders = [], set()
     for name, below, files in os.walk(source, followlinks=True):
         facts = os.stat(name)
@@ -501,7 +518,7 @@ def _find_files(source: Path, option: str) -> list[tuple[Path, bool]]:
             seen.add((facts.st_dev, facts.st_ino))
             found.append((path, sure))
     if not found:
-        raise UserError(f"Folder {source} holds no pictures; give {option} another, or an image.")
+        raise UserError(f"Folder {source} holds no pictures; give --source another, or an image.")
     return found
 
 

@@ -12,7 +12,6 @@ import io
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,19 +199,24 @@ def _check_claim(image: Any, loader: str, size: int, reading: Reading) -> None:
         )
 
 
+@contextlib.contextmanager
+def without_size_limit() -> Iterator[None]:
+    """Pillow refuses to open images above a size as an attack; what is decoded of them is bounded here."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def _by_pillow(path: Path, reading: Reading) -> Any:
     """A whole picture of a format that this libvips lacks."""
     vips = library()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                opened = Image.open(path, formats=_PILLOW_FORMATS)
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
-        except Image.UnidentifiedImageError as error:
-            raise NotAPicture("is of no known format") from error
+    try:
+        with without_size_limit():
+            opened = Image.open(path, formats=_PILLOW_FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise NotAPicture("is of no known format") from error
     with opened as image:
         if reading.page >= getattr(image, "n_frames", 1):
             raise Unreadable(f"has 1 page, and page {reading.page} is asked for (the first is 0)")
