@@ -70,6 +70,11 @@ def shorter_side(place: Place) -> int:
     return min(place.width, place.height)
 
 
+def depth_of(place: Place, resolution: int) -> float:
+    """s at which a patch has a picture's own pixels: log2(L/N)."""
+    return math.log2(shorter_side(place) / resolution)
+
+
 def octaves_at(place: Place, resolution: int) -> int:
     """Whole octaves of a picture: floor(log2(L/N)), at least 0."""
     return max(0, (shorter_side(place) // resolution).bit_length() - 1)

@@ -20,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,11 +34,23 @@ from dnnlib.progress import progress_bar
 from dnnlib.reading import regular_size
 from multiscale.data.charts import scale_chart
 from multiscale.data.container import PatchWriter, check_dest, encode_png
-from multiscale.data.cutting import Source, cut_square
+from multiscale.data.cutting import Box, Source, cut_square, plan_cut
+from multiscale.data.fetching import Web
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
-from multiscale.data.pictures import Picture, Place, examine, forget_sources, octaves_at, open_source, shorter_side
+from multiscale.data.pictures import (
+    Picture,
+    Place,
+    depth_of,
+    examine,
+    forget_sources,
+    octaves_at,
+    open_source,
+    shorter_side,
+)
 from multiscale.data.procedural import render_batch
+from multiscale.data.remote import RemotePicture, fetch_tiles, is_remote, open_remote, tiles_of
 from multiscale.data.source import counted, listed
+from multiscale.data.tilings import is_template, parse_bounds, parse_zooms
 from multiscale.data.vips import NotAPicture, Reading, Unreadable
 from multiscale.view import uniform_centres
 from torch_utils.random import stream
@@ -65,6 +77,8 @@ PHOTOGRAPH_SUFFIXES = frozenset(
     | {".ppm", ".svs", ".tga", ".tif", ".tiff", ".webp"}
 )
 """Names that promise a picture: a file of such a name that holds none is an error, of another name it is passed over."""
+PART_OF_AN_OCTAVE = 0.75
+"""Of the finest octave, that a picture must have for it to be one, where the number of octaves is given."""
 EMPTY_DRAWS = 200
 """Places to try for a patch, where a picture is empty in parts."""
 KINDS = {"ushort": "16 bits", "short": "16 bits with a sign", "uint": "32 bits", "int": "32 bits with a sign"}
@@ -182,6 +196,7 @@ def make_from_photographs(
     reading: Reading | None = None,
     skip_bad: bool = False,
     allow_empty: float = 0.0,
+    tiles: Tiles | None = None,
 ) -> None:
     """Sample one image, or each photograph below a folder as a scale space of its own.
 
@@ -189,11 +204,11 @@ def make_from_photographs(
     uniform place; it is reduced to N x N and never enlarged. All files are decoded once before anything is written.
 
     Args:
-        source: Image or folder (searched to any depth).
+        source: Image or folder (searched to any depth), or a picture as tiles (:func:`multiscale.data.remote.open_remote`).
         dest: ZIP or folder to write.
         resolution: Side N of a patch, a power of two, 16 ... 1024 pixels.
-        octaves: 1 <= S <= log2(L/N) of every photograph; None: as many as there are ``counts``, else as all
-            photographs have, at most 6.
+        octaves: S of which every photograph has all, but of the finest three quarters will do: S <= log2(L/N) + 1/4, and its
+            labels end there. None: as many as there are ``counts``, else as all photographs have whole, at most 6.
         counts: Patches of each octave, coarse to fine, over all photographs; None: ``default_counts``.
         seed: Of scales and places.
         workers: Processes; None: one a core.
@@ -202,18 +217,25 @@ def make_from_photographs(
         reading: Memory, page and range; None: the defaults.
         skip_bad: Leave out files that cannot be used, and say so, in place of an error.
         allow_empty: Share of a patch, 0 ... 1, that may be empty: transparent or without data. 0: none of what its filter sees.
+        tiles: Of a picture as tiles: how they are fetched; None: the defaults.
 
     Raises:
         UserError: photographs that cannot be read (all are named) or have too few octaves; no place for a patch that is not
-            empty; as ``make_demo``.
+            empty; tiles that are not given; as ``make_demo``.
     """
-    source, dest, processes = Path(source), Path(dest), process_count(workers)
+    dest, processes = Path(dest), process_count(workers)
+    reading, tiles = reading or Reading(), tiles or Tiles()
     forget_sources()
     check_dest(dest, force=force)
     check_resolution(resolution)
-    wanted = octaves or len(counts or ())
-    least_px = resolution << min(wanted, MAX_OCTAVES)
-    pictures, reading = find_pictures(source, reading or Reading(), processes, skip_bad=skip_bad, least_px=least_px)
+    wanted = min(octaves or len(counts or ()), MAX_OCTAVES)
+    least_px = int(resolution * 2 ** (wanted - 1 + PART_OF_AN_OCTAVE)) if wanted else 0
+    pictures: Sequence[Place]
+    remote = open_tiles(str(source), reading, tiles) if is_remote(str(source)) else None
+    if remote is None:
+        pictures, reading = find_pictures(Path(source), reading, processes, skip_bad=skip_bad, least_px=least_px)
+    else:
+        pictures = [remote]
     if octaves is None:
         available = min(octaves_at(picture, resolution) for picture in pictures)
         octaves = len(counts) if counts is not None else min(max(available, 1), DEFAULT_OCTAVES)
@@ -222,8 +244,14 @@ def make_from_photographs(
     mode = "L" if all(picture.grey for picture in pictures) else "RGB"
     jobs = [
         CropJob(picture, 0.0, reading, mode, resolution, seed, allow_empty, crops)
-        for picture, crops in _crop_jobs(pictures, counts, seed)
+        for picture, crops in _crop_jobs(pictures, counts, seed, resolution)
     ]
+    if remote is not None:
+        remote = fetch_tiles(remote, tiles_of(remote, _parts(remote, jobs)), dry_run=tiles.dry_run)
+        jobs = [job._replace(place=remote, mode="L" if remote.grey else "RGB") for job in jobs]
+    if tiles.dry_run:
+        print(f"{dest} would hold {sum(counts):,} patches, by octave {', '.join(f'{count:,}' for count in counts)}")
+        return
     write_patches(dest, cut_patches, jobs, counts, workers=processes, force=force)
     forget_sources()
 
@@ -523,7 +551,8 @@ def _find_files(source: Path) -> list[tuple[Path, bool]]:
 
 
 def _check_depth(pictures: Sequence[Place], octaves: int, resolution: int) -> None:
-    shallow = [picture for picture in pictures if octaves_at(picture, resolution) < octaves]
+    least = octaves - 1 + PART_OF_AN_OCTAVE
+    shallow = [picture for picture in pictures if depth_of(picture, resolution) < least]
     if not shallow:
         return
     found = [f"{p.name} ({p.width} x {p.height}) has {octaves_at(p, resolution)}" for p in shallow]
@@ -541,6 +570,32 @@ class Crop(NamedTuple):
     number: int
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How the tiles of a picture are fetched.
+
+    Attributes:
+        connections: Requests at a time.
+        rate: Requests a second, at most; 0: no bound.
+        zooms: Of XYZ: lowest and highest z, such as ``"0-12"``.
+        bounds: Of XYZ: ``"west,south,east,north"`` in degrees; None: all.
+        dry_run: Fetch a sample, say how much there is, and make nothing.
+    """
+
+    connections: int = 4
+    rate: float = 20.0
+    zooms: str | None = None
+    bounds: str | None = None
+    dry_run: bool = False
+
+
+def open_tiles(source: str, reading: Reading, tiles: Tiles) -> RemotePicture:
+    """Read a description of tiles; UserError as :func:`multiscale.data.remote.open_remote`, or for an option that is wrong."""
+    zooms = parse_zooms(tiles.zooms) if is_template(source) else None
+    web = Web(tiles.connections, tiles.rate, reading.cache or cache_folder(), reading.cache_bytes)
+    return open_remote(source, web, zooms, parse_bounds(tiles.bounds))
 
 
 class CropJob(NamedTuple):
@@ -567,16 +622,29 @@ class CropJob(NamedTuple):
     crops: tuple[Crop, ...]
 
 
-def _crop_jobs(pictures: Sequence[Place], counts: Sequence[int], seed: int) -> Iterator[tuple[Place, tuple[Crop, ...]]]:
+def _crop_jobs(
+    pictures: Sequence[Place], counts: Sequence[int], seed: int, resolution: int
+) -> Iterator[tuple[Place, tuple[Crop, ...]]]:
     """Deal the patches of each octave evenly to the pictures, in an order drawn for the octave."""
+    depths = [depth_of(picture, resolution) for picture in pictures]
     dealt: list[list[Crop]] = [[] for _ in pictures]
     for octave, count in enumerate(counts):
         order = stream(seed, "photographs", octave).permutation(len(pictures))
         for index in range(count):
-            dealt[order[index % len(order)]].append(Crop(octave, index, octave, octave + 1))
+            owner = order[index % len(order)]
+            dealt[owner].append(Crop(octave, index, octave, min(octave + 1, depths[owner])))
     for picture, crops in zip(pictures, dealt, strict=True):
         for start in range(0, len(crops), CROPS_A_JOB):
             yield picture, tuple(crops[start : start + CROPS_A_JOB])
+
+
+def _parts(picture: RemotePicture, jobs: Sequence[CropJob]) -> Iterator[tuple[Box, int]]:
+    """What patches need of a picture, as they are drawn first."""
+    levels = picture.tiling.levels()
+    for job in jobs:
+        for crop in job.crops:
+            cut = plan_cut(levels, *next(_views(job, crop))[1], job.resolution)
+            yield cut.box, cut.shrink
 
 
 def cut_patches(job: CropJob) -> Patches:
@@ -588,20 +656,24 @@ def cut_patches(job: CropJob) -> Patches:
         raise UserError(f"Image {job.place.name} {error}.") from error
 
 
-def _cut_crop(source: Source, job: CropJob, crop: Crop) -> tuple[bytes, float]:
+def _views(job: CropJob, crop: Crop) -> Iterator[tuple[float, tuple[float, float, float]]]:
+    """Label, side in pixels and place of a patch, as it is drawn first, and if that is empty then, and so on."""
     rng = stream(job.seed, "make", crop.octave, crop.number)
     shown = shorter_side(job.place)
-    for _ in range(EMPTY_DRAWS if source.with_empty else 1):
+    while True:
         label = crop.low + rng.random() * (crop.high - crop.low)
         side = min(max(shown / 2 ** (label - job.base), job.resolution), shown)
-        pixels, empty = cut_square(source, side, rng.random(), rng.random(), job.resolution)
+        yield label, (side, rng.random(), rng.random())
+
+
+def _cut_crop(source: Source, job: CropJob, crop: Crop) -> tuple[bytes, float]:
+    for label, view in itertools.islice(_views(job, crop), EMPTY_DRAWS):
+        pixels, empty = cut_square(source, *view, job.resolution)
         if empty <= job.allow_empty:
-            break
-    else:
-        raise UserError(
-            f"Of {EMPTY_DRAWS} patches of octave {crop.octave} in {source.describe()} none has less than "
-            f"{job.allow_empty:.0%} of empty area; raise --allow-empty, or crop the image."
-        )
-    if pixels.ndim == 2 and job.mode == "RGB":
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
-    return encode_png(pixels), label
+            if pixels.ndim == 2 and job.mode == "RGB":
+                pixels = np.repeat(pixels[..., None], 3, axis=2)
+            return encode_png(pixels), label
+    raise UserError(
+        f"Of {EMPTY_DRAWS} patches of octave {crop.octave} in {source.describe()} none has at most "
+        f"{job.allow_empty:.0%} of empty area; raise --allow-empty, or crop the image."
+    )

@@ -291,6 +291,30 @@ def _gdal_nodata(path: Path, page: int) -> float | None:
         return None
 
 
+def decode(data: bytes) -> np.ndarray:
+    """A small picture of PNG, JPEG, WebP, AVIF, GIF or TIFF: uint8 [H, W, C], 1 or 3 bands of colour and one of emptiness.
+
+    Raises:
+        Unreadable: it cannot be decoded.
+    """
+    vips = library()
+    with reported(Path("tile")):
+        found = vips.vips_lib.vips_foreign_find_load_buffer(data, len(data))
+        loader = ""
+        if found != vips.ffi.NULL:
+            kind = vips.gobject_lib.g_type_from_name(found)
+            loader = vips.ffi.string(vips.vips_lib.vips_nickname_find(kind)).decode()
+        if loader.removesuffix("_buffer") not in _LOADERS:
+            vips.vips_lib.vips_error_clear()
+            raise NotAPicture("is of no known format")
+        image = vips.Operation.call(loader, data, fail_on="error")
+        limits = {"uchar": None, "ushort": (0.0, 65535.0)}
+        if image.format not in limits:
+            raise Unreadable("has neither 8 nor 16 bits")
+        pixels = to_srgb(image, Colours(limits[image.format], None))
+        return (pixels if image.hasalpha() else pixels.bandjoin(0)).numpy()
+
+
 def is_grey(image: Any) -> bool:
     """Whether a picture has one band beside an alpha."""
     return image.bands - image.hasalpha() == 1

@@ -268,7 +268,7 @@ def test_patches_that_touch_what_is_empty_are_not_taken(tmp_path):
     Image.merge("LA", [Image.new("L", (300, 300)), Image.new("L", (300, 300))]).save(tmp_path / "clear.png")
     options[2], dest = tmp_path / "clear.png", tmp_path / "none.zip"
     options[4] = dest
-    assert "none has less than 0% of empty area; raise --allow-empty" in refusal(*options, "--counts", "5")
+    assert "none has at most 0% of empty area; raise --allow-empty" in refusal(*options, "--counts", "5")
     assert not dest.exists()
 
 
