@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from multiscale.data.prepare import Tiles, make_reading
+from multiscale.data.finding import make_reading
+from multiscale.data.remote import Tiles
 
 workers_option = click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a CPU core]")
 

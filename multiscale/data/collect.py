@@ -16,21 +16,13 @@ import numpy as np
 from dnnlib.errors import UserError
 from multiscale.data.charts import covered, gaps
 from multiscale.data.container import check_dest
+from multiscale.data.cropping import CROPS_A_JOB, Crop, CropJob, cut_patches
 from multiscale.data.extents import read_extents
+from multiscale.data.finding import find_pictures
 from multiscale.data.patches import MAX_OCTAVES
 from multiscale.data.pictures import Picture, forget_sources, shorter_side
-from multiscale.data.prepare import (
-    CROPS_A_JOB,
-    Crop,
-    CropJob,
-    check_resolution,
-    cut_patches,
-    find_pictures,
-    paper_counts,
-    process_count,
-    resolved_counts,
-    write_patches,
-)
+from multiscale.data.prepare import check_resolution, paper_counts, resolved_counts, write_patches
+from multiscale.data.processes import process_count
 from multiscale.data.source import counted, listed
 from multiscale.data.vips import Reading
 from torch_utils.random import stream

@@ -17,13 +17,12 @@ from typing import NamedTuple
 import aiohttp
 from PIL import Image
 
-import multiscale
 from dnnlib.cache import DiskCache
 from dnnlib.errors import UserError
 from dnnlib.reading import regular_size
 from multiscale.data.xml import XML_BYTES
 
-USER_AGENT = f"multiscale-gan/{multiscale.__version__}"
+USER_AGENT = "multiscale-gan (dataset_tool.py)"
 ATTEMPTS = 5
 BACKOFF_SEC = 0.5
 """Before the second attempt; each further one waits twice as long."""

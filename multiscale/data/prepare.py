@@ -7,20 +7,7 @@ order: the same request gives the same bytes whatever the number of processes.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import stat
-import sys
-import threading
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,70 +15,31 @@ import numpy as np
 import torch
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write, cache_folder
+from dnnlib.files import atomic_write
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
-from dnnlib.reading import regular_size
 from multiscale.data.charts import scale_chart
 from multiscale.data.container import PatchWriter, check_dest, encode_png
-from multiscale.data.cutting import Box, Source, cut_square, plan_cut
-from multiscale.data.fetching import Web
+from multiscale.data.cropping import CROPS_A_JOB, Crop, CropJob, Patches, cut_patches, parts_of
+from multiscale.data.finding import find_pictures
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
-from multiscale.data.pictures import (
-    Picture,
-    Place,
-    depth_of,
-    examine,
-    forget_sources,
-    octaves_at,
-    open_source,
-    shorter_side,
-)
+from multiscale.data.pictures import Place, depth_of, forget_sources, octaves_at
 from multiscale.data.procedural import render_batch
-from multiscale.data.remote import RemotePicture, fetch_tiles, is_remote, open_remote, tiles_of
-from multiscale.data.source import counted, listed
-from multiscale.data.tilings import is_template, parse_bounds, parse_zooms
-from multiscale.data.vips import NotAPicture, Reading, Unreadable
+from multiscale.data.processes import in_order, process_count
+from multiscale.data.remote import Tiles, fetch_tiles, is_remote, open_tiles, tiles_of
+from multiscale.data.source import listed
+from multiscale.data.vips import Reading
 from multiscale.view import uniform_centres
 from torch_utils.random import stream
 
 DEFAULT_OCTAVES = 6
 MAX_PATCHES = 10_000_000
-PHOTOGRAPH_SUFFIXES = frozenset(
-    {
-        ".avif",
-        ".bmp",
-        ".fits",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".j2k",
-        ".jp2",
-        ".jpeg",
-        ".jpg",
-        ".mrxs",
-        ".ndpi",
-        ".pgm",
-        ".png",
-    }
-    | {".ppm", ".svs", ".tga", ".tif", ".tiff", ".webp"}
-)
-"""Names that promise a picture: a file of such a name that holds none is an error, of another name it is passed over."""
 PART_OF_AN_OCTAVE = 0.75
 """Of the finest octave, that a picture must have for it to be one, where the number of octaves is given."""
-EMPTY_DRAWS = 200
-"""Places to try for a patch, where a picture is empty in parts."""
-KINDS = {"ushort": "16 bits", "short": "16 bits with a sign", "uint": "32 bits", "int": "32 bits with a sign"}
-KINDS |= {"float": "floating point", "double": "floating point", "char": "8 bits with a sign"}
-
 SHEET_COLUMNS = 8
-CROPS_A_JOB = 16
 _SCENE_PIXELS_A_JOB = 1 << 17
 
 _Job = TypeVar("_Job")
-_Result = TypeVar("_Result")
-Patches = list[tuple[bytes, float]]
-"""PNG files with their labels."""
 
 
 def demo_counts(octaves: int) -> tuple[int, ...]:
@@ -116,34 +64,6 @@ def parse_counts(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isdecimal() and int(part) >= 1 for part in parts):
         raise UserError(f"--counts {text} is not allowed; give whole numbers of at least 1, such as 500,1500,4000.")
     return tuple(int(part) for part in parts)
-
-
-def make_reading(memory: float, cache: float, page: int, value_range: str | None) -> Reading:
-    """How pictures are read, from the options of the commands.
-
-    Args:
-        memory: GB of pictures that may be decoded at a time.
-        cache: GB to keep of levels and tiles.
-        page: Of a file with several.
-        value_range: ``"0,4095"``, what becomes black and white; None: see :class:`Reading`.
-
-    Raises:
-        UserError: not a number; the range is not two finite numbers, the first below the second.
-    """
-    if not (math.isfinite(memory) and math.isfinite(cache)):
-        raise UserError(f"--memory {memory:g} and --cache {cache:g} are not allowed together; give numbers of GB.")
-    limits = None
-    if value_range is not None:
-        try:
-            low, high = (float(part) for part in value_range.split(","))
-        except ValueError:
-            low = high = 0.0
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise UserError(
-                f"--range {value_range} is not allowed; give two numbers, the first below the second, such as 0,4095."
-            )
-        limits = low, high
-    return Reading(int(memory * 1e9), page, limits, cache_bytes=int(cache * 1e9))
 
 
 def make_demo(
@@ -247,7 +167,7 @@ def make_from_photographs(
         for picture, crops in _crop_jobs(pictures, counts, seed, resolution)
     ]
     if remote is not None:
-        remote = fetch_tiles(remote, tiles_of(remote, _parts(remote, jobs)), dry_run=tiles.dry_run)
+        remote = fetch_tiles(remote, tiles_of(remote, parts_of(remote, jobs)), dry_run=tiles.dry_run)
         jobs = [job._replace(place=remote, mode="L" if remote.grey else "RGB") for job in jobs]
     if tiles.dry_run:
         print(f"{dest} would hold {sum(counts):,} patches, by octave {', '.join(f'{count:,}' for count in counts)}")
@@ -332,12 +252,6 @@ def resolved_counts(
     return tuple(counts)
 
 
-def process_count(workers: int | None) -> int:
-    if workers is not None:
-        return workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def write_patches(
     dest: Path,
     draw: Callable[[_Job], Patches],
@@ -371,53 +285,6 @@ def write_patches(
     print(f"{dest}: {sum(counts):,} patches, by octave {', '.join(f'{count:,}' for count in counts)}")
 
 
-def in_order(function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int) -> Generator[_Result, None, None]:
-    """``map`` over processes that yields in order and keeps only a few results waiting; close it to stop early."""
-    if workers <= 1 or not jobs:
-        yield from map(function, jobs)
-        return
-    context = _process_context()
-    processes = min(workers, len(jobs))
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
-    try:
-        todo = iter(jobs)
-        waiting: deque[Future[_Result]] = deque(
-            pool.submit(function, job) for job in itertools.islice(todo, 4 * processes)
-        )
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, job) for job in itertools.islice(todo, 1))
-            yield result
-    except BrokenProcessPool as error:
-        raise UserError("A worker process was killed, perhaps for lack of memory; pass a smaller --workers.") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _process_context() -> multiprocessing.context.BaseContext:
-    """How to start processes: by forking, where that is safe; not once libvips has run, whose threads the fork would miss."""
-    if sys.platform == "linux" and "pyvips" not in sys.modules:
-        return multiprocessing.get_context("fork")
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent ends, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-
 class _SceneJob(NamedTuple):
     """Patches start ... stop - 1 of one octave of the procedural scene."""
 
@@ -438,118 +305,6 @@ def _draw_scene(job: _SceneJob) -> Patches:
     return [(encode_png(image), label) for image, label in zip(images, labels, strict=True)]
 
 
-class _ExamineJob(NamedTuple):
-    """A file to look at; whether its name says that it is a picture, and whether there is no other."""
-
-    path: Path
-    sure: bool
-    alone: bool
-    reading: Reading
-    held_bytes: int
-    least_px: int
-
-
-def _examine(job: _ExamineJob) -> Picture | str | None:
-    """What a file is, why it cannot be used, or None if it is no picture and does not say so."""
-    try:
-        regular_size(job.path, "the image")
-    except UserError as error:
-        if job.alone:
-            raise
-        return f"cannot be read ({str(error).rpartition(': ')[2].rstrip('.')})"
-    try:
-        return examine(job.path, job.reading, job.held_bytes, job.least_px)
-    except NotAPicture as error:
-        return str(error) if job.sure else None
-    except Unreadable as error:
-        return str(error)
-
-
-def find_pictures(
-    source: Path, reading: Reading, workers: int, *, skip_bad: bool = False, least_px: int = 0
-) -> tuple[list[Picture], Reading]:
-    """All pictures of a file or folder, in the order of their names, and how processes shall read them.
-
-    Every file is judged by what it holds: one whose name says nothing of pictures and that holds none is passed over. All are
-    decoded but those whose shorter side is below ``least_px``.
-
-    Raises:
-        UserError: names all files that cannot be used (unless ``skip_bad``, which prints them); there is nothing.
-    """
-    files = _find_files(source)
-    alone = len(files) < workers
-    reading = replace(reading, threads=0 if alone else 1, cache=reading.cache or cache_folder())
-    held = 0 if alone else reading.memory // (2 * workers)
-    jobs = [_ExamineJob(path, sure, source == path, reading, held, least_px) for path, sure in files]
-    pictures: list[Picture] = []
-    problems: list[str] = []
-    with (
-        progress_bar(total=len(jobs), unit="file", desc="verifying") as bar,
-        contextlib.closing(in_order(_examine, jobs, workers)) as examined,
-    ):
-        for job, found in zip(jobs, examined, strict=True):
-            if isinstance(found, str):
-                problems.append(f"{job.path if job.path == source else job.path.relative_to(source)} {found}")
-            elif found is not None:
-                pictures.append(found)
-            bar.update()
-    if problems:
-        which = "Image" if source.is_file() else f"{len(problems)} of {len(files)} files in {source} cannot be used:"
-        if not skip_bad or not pictures:
-            hint = "; --skip-bad goes on without them" if pictures else ""
-            raise UserError(f"{which} {listed(problems, '; ', 100)}{hint}.")
-        print(f"{which} {'; '.join(problems)}; they are left out.")
-    if not pictures:
-        raise UserError(f"Folder {source} holds no pictures; give --source another, or an image.")
-    _print_ranges(pictures)
-    return pictures, reading
-
-
-def _print_ranges(pictures: Sequence[Picture]) -> None:
-    """Say what becomes black and white where the numbers are not 8 bits."""
-    ranges = Counter((p.kind, p.colours.value_range) for p in pictures if p.colours.value_range)
-    for (kind, limits), count in list(ranges.items())[:5]:
-        assert limits is not None
-        which = pictures[0].path.name if len(pictures) == 1 else counted(count, "picture")
-        print(f"{which}: {KINDS.get(kind, kind)}, {limits[0]:g} becomes black and {limits[1]:g} white (--range).")
-    if len(ranges) > 5:
-        print(f"and {len(ranges) - 5} other ranges, each picture's own; --range LOW,HIGH gives all the same.")
-
-
-def _find_files(source: Path) -> list[tuple[Path, bool]]:
-    """Files that may be pictures, each once, and whether their names say that they are; links are followed."""
-    if source.is_file():
-        return [(source, True)]
-    if not source.is_dir():
-        if source.exists():
-            regular_size(source, "the image")
-        raise UserError(f"There is no {source}; give --source an image or a folder of photographs.")
-    paths, folders = [], set()
-    for name, below, files in os.walk(source, followlinks=True):
-        facts = os.stat(name)
-        if (facts.st_dev, facts.st_ino) in folders:  # a link in a circle
-            below.clear()
-            continue
-        folders.add((facts.st_dev, facts.st_ino))
-        below[:] = [folder for folder in below if not folder.startswith(".") and folder != "__MACOSX"]
-        paths += [Path(name, file) for file in files if not file.startswith(".")]
-    seen: set[tuple[int, int]] = set()
-    found: list[tuple[Path, bool]] = []
-    for path in sorted(paths):
-        sure = path.suffix.lower() in PHOTOGRAPH_SUFFIXES
-        try:
-            facts = os.stat(path)
-        except OSError:  # a link that leads nowhere, which opening will say
-            found += [(path, sure)] if sure else []
-            continue
-        if stat.S_ISREG(facts.st_mode) and (facts.st_dev, facts.st_ino) not in seen:
-            seen.add((facts.st_dev, facts.st_ino))
-            found.append((path, sure))
-    if not found:
-        raise UserError(f"Folder {source} holds no pictures; give --source another, or an image.")
-    return found
-
-
 def _check_depth(pictures: Sequence[Place], octaves: int, resolution: int) -> None:
     least = octaves - 1 + PART_OF_AN_OCTAVE
     shallow = [picture for picture in pictures if depth_of(picture, resolution) < least]
@@ -561,65 +316,6 @@ def _check_depth(pictures: Sequence[Place], octaves: int, resolution: int) -> No
         f"pixels, log2(shorter side/{resolution}) rounded down: {listed(found, '; ', 20)}; "
         "give fewer --octaves, a smaller --resolution, or larger images."
     )
-
-
-class Crop(NamedTuple):
-    """A patch to cut: its random stream is named by octave and number, its label is drawn between two ends."""
-
-    octave: int
-    number: int
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """How the tiles of a picture are fetched.
-
-    Attributes:
-        connections: Requests at a time.
-        rate: Requests a second, at most; 0: no bound.
-        zooms: Of XYZ: lowest and highest z, such as ``"0-12"``.
-        bounds: Of XYZ: ``"west,south,east,north"`` in degrees; None: all.
-        dry_run: Fetch a sample, say how much there is, and make nothing.
-    """
-
-    connections: int = 4
-    rate: float = 20.0
-    zooms: str | None = None
-    bounds: str | None = None
-    dry_run: bool = False
-
-
-def open_tiles(source: str, reading: Reading, tiles: Tiles) -> RemotePicture:
-    """Read a description of tiles; UserError as :func:`multiscale.data.remote.open_remote`, or for an option that is wrong."""
-    zooms = parse_zooms(tiles.zooms) if is_template(source) else None
-    web = Web(tiles.connections, tiles.rate, reading.cache or cache_folder(), reading.cache_bytes)
-    return open_remote(source, web, zooms, parse_bounds(tiles.bounds))
-
-
-class CropJob(NamedTuple):
-    """Patches of one picture.
-
-    Attributes:
-        place: The picture.
-        base: Label of all of it, as far as its shorter side shows it: 0 where it is a world of its own.
-        reading: How it is read.
-        mode: ``L`` or ``RGB``, of the patches.
-        resolution: N.
-        seed: Of the draws.
-        allow_empty: Share of a patch that may be empty.
-        crops: Its patches.
-    """
-
-    place: Place
-    base: float
-    reading: Reading
-    mode: str
-    resolution: int
-    seed: int
-    allow_empty: float
-    crops: tuple[Crop, ...]
 
 
 def _crop_jobs(
@@ -636,44 +332,3 @@ def _crop_jobs(
     for picture, crops in zip(pictures, dealt, strict=True):
         for start in range(0, len(crops), CROPS_A_JOB):
             yield picture, tuple(crops[start : start + CROPS_A_JOB])
-
-
-def _parts(picture: RemotePicture, jobs: Sequence[CropJob]) -> Iterator[tuple[Box, int]]:
-    """What patches need of a picture, as they are drawn first."""
-    levels = picture.tiling.levels()
-    for job in jobs:
-        for crop in job.crops:
-            cut = plan_cut(levels, *next(_views(job, crop))[1], job.resolution)
-            yield cut.box, cut.shrink
-
-
-def cut_patches(job: CropJob) -> Patches:
-    """Cut and encode; UserError if the picture is damaged, or has no place for a patch that is not empty."""
-    try:
-        source = open_source(job.place, job.reading)
-        return [_cut_crop(source, job, crop) for crop in job.crops]
-    except Unreadable as error:
-        raise UserError(f"Image {job.place.name} {error}.") from error
-
-
-def _views(job: CropJob, crop: Crop) -> Iterator[tuple[float, tuple[float, float, float]]]:
-    """Label, side in pixels and place of a patch, as it is drawn first, and if that is empty then, and so on."""
-    rng = stream(job.seed, "make", crop.octave, crop.number)
-    shown = shorter_side(job.place)
-    while True:
-        label = crop.low + rng.random() * (crop.high - crop.low)
-        side = min(max(shown / 2 ** (label - job.base), job.resolution), shown)
-        yield label, (side, rng.random(), rng.random())
-
-
-def _cut_crop(source: Source, job: CropJob, crop: Crop) -> tuple[bytes, float]:
-    for label, view in itertools.islice(_views(job, crop), EMPTY_DRAWS):
-        pixels, empty = cut_square(source, *view, job.resolution)
-        if empty <= job.allow_empty:
-            if pixels.ndim == 2 and job.mode == "RGB":
-                pixels = np.repeat(pixels[..., None], 3, axis=2)
-            return encode_png(pixels), label
-    raise UserError(
-        f"Of {EMPTY_DRAWS} patches of octave {crop.octave} in {source.describe()} none has at most "
-        f"{job.allow_empty:.0%} of empty area; raise --allow-empty, or crop the image."
-    )

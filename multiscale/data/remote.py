@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
+from dnnlib.files import cache_folder
 from dnnlib.progress import progress_bar
 from dnnlib.reading import regular_size
 from multiscale.data.cutting import Box, Level, Source
@@ -25,6 +27,8 @@ from multiscale.data.tilings import (
     Tiling,
     describes_tiles,
     is_template,
+    parse_bounds,
+    parse_zooms,
     read_description,
     xyz_tiling,
 )
@@ -35,6 +39,32 @@ SAMPLES = 8
 """Tiles that are looked at first: for their size in bytes, and whether they have colour."""
 _DECODED_SHARE = 16
 """Of the memory, for tiles that a process keeps decoded."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How the tiles of a picture are fetched.
+
+    Attributes:
+        connections: Requests at a time.
+        rate: Requests a second, at most; 0: no bound.
+        zooms: Of XYZ: lowest and highest z, such as ``"0-12"``.
+        bounds: Of XYZ: ``"west,south,east,north"`` in degrees; None: all.
+        dry_run: Fetch a sample, say how much there is, and make nothing.
+    """
+
+    connections: int = 4
+    rate: float = 20.0
+    zooms: str | None = None
+    bounds: str | None = None
+    dry_run: bool = False
+
+
+def open_tiles(source: str, reading: Reading, tiles: Tiles) -> RemotePicture:
+    """Read a description of tiles; UserError as :func:`open_remote`, or for an option that is wrong."""
+    zooms = parse_zooms(tiles.zooms) if is_template(source) else None
+    web = Web(tiles.connections, tiles.rate, reading.cache or cache_folder(), reading.cache_bytes)
+    return open_remote(source, web, zooms, parse_bounds(tiles.bounds))
 
 
 class RemotePicture(NamedTuple):

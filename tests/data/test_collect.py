@@ -63,7 +63,7 @@ def test_labels_are_those_of_the_scene(scene, tmp_path, monkeypatch):
     made = []
     for workers in (2, 1):
         if workers == 1:
-            monkeypatch.setattr("multiscale.data.prepare.cut_square", watched)
+            monkeypatch.setattr("multiscale.data.cropping.cut_square", watched)
         dest = tmp_path / f"{workers}.zip"
         result = invoke("collect", "--source", folder, "--dest", dest, *options, "--workers", workers)
         assert result.exit_code == 0, result.output

@@ -28,7 +28,8 @@ from dnnlib.files import cache_folder
 from dnnlib.reading import from_yaml, parsed, read_text, regular_size
 from multiscale.config import load_yaml, parse_assignment, to_dict
 from multiscale.data.patches import PatchDataset
-from multiscale.data.prepare import read_photograph
+from multiscale.data.pictures import examine
+from multiscale.data.vips import Reading
 from multiscale.runs import snapshots
 from multiscale.runs.folder import began_with
 from multiscale.runs.journal import read_metrics, read_stats
@@ -37,6 +38,11 @@ from multiscale.runs.states import load_state, save_state
 
 ROOT = Path(__file__).parents[2]
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="pipes and devices as POSIX has them; Linux and macOS run it")
+
+
+def examine_picture(path):
+    """As ``dataset_tool.py make`` looks at a file."""
+    return examine(path, Reading(), 0)
 
 
 # What the system refuses ---------------------------------------------------------------------------------------------
@@ -106,7 +112,7 @@ def test_names_that_are_too_long_and_links_in_a_circle_are_one_sentence(tmp_path
 def test_pipes_devices_and_folders_are_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
-        for read in (load_yaml, load_state, load_snapshot, read_photograph):
+        for read in (load_yaml, load_state, load_snapshot, examine_picture):
             with pytest.raises(UserError, match=f"it is {kind}; give a file"):
                 read(path)
     (tmp_path / "pipe.zip").symlink_to("pipe")
@@ -203,9 +209,10 @@ def test_a_picture_whose_header_claims_more_than_its_bytes_can_hold_is_refused(t
     path = tmp_path / "bomb"
     path.write_bytes(data)
     with pytest.raises(ValueError, match="too few for the 60000 x 60000 pixels"):
-        read_photograph(path)
+        examine_picture(path)
     Image.new("L", (2000, 2000)).save(path, format)  # as small as honest ones become
-    assert read_photograph(path).size == (2000, 2000)
+    picture = examine_picture(path)
+    assert (picture.width, picture.height) == (2000, 2000)
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "00000/img00000000.png"])
