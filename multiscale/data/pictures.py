@@ -1,9 +1,8 @@
 """Pictures in files as sources of patches, however large: in memory, read where they lie, or from levels made once and kept.
 
-A picture that is small is decoded by each process that cuts from it. Of any other, the levels that its file lacks are made
-once, streamed, and kept in the cache folder as uncompressed tiles: half as many pixels a side again and again, and the picture
-itself first, unless parts of the file can be read without the rest (a tiled TIFF). What is kept is bounded; the longest unused
-goes first.
+A picture that is small is decoded by each process that cuts from it. Of any other, the levels are kept in the cache folder as
+uncompressed tiles, made once and streamed: those that its file has are decoded, others are halves, and the picture itself is the
+first, unless parts of the file can be read without the rest (a tiled TIFF). What is kept is bounded.
 """
 
 from __future__ import annotations
@@ -225,7 +224,7 @@ class _Part(Protocol):
 
 
 class StoredPicture:
-    """A picture whose levels lie in its own file or, made when it is first opened, in the cache folder.
+    """A picture whose levels lie in the cache folder, made when it is first opened; the finest in its own file if it is tiled.
 
     Raises:
         Unreadable: damaged.
@@ -235,40 +234,36 @@ class StoredPicture:
     def __init__(self, picture: Picture, reading: Reading) -> None:
         self._picture, self._reading = picture, reading
         self.with_empty = picture.with_empty
+        self._is_tiled = bool(picture.own)
+        own = picture.own or (Own(picture.width, picture.height, 0, reading.page, -1),)
         self.levels = [
-            Level(own.width, own.height, 2.0**own.halvings, FOREIGN_OVERSAMPLING if own.halvings else 0.0)
-            for own in picture.own
+            Level(level.width, level.height, 2.0**level.halvings, FOREIGN_OVERSAMPLING if level.halvings else 0.0)
+            for level in own
         ]
-        self._regions: dict[int, Any] = {}
+        for size in _halvings(*own[-1][:2])[1:]:
+            self.levels.append(Level(*size, 2 * self.levels[-1].scale, OVERSAMPLING))
+        self._region: Any = None
         self._fetched = 0
-        self._kept: list[_KeptLevel] = []
-        coarsest = picture.own[-1] if picture.own else None
-        if coarsest is not None and min(coarsest[:2]) <= COARSEST_PX:
-            return
-        sizes = _halvings(*coarsest[:2])[1:] if coarsest else _halvings(picture.width, picture.height)
-        folder = _kept_levels(picture, reading, sizes)
-        for i, size in enumerate(sizes):
-            self._kept.append(_KeptLevel(folder / f"{i}.tif", picture.bands))
-            scale = 2 * self.levels[-1].scale if self.levels else 1.0
-            self.levels.append(Level(*size, scale, OVERSAMPLING if self.levels else 0.0))
+        kept = self.levels[self._is_tiled :]
+        folder = _kept_levels(picture, reading, kept) if kept else Path()
+        self._kept = [_KeptLevel(folder / f"{i}.tif", picture.bands) for i in range(len(kept))]
 
     def read(self, box: Box, shrink: int) -> np.ndarray:
         """See :class:`multiscale.data.cutting.Source`."""
         with reported(self._picture.path):
-            if shrink >= len(self._picture.own):
-                return self._kept[shrink - len(self._picture.own)].read(box)
-            return self._fetch(box, shrink)
+            if shrink or not self._is_tiled:
+                return self._kept[shrink - self._is_tiled].read(box)
+            return self._fetch(box)
 
-    def _fetch(self, box: Box, shrink: int) -> np.ndarray:
+    def _fetch(self, box: Box) -> np.ndarray:
         """Pixels out of the file, in this thread alone: libvips's own threads do not survive a fork."""
         if self._fetched > self._reading.memory // _FETCHED_SHARE:
-            self._regions.clear()  # and with them the decoded tiles that libvips keeps
+            self._region = None  # and with it the decoded tiles that libvips keeps
+        if self._region is None:
+            self._region = library().Region.new(_open_own(self._picture, self._reading, self._picture.own[0]))
             self._fetched = 0
-        if shrink not in self._regions:
-            image = _open_own(self._picture, self._reading, self._picture.own[shrink])
-            self._regions[shrink] = library().Region.new(image)
         width, height = box.right - box.left, box.bottom - box.top
-        data = self._regions[shrink].fetch(box.left, box.top, width, height)
+        data = self._region.fetch(box.left, box.top, width, height)
         self._fetched += len(data)
         return np.frombuffer(data, np.uint8).reshape(height, width, self._picture.bands)
 
@@ -342,11 +337,8 @@ class _KeptLevel:
         return result
 
 
-def _kept_levels(picture: Picture, reading: Reading, sizes: Sequence[tuple[int, int]]) -> Path:
-    """The folder with levels ``0.tif``, ``1.tif`` ... of the given sizes, made now if it is not there.
-
-    The first is half of the coarsest that the file has itself, or if it has none the picture.
-    """
+def _kept_levels(picture: Picture, reading: Reading, levels: Sequence[Level]) -> Path:
+    """The folder with levels ``0.tif``, ``1.tif`` ..., made now if it is not there."""
     facts = os.stat(picture.path)
     colours = (picture.colours, reading.page, picture.bands, picture.own)
     key = f"{FORMAT} {picture.path.resolve()} {facts.st_size} {facts.st_mtime_ns} {colours}"
@@ -355,7 +347,7 @@ def _kept_levels(picture: Picture, reading: Reading, sizes: Sequence[tuple[int, 
     with contextlib.suppress(OSError):
         os.utime(folder)
         return folder
-    needed = sum((width + TILE_PX) * (height + TILE_PX) for width, height in sizes) * picture.bands
+    needed = sum((width + TILE_PX) * (height + TILE_PX) for width, height, *_ in levels) * picture.bands
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _make_room(parent, needed, reading.cache_bytes)
@@ -364,7 +356,7 @@ def _kept_levels(picture: Picture, reading: Reading, sizes: Sequence[tuple[int, 
         raise UserError(f"Cannot write {parent}: {error.strerror or error}; set MULTISCALE_CACHE.") from error
     try:
         with reported(picture.path):
-            _write_levels(picture, reading, temporary, len(sizes))
+            _write_levels(picture, reading, temporary, len(levels))
         with contextlib.suppress(OSError):  # another process was first
             os.rename(temporary, folder)
     finally:
@@ -373,15 +365,17 @@ def _kept_levels(picture: Picture, reading: Reading, sizes: Sequence[tuple[int, 
 
 
 def _write_levels(picture: Picture, reading: Reading, folder: Path, count: int) -> None:
-    """Each level is made from the file of the one before, so that no more than a band of it is in memory."""
+    """Levels that the file has are decoded; others are made from the file of the one before: a band at a time is in memory."""
     vips = library()
-    if picture.own:
-        image = halved(_open_own(picture, reading, picture.own[-1]), picture.with_empty)
-    else:
-        image = to_srgb(open_image(picture.path, reading, sequential=True).image, picture.colours)
     for i in range(count):
-        if i:
+        if i + 1 < len(picture.own):
+            image = _open_own(picture, reading, picture.own[i + 1])
+        elif i:
             image = halved(vips.Image.new_from_file(str(folder / f"{i - 1}.tif")), picture.with_empty)
+        elif picture.own:
+            image = halved(_open_own(picture, reading, picture.own[0]), picture.with_empty)
+        else:
+            image = to_srgb(open_image(picture.path, reading, sequential=True).image, picture.colours)
         path = folder / f"{i}.tif"
         image = image.copy(interpretation="b-w" if image.bands < 3 else "srgb")
         image.tiffsave(str(path), tile=True, tile_width=TILE_PX, tile_height=TILE_PX, bigtiff=True, keep="none")
