@@ -87,9 +87,9 @@ def new_temporary_folder(name: str, parent: Path | None = None) -> Path:
     return Path(tempfile.mkdtemp(prefix=f".{_shortened(name)}.{_owner()}-", suffix=".tmp", dir=parent))
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove temporary files and folders whose processes have ended; looks once in each folder."""
-    if folder in _swept or os.name == "nt":  # where to ask whether a process lives would end it
+def remove_abandoned(folder: Path, *, again: bool = False) -> None:
+    """Remove temporary files and folders whose processes have ended; looks once in each folder, unless ``again``."""
+    if (folder in _swept and not again) or os.name == "nt":  # where to ask whether a process lives would end it
         return
     _swept.add(folder)
     with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import cache_folder
 from dnnlib.progress import progress_bar
 from dnnlib.reading import regular_size
-from multiscale.data.pictures import Picture, examine
+from multiscale.data.pictures import Picture, examine, remove_broken_levels
 from multiscale.data.processes import in_order
 from multiscale.data.source import counted, listed
 from multiscale.data.vips import NotAPicture, Reading, Unreadable
@@ -118,16 +118,20 @@ def find_pictures(
     jobs = [_ExamineJob(path, sure, source == path, reading, held, least_px) for path, sure in files]
     pictures: list[Picture] = []
     problems: list[str] = []
-    with (
-        progress_bar(total=len(jobs), unit="file", desc="verifying") as bar,
-        contextlib.closing(in_order(_examine, jobs, workers)) as examined,
-    ):
-        for job, found in zip(jobs, examined, strict=True):
-            if isinstance(found, str):
-                problems.append(f"{job.path if job.path == source else job.path.relative_to(source)} {found}")
-            elif found is not None:
-                pictures.append(found)
-            bar.update()
+    try:
+        with (
+            progress_bar(total=len(jobs), unit="file", desc="reading") as bar,
+            contextlib.closing(in_order(_examine, jobs, workers)) as examined,
+        ):
+            for job, found in zip(jobs, examined, strict=True):
+                if isinstance(found, str):
+                    problems.append(f"{job.path if job.path == source else job.path.relative_to(source)} {found}")
+                elif found is not None:
+                    pictures.append(found)
+                bar.update()
+    except BaseException:
+        remove_broken_levels(reading)
+        raise
     if problems:
         which = "Image" if source.is_file() else f"{len(problems)} of {len(files)} files in {source} cannot be used:"
         if not skip_bad or not pictures:

@@ -1,8 +1,8 @@
 """Pictures in files as sources of patches, however large: in memory, read where they lie, or from levels made once and kept.
 
 A picture that is small is decoded by each process that cuts from it. Of any other, the levels are kept in the cache folder as
-uncompressed tiles, made once and streamed: those that its file has are decoded, others are halves, and the picture itself is the
-first, unless parts of the file can be read without the rest (a tiled TIFF). What is kept is bounded.
+uncompressed tiles, made once and streamed: those that its file has are decoded, others are halves, and the first is the picture
+itself, unless parts of the file can be read without the rest (a tiled TIFF). What is kept is bounded.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import os
 import shutil
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from dnnlib.errors import UserError
-from dnnlib.files import cache_folder, new_temporary_folder
+from dnnlib.files import cache_folder, new_temporary_folder, remove_abandoned
 from multiscale.data.cutting import FOREIGN_OVERSAMPLING, OVERSAMPLING, Box, Level, Source
 from multiscale.data.vips import (
     Colours,
@@ -342,7 +343,7 @@ def _kept_levels(picture: Picture, reading: Reading, levels: Sequence[Level]) ->
     facts = os.stat(picture.path)
     colours = (picture.colours, reading.page, picture.bands, picture.own)
     key = f"{FORMAT} {picture.path.resolve()} {facts.st_size} {facts.st_mtime_ns} {colours}"
-    parent = (reading.cache or cache_folder()) / "levels"
+    parent = _levels_folder(reading)
     folder = parent / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     with contextlib.suppress(OSError):
         os.utime(folder)
@@ -378,9 +379,33 @@ def _write_levels(picture: Picture, reading: Reading, folder: Path, count: int) 
             image = to_srgb(open_image(picture.path, reading, sequential=True).image, picture.colours)
         path = folder / f"{i}.tif"
         image = image.copy(interpretation="b-w" if image.bands < 3 else "srgb")
-        image.tiffsave(str(path), tile=True, tile_width=TILE_PX, tile_height=TILE_PX, bigtiff=True, keep="none")
+        _save(image, path)
         with open(path, "rb+") as stream:
             os.fsync(stream.fileno())
+
+
+def _save(image: Any, path: Path) -> None:
+    """Write tiles; in a thread, as this one would not hear Ctrl-C within libvips."""
+
+    def save() -> None:
+        image.tiffsave(str(path), tile=True, tile_width=TILE_PX, tile_height=TILE_PX, bigtiff=True, keep="none")
+
+    with ThreadPoolExecutor(1) as thread:
+        saving = thread.submit(save)
+        try:
+            saving.result()
+        except BaseException:
+            image.set_kill(True)
+            raise
+
+
+def remove_broken_levels(reading: Reading) -> None:
+    """Remove what processes that have been killed were making."""
+    remove_abandoned(_levels_folder(reading), again=True)
+
+
+def _levels_folder(reading: Reading) -> Path:
+    return (reading.cache or cache_folder()) / "levels"
 
 
 def _make_room(parent: Path, needed: int, bound: int) -> None:

@@ -28,13 +28,17 @@ def process_count(workers: int | None) -> int:
 
 
 def in_order(function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int) -> Generator[_Result, None, None]:
-    """``map`` over processes that yields in order and keeps only a few results waiting; close it to stop early."""
+    """``map`` over processes that yields in order and keeps only a few results waiting; close it to stop early.
+
+    Whatever ends it early kills the processes: one that is in the middle of a large picture would not hear of it for minutes.
+    """
     if workers <= 1 or not jobs:
         yield from map(function, jobs)
         return
     context = _process_context()
     processes = min(workers, len(jobs))
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
+    is_done = False
     try:
         todo = iter(jobs)
         waiting: deque[Future[_Result]] = deque(
@@ -44,9 +48,13 @@ def in_order(function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers:
             result = waiting.popleft().result()
             waiting.extend(pool.submit(function, job) for job in itertools.islice(todo, 1))
             yield result
+        is_done = True
     except BrokenProcessPool as error:
         raise UserError("A worker process was killed, perhaps for lack of memory; pass a smaller --workers.") from error
     finally:
+        if not is_done:
+            for process in list((pool._processes or {}).values()):
+                process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -458,6 +460,7 @@ def test_damaged_files_are_one_line(tmp_path, name):
 
 MEASURED = """
 import sys
+import time
 from pathlib import Path
 import numpy as np
 from multiscale.data.cutting import cut_patch
@@ -493,3 +496,27 @@ def test_memory_does_not_grow_with_the_picture(tmp_path, tile):
     assert levels == 8
     assert built < 150_000
     assert cut < 200_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sends signals to a session; run it on Linux")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_while_levels_are_made_ends_at_once_and_leaves_nothing(tmp_path, workers):
+    shape = (30_000, 30_000, 3)  # with a hole for a file
+    tifffile.imwrite(tmp_path / "a.tif", shape=shape, dtype="uint8", tile=(512, 512), photometric="rgb")
+    command = [sys.executable, "dataset_tool.py", "make", "--source", str(tmp_path / "a.tif")]
+    command += ["--dest", str(tmp_path / "s.zip"), "--workers", str(workers)]
+    environment = os.environ | {"MULTISCALE_CACHE": str(tmp_path / "cache")}
+    process = subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], env=environment, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > 1_000_000 for path in (tmp_path / "cache").rglob("*.tif")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=20)[1].decode()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert list((tmp_path / "cache" / "levels").iterdir()) == []
+    assert not (tmp_path / "s.zip").exists()
