@@ -1,11 +1,10 @@
-"""Measure how fast patches are cut from one large picture, against reducing each from all of the picture's pixels.
+"""Measure how fast patches are cut from one large picture, and how near they come to reducing each from all of its pixels.
 
     python benchmarks/cutting.py [--source PICTURE] [--workers 2] [--out benchmarks/results/NAME.json]
 
-``pyramid`` is what ``dataset_tool.py make`` does; ``direct`` is the same with no halving, which was its way before. Times
-are of whole sets, from decoding and making the levels to the ZIP, on top of Python's start; cpu_sec is of all processes. The
-picture is the Earth of ``dataset_tool.py earth`` unless another is named. psnr_db compares patches of the two ways, octave by
-octave: two independent roundings to 8 bits differ by 55.9 dB.
+Times are of whole sets, from decoding and making the levels to the ZIP, on top of Python's start; cpu_sec is of all processes.
+The picture is the Earth of ``dataset_tool.py earth`` unless another is named. psnr_db compares patches with such as are reduced
+at once, octave by octave: two independent roundings to 8 bits differ by 55.9 dB.
 """
 
 from __future__ import annotations
@@ -22,20 +21,17 @@ from typing import Any
 import numpy as np
 from machine import describe, peak_bytes, publish
 
-from multiscale.data import pictures
-from multiscale.data.cutting import OVERSAMPLING, cut_patch
+from multiscale.data.cutting import Box, cut_patch
 from multiscale.data.earth import earth_counts, find_picture
 from multiscale.data.pictures import HeldPicture, examine
 from multiscale.data.prepare import make_from_photographs
 from multiscale.data.vips import Reading
 
 SETS = {"64px": (64, earth_counts(6)), "32px": (32, (300, 500, 800, 1000, 1200, 1200))}
-WAYS = {"direct": math.inf, "pyramid": OVERSAMPLING}
 
 
-def make_set(source: Path, dest: Path, resolution: int, counts: tuple[int, ...], workers: int, way: str) -> None:
-    """Make a set in one of the two ways; the setting stays, so run this in a process of its own."""
-    pictures.OVERSAMPLING = WAYS[way]
+def make_set(source: Path, dest: Path, resolution: int, counts: tuple[int, ...], workers: int) -> None:
+    """Make a set with no levels kept from before."""
     reading = Reading(cache=dest.parent / "cache")
     make_from_photographs(source, dest, resolution=resolution, counts=counts, workers=workers, reading=reading)
 
@@ -64,7 +60,7 @@ def measure_parts(source: Path) -> dict[str, float]:
         decoded = time.process_time()
         held = picture.open(reading)
         again = time.process_time()
-        held.read(pictures.Box(0, 0, 1, 1), len(held.levels) - 1)
+        held.read(Box(0, 0, 1, 1), len(held.levels) - 1)
         halved = time.process_time()
         stored_bytes = peak_bytes(lambda: picture._replace(held=False).open(reading), "cpu")
         stored = time.process_time()
@@ -100,8 +96,7 @@ def main() -> None:
     source = options.source or find_picture()
     sets: dict[str, Any] = {}
     for name, (resolution, counts) in SETS.items():  # before libvips is loaded here, for the sake of forks
-        made = {way: measure_set(source, resolution, counts, options.workers, way) for way in WAYS}
-        sets[name] = {"patches": sum(counts), **made}
+        sets[name] = {"patches": sum(counts), **measure_set(source, resolution, counts, options.workers)}
     for name, (resolution, counts) in SETS.items():
         sets[name]["psnr_db"] = compare(source, resolution, len(counts), options.samples)
     picture = examine(source, Reading(), 1 << 40)

@@ -55,10 +55,8 @@ def make_reading(memory: float, cache: float, page: int, value_range: str | None
         value_range: ``"0,4095"``, what becomes black and white; None: see :class:`Reading`.
 
     Raises:
-        UserError: not a number; the range is not two finite numbers, the first below the second.
+        UserError: the range is not two finite numbers, the first below the second.
     """
-    if not (math.isfinite(memory) and math.isfinite(cache)):
-        raise UserError(f"--memory {memory:g} and --cache {cache:g} are not allowed together; give numbers of GB.")
     limits = None
     if value_range is not None:
         try:

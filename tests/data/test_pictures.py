@@ -231,6 +231,8 @@ def test_deep_pictures_take_a_range(tmp_path, capsys):
     assert "f32.tif: floating point, -2.992 becomes black and 4.992 white (--range)." in capsys.readouterr().out
     for text in ("1", "a,b", "3,2", "0,inf", "nan,1"):
         assert "--range" in refusal("make", "--source", tmp_path, "--dest", tmp_path / "x.zip", "--range", text)
+    for option in ("--memory", "--cache", "--allow-empty", "--rate"):
+        assert option in refusal("make", "--source", tmp_path, "--dest", tmp_path / "x.zip", option, "nan")
 
 
 def test_what_cannot_be_shown_is_said(tmp_path):
@@ -515,7 +517,7 @@ def test_ctrl_c_while_levels_are_made_ends_at_once_and_leaves_nothing(tmp_path, 
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    errors = process.communicate(timeout=20)[1].decode()
+    errors = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert list((tmp_path / "cache" / "levels").iterdir()) == []
