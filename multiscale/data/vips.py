@@ -141,8 +141,7 @@ def open_image(
     """
     size = regular_size(path, "the image")
     vips = library()
-    if reading.threads:
-        vips.concurrency_set(reading.threads)
+    vips.concurrency_set(reading.threads)
     with reported(path):
         found = vips.vips_lib.vips_foreign_find_load(os.fsencode(path))
         loader = None
