@@ -20,7 +20,6 @@ from dnnlib.progress import progress_bar
 from dnnlib.reading import regular_size
 from multiscale.data.cutting import Box, Level, Source
 from multiscale.data.fetching import Fetcher, Wanted, Web, fetch_description, is_address
-from multiscale.data.source import counted
 from multiscale.data.tilings import (
     LARGEST_TILE_PX,
     Tile,
@@ -186,7 +185,7 @@ def fetch_tiles(picture: RemotePicture, tiles: Sequence[Wanted], *, dry_run: boo
     missing = [] if is_local else [tile for tile in tiles if fetcher.kept(tile) is None]
     mean = 0 if is_local else sum(map(len, looked_at)) / len(looked_at)
     there, size = len(tiles) - len(missing), len(missing) * mean / 1e6
-    text = f"{counted(len(tiles), 'tile')}, {there:,} there, some {size:,.1f} MB to fetch"
+    text = f"{len(tiles):,} tiles, {there:,} there, some {size:,.1f} MB to fetch"
     if len(tiles) * mean > picture.web.cache_bytes / 2:
         raise UserError(
             f"{picture.name}: {text}; the cache must hold twice as much as all of them: give --cache "

@@ -152,6 +152,7 @@ def test_xyz_tiles_of_a_square_are_those_of_the_file(tmp_path):
     assert error.max() <= 6, "the file's last level goes on in the cache"
 
 
+@pytest.mark.slow
 def test_the_explorers_own_tiles_give_what_the_models_tiff_gives(tmp_path):
     """Deep Zoom, IIIF 3 and XYZ, as the server renders them, and ``generate.py --tiff`` of the same world."""
     from explorer.serving import serving, small_run
