@@ -500,6 +500,7 @@ def test_memory_does_not_grow_with_the_picture(tmp_path, tile):
     assert cut < 200_000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="sends signals to a session; run it on Linux")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_while_levels_are_made_ends_at_once_and_leaves_nothing(tmp_path, workers):
