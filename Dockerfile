@@ -19,7 +19,7 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 # PyTorch in a layer of its own, which a change of the code leaves in the cache.
 WORKDIR /opt/multiscale-gan
 COPY constraints.txt ./
-RUN pip install --no-cache-dir --constraint constraints.txt torch
+RUN pip install --no-cache-dir --constraint constraints.txt torch torchvision
 COPY . .
 RUN pip install --no-cache-dir --constraint constraints.txt '.[earth]'
 

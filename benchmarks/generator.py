@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import alternate, describe, publish
+from machine import alternate, as_graph, describe, publish
 from ops import moon
 
 from multiscale.networks import layers
@@ -40,19 +40,6 @@ def convolutions(frame: Callable[[], object]) -> list[tuple[torch.Tensor, torch.
     finally:
         layers.modulated_conv2d = original  # type: ignore[assignment]
     return operands
-
-
-def as_graph(frame: Callable[[], torch.Tensor]) -> Callable[[], None]:
-    """Replay of a CUDA graph of the frame."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            frame()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        frame()
-    return graph.replay
 
 
 def main() -> None:

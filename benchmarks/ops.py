@@ -3,7 +3,8 @@
     python benchmarks/ops.py [--device cpu --dtype float32 --batch 1 --layers 3,8] [--out benchmarks/results/ops-NAME.json]
 
 Floor of a forward pass: the larger of its bytes (images read and written once) over the bandwidth of a copy and its
-operations over the rate of a matrix product, both measured in the same run. The contestants take turns. PyTorch's ops
+operations over the rate of a matrix product, both measured in the same run. The contestants take turns. On a GPU a forward
+pass is timed as a CUDA graph, which leaves out what Python takes to launch it; both ways are timed as they are. PyTorch's ops
 insert no zeros either; ``--definition`` also times the op as it is defined, zeros and all, as usual in plain PyTorch.
 """
 
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import alternate, copy_bandwidth, describe, matrix_rate, peak_bytes
+from machine import alternate, as_graph, copy_bandwidth, describe, matrix_rate, peak_bytes
 from reference_ops import naive_filtered_lrelu
 
 from multiscale.config import GeneratorConfig, RunConfig, build, load_preset
@@ -24,6 +26,7 @@ from multiscale.networks import layers
 from multiscale.networks.generator import Generator
 from multiscale.view import view_transform
 from torch_utils.devices import keep_freed_memory
+from torch_utils.ops import native
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.reference import filter_taps
 
@@ -67,6 +70,22 @@ def operations(shape: torch.Size, arguments: dict[str, Any], out: torch.Size) ->
     return 2 * maps * products
 
 
+def called(name: str, run: Callable[[], Any]) -> Callable[[], Any]:
+    """What runs a contestant: with MULTISCALE_OPS=scalar, if that is its name."""
+    if name != "scalar":
+        return run
+
+    def run_scalar() -> Any:
+        before = os.environ.get("MULTISCALE_OPS", "")  # empty is as good as unset
+        os.environ["MULTISCALE_OPS"] = "scalar"
+        try:
+            return run()
+        finally:
+            os.environ["MULTISCALE_OPS"] = before
+
+    return run_scalar
+
+
 def prepare(call: Call, options: argparse.Namespace) -> tuple[torch.Tensor, dict[str, Any], dict[str, Op]]:
     """Images, arguments and contestants of a layer."""
     device, arguments = options.device, dict(call[1])
@@ -76,7 +95,10 @@ def prepare(call: Call, options: argparse.Namespace) -> tuple[torch.Tensor, dict
         "native": lambda x: filtered_lrelu(x, **arguments, impl="native"),
         "pytorch": lambda x: filtered_lrelu(x, **arguments, impl="reference"),
     }
-    if device != "cpu":
+    if device != "cpu" and x.dtype in native.HALF_TYPES and native.has_tensor_cores(x.device):
+        contestants["scalar"] = contestants["native"]  # but without tensor cores: called()
+    if options.compile:
+        torch._dynamo.reset()  # each layer is compiled for itself: more of them than dynamo keeps for one function
         compiled = torch.compile(filtered_lrelu)
         contestants["compiled"] = lambda x: compiled(x, **arguments, impl="reference")
     if options.definition and arguments["fu"] is not None:
@@ -102,12 +124,15 @@ def measure_time(call: Call, options: argparse.Namespace, bandwidth: float, rate
     dy = torch.randn_like(y)
     runs: dict[str, Callable[[], object]] = {}
     for name, op in contestants.items():
-        runs[name] = lambda op=op: op(x)
-        runs[f"{name}_both"] = lambda op=op: torch.autograd.grad(op(leaf), leaf, dy)
+        runs[name] = called(name, lambda op=op: op(x))
+        runs[f"{name}_both"] = called(name, lambda op=op: torch.autograd.grad(op(leaf), leaf, dy))
     operations_forward = operations(x.shape, arguments, y.shape)
     bytes_forward = (x.numel() + y.numel()) * x.element_size()
     with torch.no_grad():
-        times = alternate({name: run for name, run in runs.items() if "both" not in name}, device, options.repeats)
+        forward = {name: run for name, run in runs.items() if "both" not in name}
+        if device != "cpu":
+            forward = {name: as_graph(run) for name, run in forward.items()}
+        times = alternate(forward, device, options.repeats)
     times |= alternate({name: run for name, run in runs.items() if "both" in name}, device, options.repeats)
     floor = max(bytes_forward / bandwidth, operations_forward / rate)
     return {
@@ -158,6 +183,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=4, help="threads of PyTorch (default 4)")
     parser.add_argument("--repeats", type=int, default=3, help="turns (default 3)")
     parser.add_argument("--definition", action="store_true", help="time the definition, zeros inserted, as well")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile of PyTorch's ops as well")
     parser.add_argument("--layers", help="only these, numbers from 0, separated by commas")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()

@@ -128,7 +128,7 @@ def plan_runs(options: argparse.Namespace, dataset: PatchDataset) -> list[Run]:
     runs = []
     for name, values in load_variants(options.variants, options.only).items():
         for seed in options.seeds:
-            fixed = {"training": {"seed": seed, "swd_patches": 0, "metrics": None}}
+            fixed = {"training": {"seed": seed, "metrics": None}}
             config = build(RunConfig, merge(*layers, values, fixed), source=f"variant {name}")
             runs.append(Run(name, seed, config, options.out / f"{name}-seed{seed}"))
     return runs
@@ -190,7 +190,8 @@ class Workers:
     """
 
     def __init__(self, threads: int) -> None:
-        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+        places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": places}
         self.stopping = threading.Event()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
@@ -419,22 +420,17 @@ class Column:
 def columns_for(metrics: Sequence[Metric]) -> list[Column]:
     """Those of the measures that were taken, and of cost."""
 
-    def of(name: str, key: str) -> Callable[[Mapping[str, Any]], Any]:
-        return lambda record: record["results"][name][key]
-
-    columns = []
-    for metric in metrics:
-        name, kind = metric.name, metric.kind_name
-        column = Column(name, name, of(name, "value"), as_difference=kind == "consistency")
-        if kind == "precision_recall":
-            column = Column("recall by octave", "recall", of(name, "recall"), digits=2)
-        elif kind == "lattice":
-            column = Column("lattice by octave", "lattice", of(name, "octaves"), digits=2)
-        columns.append(column)
-        if kind == "msfid_octave":
-            columns.append(Column("by octave", f"{name}_by_octave", of(name, "octaves")))
-        if kind == "diversity":
-            columns.append(Column("of layout", "layout", of(name, "layout")))
+    columns = [
+        Column(
+            column.title or metric.name,
+            metric.name if column.key == "value" else f"{metric.name}_{column.key}",
+            lambda record, name=metric.name, key=column.key: record["results"][name][key],  # type: ignore[misc]
+            digits=column.digits,
+            as_difference=column.in_decibels,
+        )
+        for metric in metrics
+        for column in metric.kind.columns
+    ]
     return [
         *columns,
         Column("kimg", "kimg", lambda r: r["kimg"], compared=False),

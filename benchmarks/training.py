@@ -31,6 +31,7 @@ from dnnlib.progress import Stopwatch
 from multiscale.config import RunConfig, build, load_preset, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
 from multiscale.training import trainer as trainer_module
+from multiscale.training.estimate import chooses_replays
 from multiscale.training.launch import data_layer
 from multiscale.training.trainer import Trainer
 from torch_utils.devices import allow_tf32
@@ -72,7 +73,9 @@ class Bench:
             {"training": {"consistency_metric": "l1"}},
         ]
         config = build(RunConfig, merge(*layers, *map(parse_assignment, given)))
-        return Trainer(config, self.dataset, self.folder, Process(self.device), config.training.batch // parts)
+        batch = config.training.batch
+        replay = chooses_replays(config, batch // parts, batch, self.device)
+        return Trainer(config, self.dataset, self.folder, Process(self.device), batch // parts, replay=replay)
 
     def step(self, *assignments: str, parts: int = 1, ops: str = "auto", again: bool = False) -> Step:
         """A whole step with its data; ``again``: G's step generates anew what D's step has generated already.
@@ -94,14 +97,20 @@ class Bench:
 
         return run
 
+    def warm_up(self, trainer: Trainer, batches: Iterator[Any]) -> None:
+        """Steps until all is as it stays: one, or until the networks' calls are recorded."""
+        for _ in range(1 if trainer.objective.replays is None else 24):
+            trainer.train_step(*next(batches))
+        self.wait()
+
     def wait(self) -> None:
         """Until the device has done all."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def phases(self, repeats: int) -> dict[str, float]:
+    def phases(self, steps: int, parts: int = 1) -> dict[str, float]:
         """Milliseconds of a step by phase; what runs inside another phase is not counted to that."""
-        trainer = self.trainer()
+        trainer = self.trainer(parts=parts)
         watch, inside = Stopwatch(), ["other"]
 
         @contextmanager
@@ -133,9 +142,8 @@ class Bench:
         if trainer.augment is not None:
             timed(trainer.augment, "forward", "augmentation, forward")
         batches = trainer._batches()
-        trainer.train_step(*next(batches))
+        self.warm_up(trainer, batches)
         watch.clear()
-        steps = repeats * trainer.config.training.r1_interval
         for _ in range(steps):
             with phase("data"):
                 batch = next(batches)
@@ -144,17 +152,15 @@ class Bench:
         watch.lap("other")
         return {name: 1e3 * seconds / steps for name, seconds in sorted(watch.seconds.items())}
 
-    def kernel_share(self) -> float:
+    def kernel_share(self, steps: int, parts: int = 1) -> float:
         """Part of the time of steps in which the GPU is at work."""
-        trainer = self.trainer()
+        trainer = self.trainer(parts=parts)
         batches = trainer._batches()
-        for _ in range(3):
-            trainer.train_step(*next(batches))
-        self.wait()
+        self.warm_up(trainer, batches)
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profiler:
             watch = Stopwatch()
-            for _ in range(8):
+            for _ in range(steps):
                 trainer.train_step(*next(batches))
             self.wait()
             watch.lap("steps")
@@ -171,6 +177,37 @@ def peak(options: argparse.Namespace, folder: str, parts: int) -> int:
     return peak_bytes(lambda: [trainer.train_step(*batch) for _ in range(2)], options.device)
 
 
+def run_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What was typed of the run."""
+    return {key: getattr(options, key) for key in ("config", "resolution", "octaves", "assignments")}
+
+
+def brief(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
+    """What ``--brief`` asks for: whole steps, their phases and the memory at their peak, without variants."""
+    trainer = bench.trainer(parts=options.parts)
+    batches = trainer._batches()
+
+    def steps(count: int) -> float:
+        watch = Stopwatch()
+        for _ in range(count):
+            trainer.train_step(*next(batches))
+        bench.wait()
+        watch.lap("steps")
+        return watch.seconds["steps"] / count
+
+    taken = peak_bytes(lambda: bench.warm_up(trainer, batches), options.device)
+    step, batch = steps(options.brief), trainer.config.training.batch
+    return {
+        "batch": batch,
+        "parts": options.parts,
+        "ms_per_step": 1e3 * step,
+        "images_per_sec": batch / step,
+        "ms_by_phase": bench.phases(options.brief, options.parts),
+        "peak_mib": taken / 2**20,
+        **({"gpu_busy": bench.kernel_share(options.brief, options.parts)} if options.device == "cuda" else {}),
+    }
+
+
 def main() -> None:
     """Measure, print, and write the JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,6 +218,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=4, help="threads of PyTorch (default 4)")
     parser.add_argument("--repeats", type=int, default=3, help="turns (default 3)")
     parser.add_argument("--steps", type=int, default=16, help="steps in a turn (default 16, one of them with R1)")
+    parser.add_argument("--brief", type=int, metavar="STEPS", help="time so many steps as they are, and no variants")
+    parser.add_argument("--parts", type=int, default=1, help="parts of a batch, with --brief (default 1)")
     parser.add_argument("--set", dest="assignments", action="append", default=[], help="a setting, as in train.py")
     parser.add_argument("--compile", action="store_true", help="try torch.compile of D, too")
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -189,6 +228,10 @@ def main() -> None:
     trainer_module.save_png = lambda *_: None  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
+        if options.brief:
+            head = {"machine": describe(options.threads, options.device), "run": run_of(options)}
+            publish(head | brief(options, bench), options.out)
+            return
         batch = bench.trainer().config.training.batch
         variants = {
             "as it is": bench.step(),
@@ -202,6 +245,7 @@ def main() -> None:
         if options.compile:
             variants["compiled D"] = bench.step("training.compile_discriminator=true")
         if options.device == "cuda":
+            variants["without CUDA graphs"] = bench.step("training.cuda_graphs=false")
             variants["float32 everywhere"] = bench.step(*HALF)
             variants["TF32"] = bench.step("training.tf32=true")
             variants["bfloat16"] = bench.step("generator.half_dtype=bfloat16", "discriminator.half_dtype=bfloat16")
@@ -210,13 +254,13 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             asked = [(options, folder, parts) for parts in (1, 2, 4) if batch % parts == 0]
             peaks = {f"{batch // parts} images at a time": pool.apply(peak, (o, f, parts)) for o, f, parts in asked}
-        times = alternate(variants, options.device, options.repeats)
-        phases = bench.phases(max(options.steps // 16, 1))
-        share = {"gpu_busy": bench.kernel_share()} if options.device == "cuda" else {}
+        times = alternate(variants, options.device, options.repeats, calls_on_gpu=1)
+        phases = bench.phases(options.steps)
+        share = {"gpu_busy": bench.kernel_share(8)} if options.device == "cuda" else {}
     step = times["as it is"] / options.steps
     report = {
         "machine": describe(options.threads, options.device),
-        "run": {key: getattr(options, key) for key in ("config", "resolution", "octaves", "assignments")},
+        "run": run_of(options),
         "batch": batch,
         "ms_per_step": 1e3 * step,
         "images_per_sec": batch / step,

@@ -37,7 +37,7 @@ class GeneratorConfig:
     """3 for RGB, 1 for grey."""
     octaves: Annotated[int, Field(ge=1, le=10)] = 6
     """Octaves S that the model spans: it zooms up to 2^S."""
-    n_bins: Annotated[int, Field(ge=1, le=4)] = 2
+    n_bins: Annotated[int, Field(ge=1, le=16)] = 2
     """Bins of Fourier features, each ``bin_offset`` octaves above the one before."""
     channel_base: Annotated[int, Field(ge=16, le=2**24)] = 131072
     """Width of a layer of cutoff f_c is (channel_base/2)/f_c, at most channel_max."""
@@ -218,14 +218,15 @@ class TrainingConfig:
     """Let a GPU round the factors of float32 products to TF32 (10 bits of mantissa): faster, less exact."""
     compile_discriminator: bool = False
     """Compile D by torch.compile (a minute at the start; R1 stays as it is); it needs a compiler, Triton on a GPU."""
+    cuda_graphs: bool | None = None
+    """Replay the networks of a step from CUDA graphs: several times faster where they are small, and more memory; none: on a
+    GPU where that fits easily. Steps in several parts are not replayed."""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """Processes that read patches; none: 3 beside a GPU, and none beside a CPU that is busy anyway."""
     snapshot_kimg: Positive | None = None
     """Thousands of images between snapshots; none: a fiftieth of the run, at most 200."""
     sample_seeds: Annotated[int, Field(ge=1, le=64)] = 6
     """Rows of the sample sheet."""
-    swd_patches: Annotated[int, Field(ge=0)] = 0
-    """Patches per octave for the sliced Wasserstein distance at each snapshot; 0: not measured."""
     metrics: str | None = None
     """Measures of snapshots, as calc_metrics.py names them, such as msfid1k,swd; the first one tells the best; none: none."""
     metrics_every: Annotated[int, Field(ge=1)] = 1

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dnnlib.errors import UserError
-from torch_utils.random import Share
+from torch_utils.random import BatchRows
 
 _TOLERANCE = 1e-9
 
@@ -139,7 +139,7 @@ def centre_limit(zoom: torch.Tensor) -> torch.Tensor:
     return (1 - 1 / zoom) / 2
 
 
-def uniform_centres(zoom: torch.Tensor, rng: np.random.Generator | Share) -> torch.Tensor:
+def uniform_centres(zoom: torch.Tensor, rng: np.random.Generator | BatchRows) -> torch.Tensor:
     """Centres drawn uniformly over the legal range of each zoom factor: zoom [B] -> float64 [B, 2] on the CPU."""
     unit = torch.from_numpy(rng.uniform(-1.0, 1.0, size=(2, len(zoom))).T)
     return unit * centre_limit(zoom.double().cpu())[:, None]
@@ -157,6 +157,28 @@ def zoom_log2(transform: torch.Tensor) -> torch.Tensor:
     linear = transform[:, :2, :2]
     determinant = linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0]
     return -0.5 * determinant.abs().log2()
+
+
+@dataclass(frozen=True)
+class AffineViews:
+    """What a network asks of a batch of views, computed once for all of its layers; float64."""
+
+    linear: torch.Tensor
+    """World from view without the shift, [B, 2, 2]: 1/Z times a rotation."""
+    centre: torch.Tensor
+    """World coordinates c of the views' centres, [B, 2]."""
+    zoom_log2: torch.Tensor
+    """Zoom s in octaves, [B]."""
+
+    @classmethod
+    def of(cls, transform: torch.Tensor) -> AffineViews:
+        """Of world-from-view transforms float64 [B, 3, 3]."""
+        return cls(transform[:, :2, :2], transform[:, :2, 2], zoom_log2(transform))
+
+    def split(self, count: int) -> list[AffineViews]:
+        """Up to ``count`` views at a time."""
+        parts = (part.split(count) for part in (self.linear, self.centre, self.zoom_log2))
+        return [AffineViews(*fields) for fields in zip(*parts, strict=True)]
 
 
 def sample_positions(size: int, rate: float, device: torch.device | None = None) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -86,6 +87,14 @@ def small_patches(path: Path, *, side: int = 16, octaves: int = 3, per_octave: i
             labels.append([name, s])
         archive.writestr("dataset.json", json.dumps({"labels": labels}))
     return path
+
+
+def package(name: str) -> Any:
+    """A package that others' numbers come from; without it the test is skipped, and says why."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # one that needs compiled operators of torchvision fails in its own way
+        pytest.skip(f"{name} cannot be imported here ({type(error).__name__}: {error}); it is in the extra 'dev'")
 
 
 def choose_ops(which: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from multiscale.training import launch
 from multiscale.training.launch import Request, data_layer, resolve
 
 ROOT = Path(__file__).parent.parent
-QUICK = ["generator.channel_max=16", "generator.channel_base=32", "training.swd_patches=4", "training.sample_seeds=2"]
+QUICK = ["generator.channel_max=16", "generator.channel_base=32", "training.metrics=swd4", "training.sample_seeds=2"]
 
 
 def run(command, *arguments):
@@ -191,7 +191,7 @@ def test_the_same_command_goes_on_with_its_run(tmp_path):
     assert {name for name in before if before[name] != after[name]} <= {"environment.json"}
     longer = quick_output(data, folder, "--kimg", "0.024")
     assert "Changed since the run began: training.kimg: 0.016 -> 0.024" in longer
-    assert "Going on from" in longer
+    assert "Resuming from" in longer
     assert {path.name for path in states_of(folder)} == {"state-000000016.pt", "state-000000024.pt"}
 
 
@@ -200,7 +200,7 @@ def test_a_run_begins_with_the_state_of_another(tmp_path):
     quick_training(data, folder)
     state = states_of(folder)[-1]
     other = tmp_path / "other"
-    assert "Going on from" in quick_output(data, other, "--kimg", "0.024", "--resume", state)
+    assert "Resuming from" in quick_output(data, other, "--kimg", "0.024", "--resume", state)
     assert states_of(other)[-1].name == "state-000000024.pt"
     bad = tmp_path / "bad.pt"
     bad.write_bytes(state.read_bytes()[:1000])
@@ -224,7 +224,7 @@ def test_a_run_begins_with_the_networks_of_another(tmp_path):
             if not name.endswith(("magnitude_ema", "w_avg")):  # these move without a learning rate
                 torch.testing.assert_close(tensor, learned[name])
         again = quick_output(other_data, other, "--transfer", file, *still, "--kimg", "0.02")
-        assert "Going on from" in again
+        assert "Resuming from" in again
         assert "Beginning" not in again
     old, new = (load_state(states_of(run)[-1])["D"] for run in (folder, tmp_path / "networks"))
     for name, tensor in old.items():
@@ -371,7 +371,7 @@ def test_pixels_that_break_in_the_middle_of_a_run_are_named(tmp_path):
 
     data = rewritten(small_patches(tmp_path / "good.zip"), tmp_path / "bad.zip", spoil)
     sentence = refused(
-        train, "--data", data, "--outdir", tmp_path / "run", "--gpus", 0, "--set", "training.swd_patches=0"
+        train, "--data", data, "--outdir", tmp_path / "run", "--gpus", 0, "--set", "training.metrics=null"
     )
     assert "img000000" in sentence
 

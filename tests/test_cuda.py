@@ -99,19 +99,38 @@ def test_the_discriminator_in_half_precision_judges_as_in_float32(dtype, near, c
     assert (gradients[1] - gradients[0]).norm() < 3 * near * gradients[0].norm()
 
 
+@pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize("make", [tiny_run, beyond_run])
-def test_a_step_waits_for_the_gpu_nowhere(tmp_path, make):
+def test_a_step_waits_for_the_gpu_nowhere(tmp_path, make, replay):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
     config = make(dataset, augment="ada", augment_p=0.3, r1_interval=2, blur_sigma_px=2)
-    trainer = Trainer(config, dataset, tmp_path, Process(torch.device("cuda", 0)))
+    trainer = Trainer(config, dataset, tmp_path, Process(torch.device("cuda", 0)), replay=replay)
     batches = trainer._batches()
-    for step in range(10):
+    first = 20 if replay else 2  # before, kernels are loaded and graphs recorded
+    for step in range(first + 8):
         batch = next(batches)
-        torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")  # kernels are loaded in the first steps
+        torch.cuda.set_sync_debug_mode("error" if step >= first else "default")
         try:
             trainer.train_step(*batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("make", [tiny_run, beyond_run])
+def test_replayed_steps_train_as_others_do(tmp_path, make):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    states = []
+    for replay in (False, True):
+        trainer = Trainer(make(dataset), dataset, tmp_path, Process(torch.device("cuda", 0)), replay=replay)
+        batches = trainer._batches()
+        for _ in range(12):
+            trainer.train_step(*next(batches))
+        states.append({**trainer.G.state_dict(), **{f"D.{k}": v for k, v in trainer.D.state_dict().items()}})
+        losses = trainer.means.read(trainer.process)
+        states[-1]["losses"] = torch.tensor([losses["loss/D"], losses["loss/G"], losses["loss/consistency"]])
+    assert len(trainer.objective.replays._recordings) >= 5
+    for name, eager in states[0].items():
+        assert (states[1][name] - eager).norm() <= 1e-3 * eager.norm() + 1e-6, name
 
 
 def test_a_gpu_that_is_too_small_says_what_to_lower(tmp_path):

@@ -52,12 +52,12 @@ def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on ``device``, without waiting for what the device still has to do."""
+    """Copy a CPU tensor to ``device`` without waiting for its queue."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Arriving:
-    """A small tensor of a device on its way to the CPU: asked for now, read later, when it has most likely arrived."""
+    """A small tensor on its way from a device to the CPU: requested now, read later, when it has most likely arrived."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._value = tensor.detach().to("cpu", non_blocking=True)
@@ -76,7 +76,7 @@ class Arriving:
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """A block without autocast, on a device that has it at all."""
+    """A block without autocast, where the device has any."""
     has_it = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if has_it else contextlib.nullcontext()
 
@@ -97,7 +97,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep large blocks that are freed, for this process, and hand them out again.
+    """Have the C library keep and reuse large freed blocks in this process.
 
     By default glibc gives each block of more than 32 MB back to the system when it is freed, and the system clears every
     page of the next one anew: a quarter of the time of a large image on a CPU. Does nothing with other C libraries. The

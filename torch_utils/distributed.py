@@ -1,7 +1,7 @@
-"""Data-parallel processes: one process a device, started here or by torchrun; they find, check and end each other.
+"""Data-parallel processes, one per device, started here or by torchrun: rendezvous, checks, and a common end.
 
-Numbers travel by NCCL between CUDA devices and by gloo between CPUs; what only hosts must agree on goes by gloo always, so
-that no device is waited for.
+Tensors are exchanged by NCCL between CUDA devices and by gloo between CPUs; what only hosts must agree on always uses gloo,
+so that no device is waited for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dnnlib.errors import UserError, sentence_of
 from dnnlib.signals import StopRequest
 
 TIMEOUT = datetime.timedelta(minutes=10)
-"""Longest that a process waits for the others, at the start and in every collective call."""
+"""Longest wait of a process for the others, at the start and in every collective call."""
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """This process among all: rank of world_size, and the device it computes on."""
+    """One process of several: its rank, their number, and its device."""
 
     device: torch.device
     rank: int = 0
@@ -43,7 +43,7 @@ class Process:
 
     @property
     def is_first(self) -> bool:
-        """The process that writes files and talks to the user."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
 
@@ -72,7 +72,7 @@ def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: 
                 raise KeyboardInterrupt from error
             raise UserError(
                 f"Process {error.error_index} of the {len(devices)} was ended from outside ({error}), perhaps for want of "
-                "memory; the same command goes on from the last training state."
+                "memory; the same command resumes from the last training state."
             ) from error
         finally:
             for process in spawned.processes:
@@ -107,19 +107,19 @@ def _worker(
 
 
 def _end_with_parent() -> None:
-    """Have Linux kill this process when the one that started it is killed: it holds what the run has taken."""
+    """Have Linux kill this process when its parent is killed, so that nothing keeps hold of the run."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun (or another launcher that speaks its language) has started this process as one of several."""
+    """Whether torchrun, or a launcher with the same variables, has started this process as one of several."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
 
 
 @contextlib.contextmanager
 def joined(*, on_cpu: bool, timeout: datetime.timedelta = TIMEOUT) -> Iterator[Process]:
-    """Join the processes that torchrun has started; on a CUDA device each where there are any, unless ``on_cpu``.
+    """Join the processes that torchrun has started, one per CUDA device if there are any, unless ``on_cpu``.
 
     Raises:
         UserError: this machine has fewer CUDA devices than processes, or another process does not come or answer in time.
@@ -147,14 +147,14 @@ def joined(*, on_cpu: bool, timeout: datetime.timedelta = TIMEOUT) -> Iterator[P
 
 
 def _share_cores(processes: int, chosen: str | None) -> None:
-    """Use this process's part of the machine's cores, or of the threads that somebody chose for all."""
+    """Use this process's fraction of the machine's cores, or of the configured threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max((cores if chosen is None else torch.get_num_threads()) // processes, 1))
 
 
 @contextlib.contextmanager
 def _member(process: Process, store: dist.Store, timeout: datetime.timedelta) -> Iterator[Process]:
-    """The process group, from the first meeting to its end."""
+    """The process group, from rendezvous to its end."""
     if process.device.type == "cuda":
         torch.cuda.set_device(process.device)
     roll = dist.PrefixStore("roll", store)
@@ -175,7 +175,7 @@ def _member(process: Process, store: dist.Store, timeout: datetime.timedelta) ->
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise UserError(
                 f"Rank {process.rank} on {host} lost touch with another process, which has probably ended "
-                f"({_first_line(error)}). Its own message says why; the same command goes on from the last training state."
+                f"({_first_line(error)}). Its own message says why; the same command resumes from the last training state."
             ) from error
         raise
     finally:
@@ -227,7 +227,7 @@ def _await_all(roll: dist.Store, name: str, world_size: int, timeout: datetime.t
         who = ", ".join(f"{rank} ({_host(roll, rank)})" for rank in missing)
         raise UserError(
             f"Of {world_size} processes these {complaint} within {timeout.total_seconds():g} s: rank {who}. See what became "
-            "of them, and start the job again: it goes on from its last training state."
+            "of them, and start the job again: it resumes from its last training state."
         )
 
 
@@ -240,7 +240,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def from_first(process: Process, make: Callable[[], T]) -> T:
-    """What the first process makes, on all of them; its exception ends them all, the others without a word.
+    """The first process's result, on all processes; its exception ends all of them, the others silently.
 
     Args:
         process: This one; all call this.
@@ -262,7 +262,7 @@ def from_first(process: Process, make: Callable[[], T]) -> T:
 
 
 def check_alike(process: Process, facts: Mapping[str, Any], advice: Mapping[str, str]) -> None:
-    """All processes hold the same facts.
+    """Check that all processes hold the same facts.
 
     Args:
         process: This one; all call this.

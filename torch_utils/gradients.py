@@ -1,4 +1,4 @@
-"""Gradients of one network between the backward pass and the optimiser: averaged over processes, made finite, measured."""
+"""Gradients of a network between backward pass and optimiser: averaged over processes, made finite, measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST = 1e5
 
 
 class Gradients:
-    """Gradients of parameters, averaged over processes in buckets, each of which leaves while the rest are still computed.
+    """Gradients of parameters, averaged over processes in buckets, each sent while the rest are still computed.
 
     Args:
         parameters: Of one network, in the order of its forward pass; alike on all processes.
@@ -40,7 +40,7 @@ class Gradients:
 
     @contextmanager
     def last_backward(self) -> Iterator[None]:
-        """Around the last backward pass of a step: gradients that are complete leave for the other processes at once."""
+        """Around the last backward pass of a step: buckets are sent to the other processes once they are complete."""
         self._is_last = True
         self._waits_for = [set(bucket) for bucket in self.buckets]
         try:
@@ -49,7 +49,7 @@ class Gradients:
             self._is_last = False
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Complete the averages and put them into ``.grad``, what is not finite replaced; None stays None.
+        """Complete the averages and put them into ``.grad``, non-finite entries replaced; None stays None.
 
         Returns:
             Norm of all gradients (after replacement), and how many entries were not finite; scalars on the device.

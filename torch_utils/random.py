@@ -23,16 +23,16 @@ def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, key, *counters])))
 
 
-class Share:
-    """A stream from which all images of a batch are served, of which this holder computes some.
+class BatchRows:
+    """Random numbers for some images (rows) of a batch, taken from draws for the whole batch.
 
-    What an image gets depends on its place in the batch only, not on how many processes and parts share the work. In every
-    draw the last axis is the images of this share.
+    What an image gets depends on its place in the batch only, not on how many processes and parts share the work. The last
+    axis of every draw is the rows.
 
     Args:
         rng: A fresh stream of this batch and purpose, such as ``stream(seed, "latents", step)``.
         batch: Images of the whole batch.
-        rows: Which of them are this share's.
+        rows: Which of them are drawn for.
     """
 
     def __init__(self, rng: np.random.Generator, batch: int, rows: slice) -> None:

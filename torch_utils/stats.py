@@ -1,4 +1,4 @@
-"""Means gathered on the device: adding never waits for it, reading does so once."""
+"""Means accumulated on the device: adding never waits for it, reading waits once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Means:
         self._moments: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, value: torch.Tensor) -> None:
-        """Count the elements of ``value`` (any shape) into the mean of ``name``."""
+        """Add the elements of ``value`` (any shape) to the mean of ``name``."""
         value = value.detach().float().flatten()
         self._add(name, torch.stack([value.sum(), value.square().sum(), torch.full_like(value[0], len(value))]))
 
     def add_grouped(self, name: str, values: torch.Tensor, members: torch.Tensor) -> None:
-        """Count values [B] into the means of their groups; members float [B, groups] has a 1 where each belongs."""
+        """Add values [B] to the means of their groups; members float [B, groups] is one-hot."""
         values = values.detach().float()
         self._add(name, torch.stack([values, values.square(), torch.ones_like(values)]) @ members)
 
@@ -34,11 +34,11 @@ class Means:
         self._moments[name] = moments if held is None else held + moments
 
     def read(self, process: Process) -> dict[str, float | list[float | None]]:
-        """Means since the last reading; to be called by all processes, it waits for them and for the device.
+        """Means since the last reading; called by all processes, it waits for them and for the device.
 
         A grouped name gives a list, None where nothing was counted, and another of standard deviations as ``NAME std``.
         """
-        self.share(process)
+        self.pool(process)
         result: dict[str, float | list[float | None]] = {}
         for name, moments in self.state_dict().items():
             total, squares, count = moments.double()
@@ -51,8 +51,8 @@ class Means:
         self._moments.clear()
         return result
 
-    def share(self, process: Process) -> None:
-        """Spread what has been counted evenly over all processes, so that what one of them keeps serves all."""
+    def pool(self, process: Process) -> None:
+        """Replace each process's sums by their mean over all processes, so that the state of one serves all."""
         average(self._moments.values(), process)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -63,7 +63,7 @@ class Means:
         return {name: part.view_as(moments).clone() for (name, moments), part in parts}
 
     def load_state_dict(self, state: dict[str, torch.Tensor], device: torch.device) -> None:
-        """Go on counting from there."""
+        """Continue counting from there."""
         self._moments = {name: moments.to(device) for name, moments in state.items()}
 
 

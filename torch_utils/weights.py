@@ -1,4 +1,4 @@
-"""Files of published weights, which users provide: checked against the publisher's checksum, read without running code."""
+"""Published weight files that users provide: checked against the publisher's checksum, read without running code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class WeightFile:
 
         Args:
             path: The file, whatever its name.
-            what: Whose weights, for messages, such as ``"LPIPS"``.
+            what: The network, for messages, such as ``"LPIPS"``.
 
         Raises:
             UserError: the file is not the published one, cannot be read, or holds no table.

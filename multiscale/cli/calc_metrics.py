@@ -13,7 +13,7 @@ from multiscale.metrics.features import NAMES
 from multiscale.metrics.measure import KINDS
 from multiscale.metrics.names import DEFAULT
 
-MEASURES = "\n".join(f"  {name:<17} {kind.says}; {kind.count:,} {kind.unit}" for name, kind in KINDS.items())
+MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.unit}" for name, kind in KINDS.items())
 
 
 @click.command(

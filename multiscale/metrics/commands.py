@@ -1,4 +1,4 @@
-"""What ``calc_metrics.py`` does: which networks are measured how, what it will cost, and what is printed and written."""
+"""The work of ``calc_metrics.py``: choose networks and measures, estimate the cost, measure, and report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TIMED_VIEWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user typed; None where nothing was."""
+    """The command line; None for options not given."""
 
     networks: Sequence[str]
     data: str
@@ -61,10 +61,10 @@ class Job:
 
 
 def calc_metrics(request: Request, *, dry_run: bool = False) -> None:
-    """Measure, print and write the report; with ``dry_run`` only say what each measure costs.
+    """Measure, print and write the report; with ``dry_run`` only estimate the cost of each measure.
 
     Raises:
-        UserError: something that was given is not there, damaged, or does not fit; before anything is measured.
+        UserError: something given is missing, damaged or does not fit; raised before anything is measured.
     """
     metrics = parse_metrics(request.metrics)
     devices = choose_devices(request.gpus, request.procs)
@@ -85,7 +85,7 @@ def calc_metrics(request: Request, *, dry_run: bool = False) -> None:
 
 
 def find_networks(texts: Sequence[str]) -> list[Path]:
-    """Snapshot files meant by ``--network``: files, folders of runs (their newest), patterns; none: the newest run's.
+    """Snapshot files selected by ``--network``: files, folders of runs (their newest), patterns; none: the newest run's.
 
     Raises:
         UserError: one of them is not there, or a pattern matches nothing.
@@ -153,19 +153,19 @@ def _work(process: Process, job: Job) -> None:
         if process.is_first:
             seconds = time.perf_counter() - start
             kimg = snapshot.info.get("kimg")
-            shown = {
+            pictured = {
                 octave: Patches({}, kept.bank[:PICTURES].copy(), kept.images[:PICTURES].copy())
                 for octave, kept in patches.items()
                 if octave is not None
             }
-            measured.append(Measured(label, path, snapshot.digest, kimg, results, shown, seconds))
+            measured.append(Measured(label, path, snapshot.digest, kimg, results, pictured, seconds))
             print("\n".join(table_lines(measured[-1], job.metrics)), flush=True)
     if process.is_first:
         print(write_report(Path(request.out), measured, evaluation))
 
 
 def _print_cost(job: Job, evaluation: Evaluation, generator: Generator, devices: Sequence[torch.device]) -> None:
-    """What each measure takes by itself, and all together, from the time of a few views here and now."""
+    """Print the cost of each measure and of all together, extrapolated from a few views timed here and now."""
     dataset, reals = evaluation.dataset, evaluation.reals
     assert reals is not None
     views_sec, features_sec, reals_sec = _timed(evaluation, generator.to(devices[0]), reals.features)

@@ -1,4 +1,4 @@
-"""Measures that compare generated patches with real ones: what such a measure is given, and what several of them use.
+"""Measures that compare generated with real patches: what such a measure is given, and helpers for several of them.
 
 Shapes: n patches, C channels, N side in pixels, S octaves, D features.
 """
@@ -23,14 +23,14 @@ SPECTRUM_BATCH = 64
 
 @dataclass(frozen=True)
 class Comparison:
-    """Generated patches and the real ones beside them, as far as a measure said that it needs them."""
+    """Generated and real patches, as far as the measure's ``needs`` ask for them."""
 
     count: int
-    """Patches that the measure was asked to take."""
+    """Patches to compare."""
     dataset: PatchDataset
     """The real patches."""
     reals: RealFeatures | None
-    """Their features, prepared for this measure; None: it needs none."""
+    """Features of the real patches; None if the measure needs none."""
     patches: Mapping[int | None, Patches]
     """The generated ones by octave (None: the mixture), ``count`` or more of each."""
 
@@ -45,7 +45,7 @@ class Comparison:
         return self.reals.moments(octave), self.patches[octave].moments[self.count]
 
     def features(self, octave: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Those of the first ``count`` real and generated patches, of fewer real ones where there are no more: [n, D]."""
+        """Features of the first ``count`` real and generated patches, or of all real ones if there are fewer: [n, D]."""
         assert self.reals is not None
         rows = self.reals.rows(fixed_order(self.dataset, octave)[: self.count])
         return rows, self.patches[octave].bank[: self.count]
@@ -58,7 +58,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchKind(Kind):
-    """A measure of patches; ``needs`` says what of them."""
+    """A measure of patches; ``needs`` lists what it uses."""
 
     measured: Callable[[Comparison], Result]
     """Called in the first process only."""
@@ -77,7 +77,7 @@ def compare(
 
 
 def real_images(dataset: PatchDataset, octave: int | None, count: int) -> np.ndarray:
-    """The first real patches of an octave in the fixed order, fewer where there are no more: uint8 [n, C, N, N]."""
+    """The first ``count`` real patches of an octave in the fixed order, or all if there are fewer: uint8 [n, C, N, N]."""
     return np.stack([dataset[int(i)][0] for i in fixed_order(dataset, octave)[:count]])
 
 
@@ -91,10 +91,12 @@ def beside_halves(
     real: Sequence[np.ndarray],
     fake: Sequence[np.ndarray],
 ) -> Result:
-    """A measure of real and generated patches by octave; ``floor``: of the halves of twice as many real ones."""
-    whole = [images[: len(made)] for images, made in zip(real, fake, strict=True)]
+    """A measure by octave, with its ``floor``: the same between two halves of the real patches, if each octave has two."""
+    result = measured([images[: len(made)] for images, made in zip(real, fake, strict=True)], fake)
+    if min(map(len, real)) < 2:
+        return result
     halves = zip(*(np.array_split(images, 2) for images in real), strict=True)
-    return measured(whole, fake) | {"floor": measured(*halves)["octaves"]}
+    return result | {"floor": measured(*halves)["octaves"]}
 
 
 def mean_power(power: Callable[[torch.Tensor], torch.Tensor], images: np.ndarray) -> torch.Tensor:

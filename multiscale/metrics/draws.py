@@ -1,4 +1,4 @@
-"""What is measured on: latents, zooms and places that follow from (seed, purpose, index) alone.
+"""The samples of measures: latents, zooms and centres, determined by (seed, purpose, index) alone.
 
 What sample i of a measure is does not depend on the batch that it is computed in, nor on the processes that share the work.
 
@@ -28,7 +28,7 @@ class Views(Protocol):
 
 @dataclass(frozen=True)
 class Shape:
-    """What a measure must know of a model."""
+    """The shape of a model's patches and latents."""
 
     resolution: int
     channels: int
@@ -65,20 +65,20 @@ def quantised(images: torch.Tensor) -> torch.Tensor:
     return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
-def shares(process: Process, count: int, batch: int) -> Iterator[list[int]]:
-    """This process's part of the samples 0 ... count - 1, ``batch`` at a time."""
+def own_batches(process: Process, count: int, batch: int) -> Iterator[list[int]]:
+    """The samples of this process among 0 ... count - 1, in batches."""
     mine = range(process.rank, count, process.world_size)
     for start in range(0, len(mine), batch):
         yield list(mine[start : start + batch])
 
 
 def done_by_all(process: Process, indices: Sequence[int], count: int) -> int:
-    """How many of ``count`` samples all processes do together while the first one does these of its share."""
+    """How many of ``count`` samples all processes complete while the first one completes these of its own."""
     return min(indices[-1] + process.world_size, count) - (indices[0] - process.rank)
 
 
 def gathered(process: Process, value: Any) -> list[Any]:
-    """The value of each process, in the order of their ranks, in all of them."""
+    """The values of all processes in the order of their ranks, on all of them."""
     if process.world_size == 1:
         return [value]
     parcel: list[Any] = [None] * process.world_size

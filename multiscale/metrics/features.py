@@ -1,4 +1,4 @@
-"""Feature networks: what turns an image into the numbers that distributions are compared by.
+"""Feature networks, which turn images into the vectors whose distributions are compared.
 
 ``random`` is a convolutional network with fixed random weights. It needs no file and orders models that differ visibly, but
 its values mean nothing beside those of other networks: do not report them as FID. ``inception`` is the network that the
@@ -42,7 +42,7 @@ DINOV2_FILES = tuple(
         ("vits", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"),
     )
 )
-"""The first is what published values use."""
+"""The first is the one of published values."""
 NAMES = ("random", "inception", "dinov2")
 
 RANDOM_WIDTHS = (24, 48, 72, 96, 128)

@@ -39,7 +39,7 @@ class Moments:
             self.mean, self.scatter = np.zeros(self.dimension), np.zeros((self.dimension, self.dimension))
 
     def add(self, features: np.ndarray) -> None:
-        """Count samples [n, D] in."""
+        """Add samples [n, D]."""
         if len(features):
             values = np.asarray(features, dtype=np.float64)
             mean = values.mean(axis=0)
@@ -47,7 +47,7 @@ class Moments:
             self._merge(len(values), mean, deviations.T @ deviations)
 
     def merge(self, other: Moments) -> None:
-        """Count in what another has gathered."""
+        """Add the samples of another."""
         if other.count:
             self._merge(other.count, other.mean, other.scatter)
 
@@ -131,7 +131,7 @@ def _kernel_diagonal(x: np.ndarray) -> np.ndarray:
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = NEIGHBOURS) -> tuple[float, float]:
-    """Share of the fake samples among the real ones, and of the real ones among the fake ones.
+    """Fraction of fake samples within the real manifold, and of real samples within the fake one.
 
     A sample is among those of a set if it is no farther from one of them than that one's k-th nearest neighbour in the set.
 
@@ -149,7 +149,7 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = NEIGHBOURS) ->
 
 
 def _covered(samples: np.ndarray, manifold: np.ndarray, k: int) -> float:
-    """Share of the samples within reach of the manifold."""
+    """Fraction of the samples within the manifold."""
     radius = nearest(manifold, manifold, k + 1)[0][:, k]  # the nearest of all is the sample itself
     inside = [(distance <= radius).any(axis=1) for _, distance in _distances(samples, manifold)]
     return float(np.concatenate(inside).mean())

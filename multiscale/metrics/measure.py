@@ -16,12 +16,12 @@ FOLDER = "multiscale.metrics.measures"
 
 Result = dict[str, Any]
 """JSON values: ``value`` is the number to compare models by, ``octaves`` the same of each octave, where it has any, and
-``floor`` what two halves of up to twice as many real patches give."""
+``floor`` what two halves of up to twice as many real patches give; ``better`` is ``lower`` or ``higher``."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What a report draws of a measure."""
+    """A plot of a measure for the report."""
 
     title: str
     text: str
@@ -29,31 +29,51 @@ class Picture:
     """Of the results of each network by measure, and the measure's name: a PNG."""
 
 
+@dataclass(frozen=True)
+class Column:
+    """A number of a result, or one for each octave, in a table that compares models."""
+
+    key: str = "value"
+    title: str | None = None
+    """None: the measure's name, as it was asked for."""
+    digits: int = 3
+    """Significant digits."""
+    in_decibels: bool = False
+    """Compare models by differences, not ratios."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A measure: what it says, of how many samples if nobody says otherwise, and which direction is good.
+    """A measure: name, description, default number of samples, and which direction is good.
 
     Those that look at patches, which measures share, are ``PatchKind`` (``multiscale/metrics/compare.py``); those that
     render views of their own are ``ViewKind`` (``multiscale/metrics/render.py``).
     """
 
     name: str
-    says: str
+    description: str
     count: int
     """Samples: over the mixture, of each octave, of the coarsest octave, or worlds."""
     per: Literal["mixture", "octave", "coarsest", "world"]
     needs: frozenset[Literal["moments", "bank", "images"]] = frozenset()
-    """Of the shared patches: statistics of their features, the features, the images; nothing: it renders its own."""
+    """What it uses of the shared patches: moments of their features, the features, the images; empty: renders its own views."""
     higher_is_better: bool = False
     least: int = 1
     curves: Mapping[str, str] = field(default_factory=lambda: {"octaves": ""})
     """Keys of its result with a number for each octave that a report draws, where there are any, and what is added to the
     measure's name for them."""
     picture: Picture | None = None
+    columns: tuple[Column, ...] = (Column(),)
+    """Columns in a table of several models."""
+
+    @property
+    def better(self) -> Literal["lower", "higher"]:
+        """The direction in which values improve."""
+        return "higher" if self.higher_is_better else "lower"
 
     @property
     def unit(self) -> str:
-        """What ``count`` counts."""
+        """The unit of ``count``."""
         units = {"mixture": "patches", "octave": "of each octave", "coarsest": "of the coarsest", "world": "worlds"}
         return units[self.per]
 
@@ -106,10 +126,10 @@ KINDS = Register()
 
 @dataclass(frozen=True)
 class Metric:
-    """One measure that is asked for."""
+    """A measure that was requested."""
 
     name: str
-    """As it was written: the name of its result."""
+    """As written by the user; its result goes by this name."""
     kind_name: str
     count: int
 

@@ -5,13 +5,13 @@ Shapes: S octaves, K frequencies.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dnnlib.plots import as_png, colours, panels, put_title
 from multiscale.metrics.measure import Result
 from multiscale.metrics.spectra import FLOOR, spectrum_difference
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REAL = "#222222"
-DPI = 110
 
 Results = Mapping[str, Result]
 
@@ -36,27 +35,27 @@ def octave_curves(networks: Mapping[str, Results], curves: Mapping[str, Mapping[
     ``curves``: for each measure the keys of results that have a number for each octave, and what is added to its name for
     them. The grey dashes are what two halves of the real patches give.
     """
-    panels = [
+    curved = [
         (name, key, suffix)
         for name, result in _first(networks).items()
         for key, suffix in curves[name].items()
         if key in result
     ]
-    if not panels:
+    if not curved:
         return None
-    figure, grid = _panels(len(panels), columns=3, height=2.7)
-    for axes, (name, key, suffix) in zip(grid, panels, strict=False):
-        for colour, (label, results) in zip(_colours(len(networks)), networks.items(), strict=True):
+    figure, grid = panels(len(curved), columns=3, height=2.7)
+    for axes, (name, key, suffix) in zip(grid, curved, strict=True):
+        for colour, (label, results) in zip(colours(len(networks)), networks.items(), strict=True):
             values = results[name][key]
             axes.plot(range(len(values)), values, "o-", ms=3.5, lw=1.4, color=colour, label=label)
         floor = _first(networks)[name].get("floor") if key == "octaves" else None
         if floor is not None:
             axes.plot(range(len(floor)), floor, "--", lw=1.2, color="#888888", label="real against real")
-        axes.set_title(name + suffix, loc="left", fontsize=10, fontweight="bold")
+        put_title(axes, name + suffix)
         axes.set_xticks(range(len(values)), [f"{2**j}x" for j in range(len(values))])
         if min(values) >= 0 and key != "psnr":
             axes.set_ylim(bottom=0)
-    return _finished(figure, grid, networks, used=len(panels))
+    return _finished(figure, grid, networks)
 
 
 def spectra(networks: Mapping[str, Results], name: str) -> bytes:
@@ -64,19 +63,19 @@ def spectra(networks: Mapping[str, Results], name: str) -> bytes:
     octaves = len(_first(networks)[name]["octaves"])
     columns = min(octaves, 4)
     blocks = math.ceil(octaves / columns)
-    figure, grid = _panels(2 * columns * blocks, columns=columns, height=2.0, ratios=[2, 1] * blocks)
+    figure, grid = panels(2 * columns * blocks, columns=columns, height=2.0, ratios=[2, 1] * blocks)
     for octave in range(octaves):
         block, column = divmod(octave, columns)
         upper, lower = grid[2 * block * columns + column], grid[(2 * block + 1) * columns + column]
         real = np.array(_first(networks)[name]["real"][octave])
         frequency = np.arange(len(real)) / (2 * (len(real) - 1))  # cycles a pixel
         upper.plot(frequency[1:], np.maximum(real[1:], FLOOR), color=REAL, lw=1.8, label="real")
-        for colour, (label, results) in zip(_colours(len(networks)), networks.items(), strict=True):
+        for colour, (label, results) in zip(colours(len(networks)), networks.items(), strict=True):
             fake = np.array(results[name]["fake"][octave])
             upper.plot(frequency[1:], np.maximum(fake[1:], FLOOR), color=colour, lw=1.2, label=label)
             lower.plot(frequency[1:], spectrum_difference(real, fake), color=colour, lw=1.2)
         upper.set_yscale("log")
-        upper.set_title(octave_name(octave), loc="left", fontsize=10, fontweight="bold")
+        put_title(upper, octave_name(octave))
         lower.axhline(0, color=REAL, lw=0.8)
         lower.set_ylim(-15, 15)
         if column == 0:
@@ -90,11 +89,12 @@ def spectra(networks: Mapping[str, Results], name: str) -> bytes:
 
 def consistency_matrices(networks: Mapping[str, Results], name: str) -> bytes:
     """PSNR in dB of views of the rows' zoom, reduced, against views of the columns' zoom; a matrix for each network."""
-    shown = list(networks.items())
-    figure, grid = _panels(len(shown), columns=min(len(shown), 3), height=3.6)
-    matrices = [np.array(results[name]["psnr"], dtype=float) for _, results in shown]
+    named = list(networks.items())
+    figure, grid = panels(len(named), columns=min(len(named), 3), height=3.6)
+    matrices = [np.array(results[name]["psnr"], dtype=float) for _, results in named]
     low, high = min(np.nanmin(m) for m in matrices), max(np.nanmax(m) for m in matrices)
-    for axes, (label, results), matrix in zip(grid, shown, matrices, strict=False):
+    for axes, (label, results), matrix in zip(grid, named, matrices, strict=True):
+        axes.grid(False)
         image = axes.imshow(matrix, cmap="viridis", vmin=low, vmax=max(high, low + 1))
         for (row, column), value in np.ndenumerate(matrix):
             if np.isfinite(value):
@@ -107,9 +107,9 @@ def consistency_matrices(networks: Mapping[str, Results], name: str) -> bytes:
         axes.set_ylim(len(matrix) - 0.5, 0.5)
         axes.set_xlabel("compared with the view at", fontsize=8)
         axes.set_ylabel("view, reduced", fontsize=8)
-        axes.set_title(f"{label}: mean {results[name]['value']:.2f} dB", loc="left", fontsize=10, fontweight="bold")
+        put_title(axes, f"{label}: mean {results[name]['value']:.2f} dB")
         figure.colorbar(image, ax=axes, shrink=0.8)
-    return _finished(figure, grid, {}, used=len(shown), gridlines=False)
+    return _finished(figure, grid, {})
 
 
 def training_curves(histories: Mapping[str, Sequence[tuple[float, Results]]]) -> bytes | None:
@@ -122,39 +122,18 @@ def training_curves(histories: Mapping[str, Sequence[tuple[float, Results]]]) ->
     }
     if not names:
         return None
-    figure, grid = _panels(len(names), columns=3, height=2.7)
-    for axes, name in zip(grid, names, strict=False):
-        for colour, (run, history) in zip(_colours(len(histories)), histories.items(), strict=True):
+    figure, grid = panels(len(names), columns=3, height=2.7)
+    for axes, name in zip(grid, names, strict=True):
+        for colour, (run, history) in zip(colours(len(histories)), histories.items(), strict=True):
             points = [(kimg, results[name]["value"]) for kimg, results in history if name in results]
             axes.plot(*zip(*points, strict=True), "o-", ms=3.5, lw=1.4, color=colour, label=run)
-        axes.set_title(name, loc="left", fontsize=10, fontweight="bold")
+        put_title(axes, name)
         axes.set_xlabel("kimg", fontsize=8)
-    return _finished(figure, grid, histories if len(histories) > 1 else {}, used=len(names))
+    return _finished(figure, grid, histories if len(histories) > 1 else {})
 
 
 def _first(networks: Mapping[str, Results]) -> Results:
     return next(iter(networks.values()))
-
-
-def _colours(count: int) -> list[Any]:
-    """One for each curve; many are in the order of a colour map, as snapshots of a run are."""
-    from matplotlib import colormaps
-
-    if count <= 3:
-        return ["#2266aa", "#d1572d", "#3a9a5b"][:count]
-    return list(colormaps["plasma"](np.linspace(0.85, 0.05, count)))
-
-
-def _panels(
-    count: int, *, columns: int, height: float, ratios: Sequence[float] | None = None
-) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure  # here: it takes a second
-
-    columns = min(columns, count)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(max(4.1 * columns, 5.5), height * rows + 0.5), dpi=DPI, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
-    return figure, list(grid.flat)
 
 
 def _finished(
@@ -162,26 +141,15 @@ def _finished(
     grid: Sequence[Axes],
     named: Mapping[str, Any],
     *,
-    used: int | None = None,
     extra: int = 0,
-    gridlines: bool = True,
 ) -> bytes:
     """The PNG; with a legend above all panels if the curves have names."""
-    for axes in grid[used:] if used is not None else ():
-        axes.set_visible(False)
-    for axes in grid:
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        if gridlines:
-            axes.grid(alpha=0.25, lw=0.6)
     handles, labels = grid[0].get_legend_handles_labels()
-    for axes in grid[1:used]:
+    for axes in grid[1:]:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             if label not in labels:
                 handles, labels = [*handles, handle], [*labels, label]
     if len(named) + extra > 1 or "real against real" in labels:
         columns = max(1, int(figure.get_figwidth() / 2.2))
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
+    return as_png(figure)

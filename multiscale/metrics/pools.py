@@ -1,6 +1,6 @@
-"""Which patches the measures look at: pools over the mixture of scales and over each octave, shared by all that can.
+"""The patches that measures look at: pools over the mixture of scales and over each octave, shared by all measures.
 
-Every measure takes the first so many patches of its pools, so that a pool is as large as its greediest measure.
+Every measure takes the first patches of its pools, so that a pool is as large as its most demanding measure.
 
 Shapes: n patches, C channels, N side in pixels, S octaves, D features.
 """
@@ -18,18 +18,18 @@ from multiscale.metrics.measure import Metric
 
 @dataclass
 class Pool:
-    """Patches of one distribution, and what is kept of them."""
+    """Patches of one distribution, and which data of them are kept."""
 
     octave: int | None
     """None: the data's mixture."""
     count: int = 0
     """Patches that are generated."""
     moments: set[int] = field(default_factory=set)
-    """The numbers of patches, from the first on, whose moments are wanted."""
+    """Sizes of the leading subsets whose moments are wanted."""
     bank: int = 0
-    """Patches, from the first on, whose features are kept."""
+    """Number of leading patches whose features are kept."""
     images: int = 0
-    """Patches that are kept themselves."""
+    """Number of leading patches whose images are kept."""
 
     @property
     def name(self) -> str:
@@ -39,7 +39,7 @@ class Pool:
 
 @dataclass
 class Patches:
-    """What was kept of a pool; complete in every process."""
+    """The data kept of a pool, complete in every process."""
 
     moments: dict[int, Moments]
     bank: np.ndarray

@@ -1,7 +1,7 @@
-"""What is known of the real patches: statistics of their features, computed once for a data set and kept.
+"""Statistics of the real patches' features, computed once for a data set and cached.
 
 The cache is keyed by the content of the data and the identity of the features, so that it is never stale. Octave by octave it
-holds the moments over all patches, and the features of those patches, in a fixed random order, that anybody has asked for.
+holds the moments over all patches, and the features of patches, in a fixed random order, as far as they were needed.
 
 Shapes: n patches, S octaves, D features.
 """
@@ -22,7 +22,7 @@ from dnnlib.files import atomic_write, cache_folder, sha256
 from dnnlib.reading import from_json, parsed, read_text
 from multiscale.data.container import FolderSource, open_sources
 from multiscale.data.patches import PatchDataset
-from multiscale.metrics.draws import done_by_all, gathered, shares
+from multiscale.metrics.draws import done_by_all, gathered, own_batches
 from multiscale.metrics.features import Features
 from multiscale.metrics.frechet import Moments, merged
 from torch_utils.distributed import Process, from_first
@@ -105,9 +105,9 @@ class RealFeatures:
         batch: int,
         progress: Progress | None = None,
     ) -> None:
-        """Compute what is not there: moments of all octaves if wanted, and the features of some patches.
+        """Compute what is missing: moments of all octaves if wanted, and the features of some patches.
 
-        To be called by all processes, which share the work.
+        Called by all processes, which share the work.
         """
         missing = from_first(process, lambda: self.missing(moments=moments, indices=indices))
         if not missing:
@@ -117,7 +117,7 @@ class RealFeatures:
         found = {octave: Moments(self.features.dimension) for octave in range(self.dataset.octaves)}
         pending: dict[int, list[np.ndarray]] = {octave: [] for octave in found}
         rows: dict[int, np.ndarray] = {}
-        for places in shares(process, len(missing), batch):
+        for places in own_batches(process, len(missing), batch):
             members = [missing[i] for i in places]
             values = self.features(torch.from_numpy(np.stack([self.dataset[i][0] for i in members])))
             rows |= {i: row for i, row in zip(members, values, strict=True) if i in kept}

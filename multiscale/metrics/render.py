@@ -1,4 +1,4 @@
-"""Measures that render views of their own: what such a measure is given, and how processes share its samples."""
+"""Measures that render their own views: what such a measure is given, and how processes share its samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from multiscale.data.patches import PatchDataset
-from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, patch_views, shares
+from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, own_batches, patch_views
 from multiscale.metrics.measure import Kind, Result
 from multiscale.networks.generator import Generator
 from multiscale.rendering.renderer import Renderer
@@ -22,10 +22,10 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Model:
-    """A generator to measure, and the samples of it that are asked for."""
+    """A generator to measure, and the samples to take of it."""
 
     count: int
-    """Samples that the measure was asked to take."""
+    """Samples to take."""
     generator: Generator
     """In evaluation mode, on the device of the process."""
     shape: Shape
@@ -37,7 +37,7 @@ class Model:
     batch: int
     """Samples at a time."""
     tell: Progress
-    """Told how many views were rendered, over all processes; :meth:`shared` does it."""
+    """Called with the number of views rendered, over all processes; :meth:`shared` does so."""
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +65,7 @@ class Model:
         ``views``: how many a sample takes.
         """
         found: dict[int, Any] = {}
-        for indices in shares(self.process, self.count, self.batch):
+        for indices in own_batches(self.process, self.count, self.batch):
             found |= dict(zip(indices, work(indices), strict=True))
             self.tell(views * done_by_all(self.process, indices, self.count))
         return in_order(gathered(self.process, found))
@@ -80,11 +80,11 @@ class ViewKind(Kind):
     """A measure that renders its own views."""
 
     measured: Callable[[Model], Result]
-    """Called in every process, and the same result in each."""
+    """Called in every process; must return the same result in each."""
     rendered: Callable[[int, int], int]
-    """Views that (count, octaves) take of a model."""
+    """Number of views rendered, given (count, octaves)."""
     check: Callable[[PatchDataset], object] = lambda _: None
-    """Called before any work; raises a UserError if the data do not have what the measure needs."""
+    """Called before any work; raises a UserError if the data lack what the measure needs."""
 
     def __post_init__(self) -> None:
         assert not self.needs, "what is needed of patches is for a PatchKind"

@@ -1,4 +1,4 @@
-"""What is shown of measures: a table, one self-contained page, and the same plots as PNG files.
+"""The report on measures: a table, one self-contained page, and its plots as PNG files.
 
 Shapes: n patches, C channels, N side in pixels, S octaves, D features.
 """
@@ -31,7 +31,7 @@ from multiscale.runs.journal import METRICS, metrics_line, read_metrics
 
 PAGE = "report.html"
 PICTURED = 4
-"""Networks whose patches are shown, the last ones."""
+"""Number of networks, the last ones, whose patches are shown."""
 EXTREMES = 5
 """Best and worst patches of an octave that are shown."""
 PAIRS = 3
@@ -50,7 +50,7 @@ img { max-width: 100%; } p { max-width: 60em; } small, .quiet { color: #666; }
 
 @dataclass(frozen=True)
 class Measured:
-    """One network and what was found of it."""
+    """A network and its results."""
 
     label: str
     path: Path
@@ -64,7 +64,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Generated patches of an octave by how near the nearest real one is, in features."""
+    """Generated patches of an octave, ordered by the distance to the nearest real one in features."""
 
     distance: np.ndarray
     """[n], ascending."""
@@ -84,8 +84,7 @@ def table_lines(measured: Measured, metrics: Sequence[Metric]) -> Iterator[str]:
         octaves = " ".join(f"{value:.4g}" for value in result.get("octaves", ()))
         error = result.get("error")
         deviation = f" +- {error:.2g}" if isinstance(error, float) else ""
-        direction = "higher" if metric.kind.higher_is_better else "lower"
-        yield f"  {metric.name:<20}{result['value']:>10.5g}{deviation}  ({direction} is better)" + (
+        yield f"  {metric.name:<20}{result['value']:>10.5g}{deviation}  ({metric.kind.better} is better)" + (
             f"  by octave {octaves}" if octaves else ""
         )
 
@@ -265,11 +264,10 @@ def _table(measured: Sequence[Measured], metrics: Sequence[Metric]) -> str:
         cells = "".join(
             f"<td{' class=best' if len(values) > 1 and value == best else ''}>{value:.5g}</td>" for value in values
         )
-        direction = "higher" if metric.kind.higher_is_better else "lower"
-        says = metric.kind.says
+        description = metric.kind.description
         rows.append(
-            f"<tr><th>{escape(metric.name)}</th>{cells}<td class=quiet>{direction}</td>"
-            f"<td class='text quiet'>{escape(says)}</td></tr>"
+            f"<tr><th>{escape(metric.name)}</th>{cells}<td class=quiet>{metric.kind.better}</td>"
+            f"<td class='text quiet'>{escape(description)}</td></tr>"
         )
     return f"<table>{''.join(rows)}</table>"
 

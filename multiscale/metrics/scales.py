@@ -1,4 +1,4 @@
-"""How good a generator is, at every scale: all measures of one model, computed from as few views as serve them all.
+"""All measures of a generator, at every scale, from a shared and smallest possible set of views.
 
 Patches are generated in pools: one over the data's own mixture of scales, one for each octave. Every measure looks at the
 first so many patches of its pools. Several processes share the patches; the first one compares.
@@ -17,7 +17,7 @@ import torch
 from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.compare import compare
-from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, patch_views, quantised, shares
+from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, own_batches, patch_views, quantised
 from multiscale.metrics.features import Features
 from multiscale.metrics.frechet import Moments, merged
 from multiscale.metrics.measure import Metric, Result
@@ -28,9 +28,9 @@ from multiscale.networks.generator import Generator
 from torch_utils.distributed import Process, from_first
 
 BATCH = {"cpu": 16, "cuda": 64}
-"""Views that a device computes at a time, unless somebody says otherwise."""
+"""Default number of views that a device computes at a time."""
 NEIGHBOURS_AMONG = 1000
-"""Real patches of each octave among which those nearest to generated ones are looked for, at least."""
+"""Least number of real patches per octave to search for nearest neighbours of generated ones."""
 
 
 class Evaluation:
@@ -48,7 +48,7 @@ class Evaluation:
         pictures: Patches of each octave to keep, with their features, for a report; 0: none.
 
     Raises:
-        UserError: the data do not have what a measure needs.
+        UserError: the data lack what a measure needs.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class Evaluation:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What numbers must share to be compared."""
+        """What results must have in common to be comparable."""
         features = None if self.reals is None else self.reals.features.identity
         return {"data_sha256": self.digest, "features": features, "seed": self.seed}
 
     def real_indices(self, pool: Pool) -> np.ndarray:
-        """Which real patches stand against the features that are kept of a pool."""
-        shown = NEIGHBOURS_AMONG if self.pictures and pool.octave is not None else 0
-        return fixed_order(self.dataset, pool.octave)[: max(pool.bank, shown)]
+        """The real patches to compare with the features kept of a pool."""
+        pictured = NEIGHBOURS_AMONG if self.pictures and pool.octave is not None else 0
+        return fixed_order(self.dataset, pool.octave)[: max(pool.bank, pictured)]
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Compute or read what is needed of the real patches; ``progress`` is told how many were looked at."""
@@ -102,7 +102,7 @@ class Evaluation:
         return sum(pool.count for pool in self.pools) + sum(m.kind.views(m.count, self.dataset.octaves) for m in others)
 
     def check(self, generator: Generator) -> Shape:
-        """What the measures must know of a network; UserError if it makes other patches than the data's."""
+        """The shape of a network's patches; UserError if it is not that of the data."""
         config, data = generator.config, self.dataset
         for name, its, ours in (
             ("patches of {} pixels", config.img_resolution, data.resolution),
@@ -127,12 +127,15 @@ class Evaluation:
             progress: Told how many views were rendered, over all processes.
 
         Raises:
-            UserError: the generator makes other patches than the data's.
+            UserError: the generator's patches do not have the shape of the data's.
         """
         shape = self.check(generator)
         tell = progress or (lambda _: None)
         patches = {pool.octave: self._generate(generator, pool, shape, tell) for pool in self.pools}
-        results = {metric.name: self._result(metric, generator, shape, patches, tell) for metric in self.metrics}
+        results = {
+            metric.name: self._result(metric, generator, shape, patches, tell) | {"better": metric.kind.better}
+            for metric in self.metrics
+        }
         return results, patches
 
     def _result(
@@ -151,7 +154,7 @@ class Evaluation:
         return from_first(self.process, lambda: compare(metric, self.dataset, self.reals, patches))
 
     def _check_counts(self) -> None:
-        """Each octave has enough real patches for what is asked."""
+        """Check that each octave has enough real patches for the measures."""
         counts = self.dataset.counts()
         for octaves, per in ((range(self.dataset.octaves), ("octave",)), (range(1), ("octave", "coarsest"))):
             asked = [m for m in self.metrics if m.kind.needs and m.kind.per in per]
@@ -173,7 +176,7 @@ class Evaluation:
         return labels if octave is None else labels[self.dataset.patch_octaves == octave]
 
     def _generate(self, generator: Generator, pool: Pool, shape: Shape, tell: Progress) -> Patches:
-        """This process's part of a pool, and then all of it."""
+        """Generate this process's part of a pool, and gather all of it."""
         device, labels = self.process.device, self._labels(pool.octave)
         dimension = 0 if self.reals is None else self.reals.features.dimension
         moments = {count: Moments(dimension) for count in pool.moments}
@@ -181,7 +184,7 @@ class Evaluation:
         bank: dict[int, np.ndarray] = {}
         images: dict[int, np.ndarray] = {}
         featured = max([pool.bank, *pool.moments])
-        for indices in shares(self.process, pool.count, self.batch):
+        for indices in own_batches(self.process, pool.count, self.batch):
             z, transform = patch_views(self.seed, pool.name, indices, labels, shape.z_dim)
             made = quantised(generator(z.to(device), transform))
             pixels = made.cpu().numpy()

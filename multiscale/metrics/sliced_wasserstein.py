@@ -10,13 +10,12 @@ Shapes: M images, C channels, N side in pixels (a power of two), P patches of an
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 Images: TypeAlias = torch.Tensor | np.ndarray
-NormaliseBy: TypeAlias = Literal["each", "real"]
 
 PATCH_SIDE_PX = 7
 COARSEST_SIDE_PX = 16
@@ -31,9 +30,11 @@ def sliced_wasserstein(
     seed: int = 0,
     patches_per_image: int = 32,
     projections: int = 128,
-    normalise_by: NormaliseBy = "real",
 ) -> dict[str, float]:
     """Distance of two sets of images at each level of the Laplacian pyramid.
+
+    The real set's mean and standard deviation of each channel normalise the descriptors of a level, of both sets: wrong
+    brightness, contrast or blur count.
 
     Args:
         real: [M, C, N, N], uint8 in 0..255 or floating point in [-1, 1]; torch (any device) or numpy.
@@ -41,9 +42,6 @@ def sliced_wasserstein(
         seed: Of the places of the patches and of the directions; equal seeds give equal results.
         patches_per_image: Descriptors that an image gives at each level.
         projections: Random directions over which the one-dimensional distances are averaged.
-        normalise_by: Whose mean and standard deviation of each channel normalise the descriptors of a level: the
-            ``"real"`` set's for both, so that wrong brightness, contrast or blur count; or those of ``"each"`` set for
-            itself, which compares structure alone.
 
     Returns:
         ``{"64": ..., "32": ..., "16": ..., "mean": ...}``: the levels by their side in pixels, finest first. Levels go
@@ -63,56 +61,12 @@ def sliced_wasserstein(
     for level, side in enumerate(_level_sides(real.shape[-1])):
         x, y = real_levels[level], fake_levels[level].to(real.device)
         mean, std = _channel_statistics(x)
-        y = _normalise(y, *((mean, std) if normalise_by == "real" else _channel_statistics(y)))
+        y = _normalise(y, mean, std)
         x = _normalise(x, mean, std)
         directions = _unit_directions(x.shape[1], projections, seed, level).to(x)
         distances[str(side)] = float(wasserstein_1d(_project(x, directions), _project(y, directions)).mean())
     distances["mean"] = float(np.mean(list(distances.values())))
     return distances
-
-
-def swd_per_octave(
-    real_images: Images,
-    real_octaves: torch.Tensor | np.ndarray,
-    fake_images: Images,
-    fake_octaves: torch.Tensor | np.ndarray,
-    *,
-    octaves: int | None = None,
-    seed: int = 0,
-    patches_per_image: int = 32,
-    projections: int = 128,
-    normalise_by: NormaliseBy = "real",
-) -> tuple[np.ndarray, float]:
-    """Sliced Wasserstein distance (mean over the levels) within each octave of zoom, and its mean over the octaves.
-
-    Args:
-        real_images: [M, C, N, N] as in ``sliced_wasserstein``.
-        real_octaves: [M] integer octave of each image, from 0.
-        fake_images: [M', C, N, N].
-        fake_octaves: [M'].
-        octaves: Length of the result; default: up to the highest octave that occurs.
-        seed, patches_per_image, projections, normalise_by: As in ``sliced_wasserstein``.
-
-    Returns:
-        float64 [octaves], NaN for an octave that either set lacks, and the mean over the others (NaN if none is left).
-    """
-    real_octaves, fake_octaves = _as_octaves(real_octaves), _as_octaves(fake_octaves)
-    if octaves is None:
-        octaves = int(max(real_octaves.max(initial=-1), fake_octaves.max(initial=-1))) + 1
-    per_octave = np.full(octaves, np.nan)
-    for octave in range(octaves):
-        real, fake = (torch.from_numpy(labels == octave) for labels in (real_octaves, fake_octaves))
-        if real.any() and fake.any():
-            per_octave[octave] = sliced_wasserstein(
-                torch.as_tensor(real_images)[real],
-                torch.as_tensor(fake_images)[fake],
-                seed=seed,
-                patches_per_image=patches_per_image,
-                projections=projections,
-                normalise_by=normalise_by,
-            )["mean"]
-    known = per_octave[~np.isnan(per_octave)]
-    return per_octave, float(known.mean()) if known.size else float("nan")
 
 
 def laplacian_pyramid(images: torch.Tensor) -> list[torch.Tensor]:
@@ -158,10 +112,6 @@ def _as_images(images: Images, name: str) -> torch.Tensor:
     if images.ndim != 4 or images.shape[2] != images.shape[3] or 0 in images.shape:
         raise ValueError(f"The {name} images have shape {tuple(images.shape)}; [M, C, N, N] with M >= 1 is needed.")
     return images
-
-
-def _as_octaves(octaves: torch.Tensor | np.ndarray) -> np.ndarray:
-    return np.asarray(octaves.cpu() if isinstance(octaves, torch.Tensor) else octaves)
 
 
 def _level_sides(size: int) -> list[int]:

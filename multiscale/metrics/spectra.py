@@ -1,6 +1,6 @@
-"""Power spectra of patches, averaged over directions: what detail a model lacks, and what it makes up.
+"""Power spectra of patches, averaged over directions: which detail a model lacks, and which it makes up.
 
-A patch is freed of its mean, multiplied by a Hann window in both directions (its borders do not meet), and transformed.
+A patch is centred on its mean, multiplied by a Hann window in both directions (its borders do not match), and transformed.
 Power is averaged over the channels and over all frequencies of nearly one length.
 
 Shapes: B patches, C channels, N side in pixels, K = N/2 + 1 radii (0 ... N/2 cycles across the patch).
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 FLOOR = 1e-12
-"""Least power that a ratio is taken of, for images in [-1, 1]."""
+"""Least power in a ratio, for images in [-1, 1]."""
 LATTICE_FROM = 3
-"""Cycles across a patch from which on a pattern is looked for; below, the scene itself has few frequencies."""
+"""Lowest frequency of a pattern in cycles across a patch; below it the scene itself has few frequencies."""
 LATTICE_PART = 0.01
-"""Of the frequencies, the highest."""
+"""Fraction of the frequencies that count as peaks."""
 
 
 def radial_power(images: torch.Tensor) -> torch.Tensor:

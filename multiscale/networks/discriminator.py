@@ -76,10 +76,9 @@ class DiscriminatorHead(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """``D(image, zoom_log2)`` -> logits, high for real patches: what the objective and the trainer know of any.
+    """``D(image, zoom_log2)`` -> logits, high for real patches: the interface that training relies on.
 
-    One of another architecture is a subclass that is made with the same arguments, has ``forward``, and is named in
-    ``ARCHITECTURES``.
+    Another architecture is a subclass with the same arguments and a ``forward``, listed in ``ARCHITECTURES``.
 
     Args:
         config: Its section of the run's configuration.
@@ -88,8 +87,8 @@ class Discriminator(nn.Module):
         octaves: S.
     """
 
-    shares: torch.Tensor
-    """What each of the L logits of an image counts, [L]; their sum is 1. A buffer that is not saved."""
+    logit_weights: torch.Tensor
+    """Weight of each of the L logits of an image, [L], with sum 1; a buffer that is not saved."""
 
     def __init__(
         self, config: DiscriminatorConfig, *, img_resolution: int, img_channels: int = 3, octaves: int = 6
@@ -97,10 +96,10 @@ class Discriminator(nn.Module):
         super().__init__()
         self.config, self.octaves = config, octaves
         self.img_resolution, self.img_channels = img_resolution, img_channels
-        self.register_buffer("shares", torch.ones(1), persistent=False)
+        self.register_buffer("logit_weights", torch.ones(1), persistent=False)
 
     def forward(self, image: torch.Tensor, zoom_log2: torch.Tensor | None = None) -> torch.Tensor:
-        """Images [B, C, N, N] in [-1, 1] and their zooms s [B] -> logits [B, L]; a mean over L weighs by ``shares``."""
+        """Images [B, C, N, N] in [-1, 1] and their zooms s [B] -> logits [B, L]; a mean over L weighs by ``logit_weights``."""
         raise NotImplementedError
 
 
@@ -108,9 +107,9 @@ class ResidualDiscriminator(Discriminator):
     """That of StyleGAN2, ``"residual"``.
 
     With ``scale_embedding`` = C > 0 the head gives C numbers h, and the logit is <h, e(s)>/sqrt(C) (projection, Miyato and
-    Koyama 2018); otherwise the zoom is not looked at. With ``local_heads`` there is a logit for each place of the maps behind
-    every block beside the one of the whole image (patches of several sizes, as in Isola et al. 2017); ``shares`` says what
-    each counts: all heads alike, and all places of a head alike.
+    Koyama 2018); otherwise the zoom is ignored. With ``local_heads`` there is a logit for each place of the maps behind
+    every block, besides the one of the whole image (patches of several sizes, as in Isola et al. 2017). Their ``logit_weights``
+    are such that all heads count alike, and all places of a head.
     """
 
     def __init__(
@@ -138,12 +137,12 @@ class ResidualDiscriminator(Discriminator):
         if config.local_heads:
             self.local.update({f"b{r}": Conv2d(width(r // 2), size or 1, 1, act="linear") for r in resolutions})
         places = [1, *((int(name[1:]) // 2) ** 2 for name in self.local)]
-        self.shares = torch.cat([torch.full([n], 1 / (n * len(places))) for n in places])
+        self.logit_weights = torch.cat([torch.full([n], 1 / (n * len(places))) for n in places])
 
     def forward(self, image: torch.Tensor, zoom_log2: torch.Tensor | None = None) -> torch.Tensor:
         """Images [B, C, N, N] in [-1, 1] and their zooms s [B] (needed if there is an embedding) -> logits [B, L].
 
-        L is 1 without local heads; a mean over L weighs by ``shares``.
+        L is 1 without local heads; a mean over L weighs by ``logit_weights``.
         """
         x = image
         local = []
@@ -162,16 +161,16 @@ class ResidualDiscriminator(Discriminator):
 
 
 ARCHITECTURES: dict[str, type[Discriminator]] = {"residual": ResidualDiscriminator}
-"""By the name that ``discriminator.architecture`` gives."""
+"""By the name in ``discriminator.architecture``."""
 
 
 def make_discriminator(
     config: DiscriminatorConfig, *, img_resolution: int, img_channels: int, octaves: int
 ) -> Discriminator:
-    """The discriminator that a configuration names; arguments as those of :class:`Discriminator`.
+    """The discriminator of a configuration; arguments as for :class:`Discriminator`.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: the name is unknown.
     """
     if config.architecture not in ARCHITECTURES:
         raise UserError(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from multiscale.networks.plan import BAND_LIMIT
-from multiscale.view import sample_positions
+from multiscale.view import AffineViews, sample_positions
 from torch_utils.devices import full_precision
 
 
@@ -55,9 +55,7 @@ def fourier_features(
         omega,
         phase,
         bins,
-        linear.to(_precise_device(omega.device)),
-        zoom_log2,
-        centre,
+        AffineViews(linear, centre, zoom_log2),
         size=size,
         rate=rate,
         bin_offset=bin_offset,
@@ -114,9 +112,7 @@ def waves_of_views(
     omega: torch.Tensor,
     phase: torch.Tensor,
     bins: torch.Tensor,
-    linear: torch.Tensor,
-    zoom_log2: torch.Tensor,
-    centre: torch.Tensor,
+    views: AffineViews,
     *,
     size: int | tuple[int, int],
     rate: float,
@@ -126,21 +122,18 @@ def waves_of_views(
     band_limit: float | None,
     shift_gain: float,
 ) -> Waves:
-    """The factors of :func:`fourier_features`, for views with any linear part.
-
-    ``linear`` [B, 2, 2] stands in for 1/Z (v -> linear v); ``size`` may be (columns, rows).
-    """
+    """The factors of :func:`fourier_features`, for views with any linear part; ``size`` may be (columns, rows)."""
     columns, rows = (size, size) if isinstance(size, int) else size
     device, dtype = omega.device, omega.dtype
     precise = _precise_device(device)
-    linear, s, c = (t.to(device=precise, dtype=torch.float64) for t in (linear, zoom_log2, centre))
-    bin_zoom = bin_offset * bins.to(device=precise, dtype=torch.float64)  # o b, in octaves [K]
-    world = omega.to(device=precise, dtype=torch.float64) * torch.exp2(bin_zoom)[:, None]  # 2^(o b) omega [K, 2]
+    linear, s, c = (t.to(device=precise, dtype=torch.float64) for t in (views.linear, views.zoom_log2, views.centre))
+    bin_octaves = bin_offset * bins.to(device=precise, dtype=torch.float64)  # o b, in octaves [K]
+    world = omega.to(device=precise, dtype=torch.float64) * torch.exp2(bin_octaves)[:, None]  # 2^(o b) omega [K, 2]
     view = torch.einsum("ki,bij->bkj", world, linear)  # cycles per view [B, K, 2]
 
     # The phase at the centre reaches thousands of cycles at 256x, where float32 is off by 1e-3: reduce it in float64.
     at_centre = torch.einsum("ki,bi->bk", world, shift_gain * c) + phase.to(device=precise, dtype=torch.float64)
-    amplitude = bin_blend(bin_zoom, s, bins.to(precise), blend_offset, blend_width)
+    amplitude = bin_blend(bin_octaves, s, bins.to(precise), blend_offset, blend_width)
     if band_limit is not None:
         amplitude = amplitude * band_limit_gain(view.norm(dim=-1), rate, band_limit)
 
@@ -154,10 +147,10 @@ def waves_of_views(
 
 
 def bin_blend(
-    bin_zoom: torch.Tensor, zoom_log2: torch.Tensor, bins: torch.Tensor, blend_offset: float, blend_width: float
+    bin_octaves: torch.Tensor, zoom_log2: torch.Tensor, bins: torch.Tensor, blend_offset: float, blend_width: float
 ) -> torch.Tensor:
     """a_b(s) = clamp((s - o b - blend_offset)/blend_width, 0, 1), and 1 for bin 0: [K], [B] -> [B, K]."""
-    blend = ((zoom_log2[:, None] - bin_zoom - blend_offset) / blend_width).clamp(0, 1)
+    blend = ((zoom_log2[:, None] - bin_octaves - blend_offset) / blend_width).clamp(0, 1)
     return torch.where(bins == 0, torch.ones_like(blend), blend)
 
 

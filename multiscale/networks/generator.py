@@ -21,7 +21,7 @@ from multiscale.config import GeneratorConfig
 from multiscale.networks.fourier import Waves, draw_features, waves_of_views
 from multiscale.networks.layers import Linear, MappingNetwork, SynthesisLayer, mean_square
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
-from multiscale.view import zoom_log2
+from multiscale.view import AffineViews
 
 CALIBRATED_AT_A_TIME = 4
 """Images; few, so that calibration takes less memory than a training step."""
@@ -57,7 +57,7 @@ class FeatureInjection(nn.Module):
 
     def forward(
         self,
-        transform: torch.Tensor,
+        views: AffineViews,
         size: Size | None = None,
         w: torch.Tensor | None = None,
         mixing: torch.Tensor | None = None,
@@ -65,7 +65,7 @@ class FeatureInjection(nn.Module):
         """Features of views.
 
         Args:
-            transform: World-from-view transforms, [B, 3, 3].
+            views: B views, on a device that has float64.
             size: Width and height of the image (not of this grid) in pixels; None: N x N.
             w: [B, D], needed if features have a style.
             mixing: Weights [C, K]; None: features as they are.
@@ -73,7 +73,7 @@ class FeatureInjection(nn.Module):
         Returns:
             [B, C or K, rows, columns].
         """
-        waves = self.waves(transform, size)
+        waves = self.waves(views, size)
         if self.style is not None:
             assert w is not None
             amplitude = (w @ (self.style / math.sqrt(w.shape[1])).t()).unflatten(1, (-1, 2))
@@ -82,7 +82,7 @@ class FeatureInjection(nn.Module):
             waves = waves.styled(amplitude * (1 - anchored) + F.pad(anchored, (0, 1)))
         return waves.maps() if mixing is None else waves.mixed(mixing / math.sqrt(mixing.shape[1]))
 
-    def waves(self, transform: torch.Tensor, size: Size | None = None) -> Waves:
+    def waves(self, views: AffineViews, size: Size | None = None) -> Waves:
         """The features in factors, without style: those of all worlds."""
         config = self.config
         side = config.img_resolution
@@ -91,9 +91,7 @@ class FeatureInjection(nn.Module):
             self.omega,
             self.phase,
             self.bins,
-            transform[:, :2, :2],
-            zoom_log2(transform),
-            transform[:, :2, 2],
+            views,
             size=(columns, rows),
             rate=self.rate,
             bin_offset=config.bin_offset,
@@ -159,12 +157,12 @@ class SynthesisNetwork(nn.Module):
             raise ValueError(
                 f"An image of {size[0]} x {size[1]} does not fall on the grid: sides are multiples of {step}."
             )
-        transform = self.framed(transform, ws)
-        maps = self.first_maps(transform, ws, size)
+        views = AffineViews.of(self.framed(transform, ws))
+        maps = self.first_maps(views, ws, size)
         for i in range(len(self.layers)):
             if before_layer is not None:
                 before_layer()
-            maps = self.next_maps(i, maps, ws, transform, size, observe=observe)
+            maps = self.next_maps(i, maps, ws, views, size, observe=observe)
         return maps[0].float() * self.config.output_scale
 
     def framed(self, transform: torch.Tensor, ws: torch.Tensor) -> torch.Tensor:
@@ -172,7 +170,7 @@ class SynthesisNetwork(nn.Module):
 
         A frame turns the world by the angle of (r_c, r_s) and shifts it by (t_x, t_y) (StyleGAN3 section 3, appendix F).
         """
-        transform = _placed(transform, ws.device)
+        transform = _in_float64(transform, ws.device)
         if self.frame is None:
             return transform
         # In float64: a shift rounded to float32 would depend on how many views are rendered at a time, which deep zooms show.
@@ -183,16 +181,16 @@ class SynthesisNetwork(nn.Module):
         rows = [torch.stack(row, dim=1) for row in ((cos, -sin, x), (sin, cos, y), (zero, zero, one))]
         return torch.stack(rows, dim=1) @ transform
 
-    def first_maps(self, transform: torch.Tensor, ws: torch.Tensor, size: Size | None = None) -> Maps:
+    def first_maps(self, views: AffineViews, ws: torch.Tensor, size: Size | None = None) -> Maps:
         """What the first layer sees of framed views: features of the input grid, mixed."""
-        return self.input(transform, size, ws[:, 0], self.input_weight), None
+        return self.input(views, size, ws[:, 0], self.input_weight), None
 
     def next_maps(
         self,
         i: int,
         maps: Maps,
         ws: torch.Tensor,
-        transform: torch.Tensor,
+        views: AffineViews,
         size: Size | None = None,
         *,
         observe: bool = False,
@@ -203,13 +201,13 @@ class SynthesisNetwork(nn.Module):
         if key not in self.injections:
             return x, None
         mixing = self.mixing.get(key)
-        return x, self.injections[key](transform, size, ws[:, 0], mixing)
+        return x, self.injections[key](views, size, ws[:, 0], mixing)
 
 
 class Generator(nn.Module):
     """``G(z, transform)``: the image of latent z seen through a view of its world.
 
-    Running means (of w, and of each layer's input magnitude) are updated in training mode only, unless ``update_emas``
+    Running means (of w, and of each layer's input magnitude) are updated in training mode only, unless ``update_means``
     says otherwise for a call. Rendering does not depend on the batch but for the rounding of its sums.
     """
 
@@ -226,7 +224,7 @@ class Generator(nn.Module):
         transform: torch.Tensor,
         truncation_psi: float = 1.0,
         *,
-        update_emas: bool | None = None,
+        update_means: bool | None = None,
     ) -> torch.Tensor:
         """Render latents through views.
 
@@ -235,12 +233,12 @@ class Generator(nn.Module):
             transform: World-from-view matrices, [B, 3, 3], float64 for deep zooms; any affine view is rendered, inside
                 the world or not (:func:`multiscale.view.view_transform` checks the range).
             truncation_psi: 1 as trained, towards 0 closer to the mean latent.
-            update_emas: Update the running means; None: in training mode.
+            update_means: Update the running means; None: in training mode.
 
         Returns:
             Float32 [B, C, N, N], nominally in [-1, 1].
         """
-        update = self.training if update_emas is None else update_emas
+        update = self.training if update_means is None else update_means
         image = self.synthesis(self.mapping(z, truncation_psi, observe=update), transform, observe=update)
         if update:
             self.update_running_means(len(z))
@@ -274,14 +272,14 @@ class Generator(nn.Module):
         """Set w_avg and every layer's running input magnitude to what this batch shows (a fresh network's are 0 and 1)."""
         ws = self.mapping(z)
         self.mapping.w_avg.copy_(ws[:, -1].mean(dim=0))
-        transform = self.synthesis.framed(transform, ws)
-        parts = list(zip(ws.split(CALIBRATED_AT_A_TIME), transform.split(CALIBRATED_AT_A_TIME), strict=True))
-        maps = [self.synthesis.first_maps(t, w) for w, t in parts]
+        views = AffineViews.of(self.synthesis.framed(transform, ws))
+        parts = list(zip(ws.split(CALIBRATED_AT_A_TIME), views.split(CALIBRATED_AT_A_TIME), strict=True))
+        maps = [self.synthesis.first_maps(v, w) for w, v in parts]
         for i, layer in enumerate(self.synthesis.layers):  # all images pass a layer before any goes on
             layer.magnitude_ema.copy_(mean_square([m for pair in maps for m in pair if m is not None]))  # type: ignore[operator]
-            maps = [self.synthesis.next_maps(i, m, w, t) for m, (w, t) in zip(maps, parts, strict=True)]
+            maps = [self.synthesis.next_maps(i, m, w, v) for m, (w, v) in zip(maps, parts, strict=True)]
 
 
-def _placed(transform: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _in_float64(transform: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Transforms in float64, which deep zooms need, where the device has it; on the CPU beside MPS."""
     return transform.double().to("cpu" if device.type == "mps" else device)

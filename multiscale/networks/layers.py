@@ -71,7 +71,6 @@ class Conv2d(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, I, H, W] -> [B, O, H/down, W/down]."""
         weight = (self.weight * self.weight_gain).to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
         pad = self.kernel // 2
         if self.down == 1:
             x = F.conv2d(x, weight, padding=pad)
@@ -79,7 +78,7 @@ class Conv2d(nn.Module):
             x = F.conv2d(upfirdn2d(x, self.resample_filter, down=self.down, padding=1), weight)
         else:
             x = F.conv2d(upfirdn2d(x, self.resample_filter, padding=pad + 1), weight, stride=self.down)
-        return bias_act(x, bias, act=self.act, gain=self.gain, clamp=self.clamp)
+        return bias_act(x, self.bias, act=self.act, gain=self.gain, clamp=self.clamp)
 
 
 class MappingNetwork(nn.Module):
@@ -165,7 +164,7 @@ class SynthesisLayer(nn.Module):
             x,
             fu=self.up_filter,
             fd=self.down_filter,
-            b=self.bias.to(dtype),
+            b=self.bias,
             up=self.plan.up,
             down=self.plan.down,
             padding=list(self.plan.padding),

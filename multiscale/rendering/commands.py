@@ -120,7 +120,7 @@ class _Maker:
                 fps=request.fps,
                 seconds=request.seconds,
                 facts=facts,
-                progress=lambda share: bar.update(share - bar.n),
+                progress=lambda fraction: bar.update(fraction - bar.n),
             )
         finest = self.renderer.world_px / max(width, height)
         if max(place.zoom for place in request.flight) > finest:

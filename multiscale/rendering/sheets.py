@@ -19,10 +19,10 @@ SHEET_CENTRE = (0.1, -0.07)
 """Where sample sheets look, as near as each zoom allows."""
 
 
-def sample_sheet(renderer: Renderer, seeds: Sequence[int], centre: tuple[float, float] = SHEET_CENTRE) -> np.ndarray:
+def sample_sheet(renderer: Renderer, seeds: Sequence[int]) -> np.ndarray:
     """One row a seed, one column an octave (1x, 2x, ... to the model's zoom), all about one centre: uint8 [H, W, 3]."""
     zooms = octave_zooms(renderer.generator.config.octaves)
-    views = [(seed, zoom, nearest_centre(centre, zoom)) for seed in seeds for zoom in zooms]
+    views = [(seed, zoom, nearest_centre(SHEET_CENTRE, zoom)) for seed in seeds for zoom in zooms]
     images = renderer.render([v[0] for v in views], [v[1] for v in views], [v[2] for v in views])
     rows = [list(images[i : i + len(zooms)]) for i in range(0, len(images), len(zooms))]
     return grid(rows, titles=[f"{zoom:g}x" for zoom in zooms])
@@ -35,13 +35,13 @@ def zoom_strip(
     zooms = octave_zooms(renderer.generator.config.octaves)
     centres = [nearest_centre(centre, zoom) for zoom in zooms]
     images = renderer.render([world] * len(zooms), zooms, centres, truncation_psi)
-    shown = []
+    pictures = []
     for i, pixels in enumerate(images):
         picture = Image.fromarray(enlarge(as_rgb(pixels)))
         if i + 1 < len(images):
             _outline(picture, zooms[i], centres[i], zooms[i + 1], centres[i + 1])
-        shown.append(np.asarray(picture))
-    return grid([shown], titles=[f"{zoom:g}x" for zoom in zooms])
+        pictures.append(np.asarray(picture))
+    return grid([pictures], titles=[f"{zoom:g}x" for zoom in zooms])
 
 
 def _outline(

@@ -54,8 +54,8 @@ def zoom_path(keyframes: Sequence[Keyframe], frames: int) -> list[tuple[float, t
     path = []
     for position in np.linspace(0, ends[-1], frames):
         leg = min(int(np.searchsorted(ends, position, side="right")) - 1, len(lengths) - 1)
-        share = (position - ends[leg]) / lengths[leg] if lengths[leg] else 0.0
-        path.append(_between(keyframes[leg], keyframes[leg + 1], min(float(share), 1.0)))
+        fraction = (position - ends[leg]) / lengths[leg] if lengths[leg] else 0.0
+        path.append(_between(keyframes[leg], keyframes[leg + 1], min(float(fraction), 1.0)))
     return path
 
 
@@ -86,7 +86,7 @@ def write_film(
         fps: Frames a second.
         seconds: Length.
         facts: Kept as JSON in the file's comment.
-        progress: Told the share that is done, from 0 to 1, after each frame.
+        progress: Told the fraction that is done, from 0 to 1, after each frame.
         cancelled: Asked before each layer of each frame; True gives up.
 
     Raises:
@@ -172,7 +172,7 @@ def _length(a: Keyframe, b: Keyframe) -> float:
     return max(octaves, widths)
 
 
-def _between(a: Keyframe, b: Keyframe, share: float) -> tuple[float, tuple[float, float]]:
-    zoom = a.zoom * (b.zoom / a.zoom) ** share
-    moved = share if math.isclose(a.zoom, b.zoom) else (1 / a.zoom - 1 / zoom) / (1 / a.zoom - 1 / b.zoom)
+def _between(a: Keyframe, b: Keyframe, fraction: float) -> tuple[float, tuple[float, float]]:
+    zoom = a.zoom * (b.zoom / a.zoom) ** fraction
+    moved = fraction if math.isclose(a.zoom, b.zoom) else (1 / a.zoom - 1 / zoom) / (1 / a.zoom - 1 / b.zoom)
     return zoom, (a.x + (b.x - a.x) * moved, a.y + (b.y - a.y) * moved)

@@ -1,4 +1,4 @@
-"""A run's folder: whether it holds a run, who may write into it, and what stands beside the weights."""
+"""A run's folder: whether it holds a run, who may write to it, and the facts kept beside the weights."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ FIRST_SNAPSHOT = "generator-000000000.safetensors"
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has begun in the folder: its first state is whole, or it has got further (and somebody removed states).
+    """Whether a run has begun in the folder: its first state is complete, or later files exist (and states were removed).
 
-    What a run leaves that was ended before its first state is nobody's: the next one begins there.
+    A run that ended before its first state leaves no run: the next one may start there.
     """
     if states_of(folder) or any(path.name != FIRST_SNAPSHOT for path in snapshots_of(folder)):
         return True
@@ -41,14 +41,14 @@ def holds_run(folder: Path) -> bool:
 
 
 def remove_remains(folder: Path) -> None:
-    """Remove what a run has left that was ended before its first state: the next one's are others."""
+    """Remove the files of a run that ended before its first state; the next run writes its own."""
     for name in (FIRST_SNAPSHOT, "samples-000000000.png", "reals.png"):
         with contextlib.suppress(FileNotFoundError):
             (folder / name).unlink()
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process trains in the folder now."""
+    """Whether a process is training in the folder now."""
     if not (folder / LOCK).exists():
         return False
     try:
@@ -60,9 +60,9 @@ def is_held(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep others from training in it; the lock goes with the process, however that ends.
+    """Create the folder and lock it against other trainings; the lock is released however the process ends.
 
-    Temporary files of processes that were killed while they wrote are removed.
+    Temporary files left by killed processes are removed.
 
     Raises:
         UserError: another process trains there, or the folder cannot be written.
@@ -87,14 +87,14 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def launcher() -> str:
-    """What starts the command line of this process: ``python``, or ``torchrun`` with options that it does not know."""
+    """How this process was launched: ``python``, or ``torchrun`` with options unknown to it."""
     return "torchrun ..." if under_torchrun() else "python"
 
 
 def write_beside(
     folder: Path, config: RunConfig, dataset: PatchDataset, *, preset: str, devices: Sequence[torch.device]
 ) -> None:
-    """Write the resolved config, and how and on what it began, into a run's folder."""
+    """Write the resolved config, and the command and environment of its start, into a run's folder."""
     packages = ("torch", "numpy", "scipy", "pillow", "safetensors", "pydantic")
     environment = {
         "format_version": FORMAT_VERSION,
@@ -113,7 +113,7 @@ def write_beside(
 
 
 def data_facts(dataset: PatchDataset) -> dict[str, Any]:
-    """Where the patches are, and what tells them from others."""
+    """The path of the patches, and what identifies them."""
     return {"data": str(dataset.path), **identity_of(dataset)}
 
 
@@ -127,10 +127,10 @@ def began_with(folder: Path) -> tuple[RunConfig, dict[str, Any]] | None:
 
 
 def load_settings(path: str | Path) -> dict[str, Any]:
-    """Settings of a YAML file: differences, but all that a run has where the file is the ``config.yaml`` of its folder.
+    """Settings of a YAML file: differences, or the complete settings if it is the ``config.yaml`` of a run's folder.
 
     Raises:
-        UserError: the file is missing or not YAML; or it is a run's, of a newer format or with unknown settings.
+        UserError: the file is missing or not YAML, or belongs to a run of a newer format or with unknown settings.
     """
     path = Path(path)
     if path.name != CONFIG or not path.with_name(ENVIRONMENT).exists():
@@ -149,7 +149,7 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 
 def _stored(folder: Path, version: int) -> RunConfig:
-    """The settings of a run's folder that was written in this format, as they are meant now."""
+    """The settings of a run's folder written in format ``version``, in today's terms."""
     check_version(version, kind="run", source=str(folder))
     contents = {"config": load_yaml(folder / CONFIG)}
     return read_stored(contents, version=version, source=str(folder / CONFIG))[0]

@@ -1,8 +1,8 @@
-"""What a run tells those who watch it: lines of JSON for programs and people, and the same for TensorBoard.
+"""The journal of a run: lines of JSON for programs and people, and the same for TensorBoard.
 
-All stand in the run's folder: ``stats.jsonl``, ``metrics.jsonl`` (how good its snapshots are), and event files that
-``tensorboard --logdir runs`` shows by the run's name. TensorBoard's steps are images seen. Everything is written by the call
-that says it: no thread, so no error is lost in one.
+All files are in the run's folder: ``stats.jsonl``, ``metrics.jsonl`` (how good its snapshots are), and event files that
+``tensorboard --logdir runs`` shows by the run's name. TensorBoard's steps are images seen. Each call writes
+at once, without a thread, so that no error is lost in one.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from dnnlib.files import atomic_write
 STATS, METRICS = "stats.jsonl", "metrics.jsonl"
 EVENTS = "events.out.tfevents.*"
 SHEET_WIDTH_PX = 1024
-"""Sample sheets are at most this wide in TensorBoard; the run's folder holds them whole."""
+"""Greatest width of sample sheets in TensorBoard; the run's folder has them in full size."""
 JPEG_QUALITY = 90
 
 
 class Journal:
-    """What one run writes; to be opened in its first process, by nobody else at the same time.
+    """The journal that a run writes, opened in its first process only.
 
-    Lines and events of steps that will be taken once more are dropped, and so is what was cut off.
+    Lines and events of steps that will be repeated are dropped, and so are truncated ones.
 
     Args:
         folder: Of the run; it exists.
         images: Images seen so far; -1 for a new run, before which nothing counts.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full. All methods raise it; what stands stays readable.
+        UserError: the folder cannot be written or the disk is full. All methods raise it; earlier lines stay readable.
     """
 
     def __init__(self, folder: Path, images: int) -> None:
-        from tensorboardX.proto import event_pb2, summary_pb2  # here: it takes a second, and imports PyTorch
-        from tensorboardX.record_writer import RecordWriter
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # here: it takes half a second
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._stats = folder / STATS
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
@@ -58,7 +58,7 @@ class Journal:
         name = f"{int(time.time())}.{len(older):04d}"  # the number puts files of one second in order
         self._path = folder / EVENTS.replace("*", name)
         with _writing(self._path):
-            self._records = RecordWriter(str(self._path))
+            self._records = RecordWriter(open(self._path, "wb"))  # noqa: SIM115 - closed by close()
         self._add(file_version="brain.Event:2")
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add(
@@ -76,12 +76,12 @@ class Journal:
         self._plot(images, values)
 
     def measure(self, images: int, results: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
-        """Append measures of a snapshot to ``metrics.jsonl``; TensorBoard gets their values, and those by octave.
+        """Append measures of a snapshot to ``metrics.jsonl``, and their values, also by octave, for TensorBoard.
 
         Args:
             images: Images seen.
             results: JSON values by the measures' names: ``value``, and ``octaves`` where there are any.
-            facts: What others must share to be comparable.
+            facts: What results must have in common to be comparable.
         """
         _append(self._metrics, metrics_line(images / 1000, results, facts))
         values = {f"metrics/{name}": result["value"] for name, result in results.items()}
@@ -99,7 +99,7 @@ class Journal:
         self._add(step=images, summary=self._summary(value=scalars))
 
     def show(self, images: int, name: str, sheet: np.ndarray) -> None:
-        """Show a picture, uint8 [H, W, 3], in TensorBoard; wide ones are made smaller."""
+        """Add an image, uint8 [H, W, 3], to TensorBoard, downsampled if it is wide."""
         picture = Image.fromarray(sheet)
         if picture.width > SHEET_WIDTH_PX:
             height = max(round(picture.height * SHEET_WIDTH_PX / picture.width), 1)
@@ -112,7 +112,7 @@ class Journal:
         self._add(step=images, summary=self._summary(value=[self._summary.Value(tag=name, image=image)]))
 
     def close(self) -> None:
-        """Close the event file; all that was written is on disk already."""
+        """Close the event file; everything is on disk already."""
         with contextlib.suppress(OSError):  # the call that could not write has said so
             self._records.close()
 
@@ -123,7 +123,7 @@ class Journal:
         self.close()
 
     def _add(self, **content: Any) -> None:
-        """Append an event; after one that cannot be written the file is closed, for the next one would not be whole."""
+        """Append an event; if that fails the file is closed, because later events would be unreadable."""
         try:
             with _writing(self._path):
                 self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
@@ -134,7 +134,7 @@ class Journal:
 
 
 def read_stats(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``stats.jsonl``, oldest first, without those that were cut off; none if there is no file.
+    """The lines of a run's ``stats.jsonl``, oldest first, without truncated ones; none if there is no file.
 
     Raises:
         UserError: the file cannot be read.
@@ -150,13 +150,23 @@ def metrics_line(kimg: float | None, results: Mapping[str, Mapping[str, Any]], f
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``, oldest first; none if there is no file.
 
+    Runs before format 3 wrote sliced Wasserstein distances to ``stats.jsonl``: these are lines with the measure ``swd``, unless
+    the file has one of that name.
+
     Raises:
         UserError: the file cannot be read.
     """
     lines = [values for _, values in _whole_lines(folder / METRICS) if isinstance(values.get("results"), dict)]
     for line in lines:
         line["results"] = {name: result for name, result in line["results"].items() if _is_measured(result)}
-    return lines
+    if any("swd" in line["results"] for line in lines):
+        return lines
+    older = []
+    for line in read_stats(folder):
+        result = {"value": line.get("swd mean"), "octaves": line.get("swd"), "better": "lower"}
+        if _is_measured(result):
+            older.append({"kimg": line["kimg"], "results": {"swd": result}})
+    return sorted([*older, *lines], key=lambda line: line["kimg"])
 
 
 def _is_measured(result: Any) -> bool:
@@ -164,9 +174,9 @@ def _is_measured(result: Any) -> bool:
 
 
 def drop_lines_after(path: Path, images: int) -> None:
-    """Drop the lines of a file of lines that were written after ``images`` images: their steps will be taken once more.
+    """Drop the lines written after ``images`` images, whose steps will be repeated, and truncated ones.
 
-    A line that was cut off goes too. The file is replaced as a whole, or left alone where nothing is to be dropped.
+    The file is replaced atomically, or left alone if there is nothing to drop.
 
     Raises:
         UserError: the file cannot be read or written.
@@ -178,12 +188,12 @@ def drop_lines_after(path: Path, images: int) -> None:
 
 
 def _cut_events_after(path: Path, images: int) -> None:
-    """Cut an event file off before the first event that came after ``images`` images, or that is not whole.
+    """Truncate an event file before the first event after ``images`` images, or the first incomplete one.
 
     An event is its length (uint64), a checksum (4 bytes), a protocol buffer, another checksum.
     """
     from google.protobuf.message import DecodeError
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event
 
     with _writing(path), open(path, "r+b") as stream:
         total, end = os.fstat(stream.fileno()).st_size, 0
@@ -203,7 +213,7 @@ def _cut_events_after(path: Path, images: int) -> None:
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each line and what it says, but for those that were cut off."""
+    """Each complete line and its values."""
     try:
         lines = path.read_bytes().splitlines() if path.exists() else []
     except OSError as error:

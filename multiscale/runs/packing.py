@@ -1,25 +1,26 @@
-"""Small files of a run: its generator in half precision, with settings and last distances; and what a transfer goes on from."""
+"""Small files of a run: its generator in half precision, with settings and last measures; and networks for transfer."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
-from multiscale.config import load_yaml, to_dict
+from multiscale.config import to_dict
+from multiscale.runs.folder import CONFIG, load_settings
+from multiscale.runs.journal import read_metrics
 from multiscale.runs.snapshots import find_network, load_snapshot, save_snapshot
 from multiscale.runs.states import FORMAT, load_newest_state
 from multiscale.runs.stored import FORMAT_VERSION
 
 
 def pack(run: Path, file: Path) -> None:
-    """Write the newest generator of a run to a file; its parameters become float16, all else stays in float32.
+    """Write the newest generator of a run to a file, its parameters as float16, everything else as float32.
 
     Args:
-        run: A folder with snapshots, ``config.yaml`` and ``stats.jsonl``.
+        run: A folder with snapshots, ``config.yaml`` and, where it was measured, ``metrics.jsonl``.
         file: Where to; replaced if it is there.
 
     Raises:
@@ -28,18 +29,17 @@ def pack(run: Path, file: Path) -> None:
     snapshot = load_snapshot(find_network(run))
     for parameter in snapshot.generator.parameters():
         parameter.data = parameter.data.to(torch.float16)
-    lines = (run / "stats.jsonl").read_text().splitlines() if (run / "stats.jsonl").exists() else []
-    measured = [values for values in map(json.loads, lines) if values.get("swd")]
-    distance = {"swd by octave": measured[-1]["swd"], "swd mean": measured[-1]["swd mean"]} if measured else {}
-    settings = {section: values for section, values in load_yaml(run / "config.yaml").items() if section != "generator"}
-    save_snapshot(file, snapshot.generator, {**snapshot.info, **distance, "trained with": settings})
+    lines = read_metrics(run)
+    measured = {"measures": lines[-1]["results"]} if lines else {}
+    settings = {section: values for section, values in load_settings(run / CONFIG).items() if section != "generator"}
+    save_snapshot(file, snapshot.generator, {**snapshot.info, **measured, "trained with": settings})
 
 
 def pack_networks(run: Path, file: Path) -> None:
-    """Write both networks and the mean generator of a run's newest state to a file that ``--transfer`` takes.
+    """Write both networks and the averaged generator of a run's newest state to a file for ``--transfer``.
 
-    A sixth of a state: weights become float16 and the optimisers' moments are left out, so what begins with it is a new run,
-    not the same one to the bit.
+    A sixth of a state: weights become float16 and the optimisers' moments are left out, so it starts a new run and cannot
+    resume the old one.
 
     Raises:
         UserError: the run has no state, or the file cannot be written.

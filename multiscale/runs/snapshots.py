@@ -1,4 +1,4 @@
-"""Snapshots: one safetensors file that describes itself (weights, config, format version) and runs no code when loaded."""
+"""Snapshots: self-describing safetensors files (weights, config, format version) that run no code when loaded."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ FORMAT = "multiscale-generator"
 PATTERN = "generator-*.safetensors"
 
 BUNDLED = Path(__file__).parent / "bundled" / "earth64.safetensors"
-"""The model that comes with the program, trained by it on the Earth (docs/lab/earth64.md):
-64 x 64 pixels, 6 octaves; parameters in half precision, how it was trained in its metadata."""
+"""The bundled model, trained on the Earth (docs/lab/earth64.md): 64 x 64 pixels, 6 octaves; parameters in half precision,
+training settings in its metadata."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Snapshot:
     digest: str
     """SHA-256 of the file, hexadecimal."""
     info: dict[str, Any]
-    """What was saved beside the weights, such as the images shown."""
+    """Facts saved beside the weights, such as ``kimg``."""
 
 
 def save_snapshot(path: str | Path, generator: Generator, info: Mapping[str, Any]) -> None:
@@ -46,7 +46,7 @@ def save_snapshot(path: str | Path, generator: Generator, info: Mapping[str, Any
 
     Args:
         path: Where to; missing folders are made.
-        generator: Usually the running mean of the trained one.
+        generator: Usually the averaged one.
         info: Further facts, JSON values; kept in the file's metadata.
 
     Raises:
@@ -84,7 +84,7 @@ def load_snapshot(path: str | Path) -> Snapshot:
 
 
 def check_shapes(path: Path, config: GeneratorConfig, weights: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights of other shapes than a config's network has, before that is built: it may claim any size."""
+    """Refuse weights whose shapes do not match the config, before building its network: the config may claim any size."""
     with torch.device("meta"):
         claimed = parsed(lambda: Generator(config).state_dict(), f"The config of {path} makes no network: {{reason}}.")
     shapes = {name: tuple(tensor.shape) for name, tensor in claimed.items()}
@@ -137,16 +137,16 @@ def _read(path: Path, *, with_weights: bool) -> tuple[GeneratorConfig, dict[str,
     return config.generator, contents["G_ema"], info
 
 
-def find_network(network: str | Path | None, runs: str | Path = "runs") -> Path:
-    """The snapshot file meant by ``--network``: a file, the newest of a run's folder, or (None) of the newest run.
+def find_network(network: str | Path | None) -> Path:
+    """The snapshot file meant by ``--network``: a file, the newest of a run's folder, or (None) of the newest run in ``runs``.
 
-    Where there is no run yet it is the bundled model.
+    Without any run it is the bundled model.
 
     Raises:
         UserError: what was named does not exist or holds no snapshot.
     """
     if network is None:
-        found = [path for folder in _subfolders(Path(runs)) for path in snapshots_of(folder)]
+        found = [path for folder in _subfolders(Path("runs")) for path in snapshots_of(folder)]
         return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
     path = Path(network)
     if path.is_dir():

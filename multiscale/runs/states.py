@@ -1,4 +1,4 @@
-"""The training state on disk: all that a run needs to go on to the bit, in files that run no code when they are loaded."""
+"""Training states on disk: everything a run needs to resume bit for bit, in files that run no code when loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 
 FORMAT = "multiscale-training-state"
 OLDEST_VERSION = 2
-"""Of the states that can be read."""
+"""The oldest format of states that can be read."""
 PATTERN = "state-*.pt"
 FIELDS: dict[str, Any] = {
     "images": int,
@@ -36,9 +36,9 @@ FIELDS: dict[str, Any] = {
     "drawn": list,
     "means": dict,
 }
-"""What a state holds, by name, and the types."""
+"""Names and types of a state's contents."""
 KEPT = 2
-"""States of a run that stay on disk: the newest, and the one before in case the disk damages it."""
+"""States of a run that are kept: the newest, and the one before in case the newest is damaged."""
 
 
 def save_state(folder: Path, images: int, state: dict[str, Any]) -> Path:
@@ -50,7 +50,7 @@ def save_state(folder: Path, images: int, state: dict[str, Any]) -> Path:
         state: Tensors, numbers, strings, lists and dicts.
 
     Raises:
-        UserError: the file cannot be written; earlier states are as they were.
+        UserError: the file cannot be written; earlier states are untouched.
     """
     path = folder / f"state-{images:09d}.pt"
     try:
@@ -93,7 +93,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
-    """What PyTorch reads, of files that are as long as what they hold: its own are, for it packs nothing."""
+    """Load with PyTorch, but refuse compressed files, which may unpack to any size; PyTorch writes none."""
     with zipfile.ZipFile(path) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("it is packed")
@@ -101,10 +101,10 @@ def _load(path: Path) -> Any:
 
 
 def load_newest_state(folder: Path) -> dict[str, Any] | None:
-    """The newest whole state of a run; None if the run has none yet. Says so if a newer one is damaged.
+    """The newest undamaged state of a run; None if it has none yet. Prints a line if a newer one is damaged.
 
     Raises:
-        UserError: there are states, but none is whole.
+        UserError: there are states, but all are damaged.
     """
     paths = states_of(folder)
     for path in reversed(paths):
@@ -113,7 +113,7 @@ def load_newest_state(folder: Path) -> dict[str, Any] | None:
         except UserError as error:
             if path == paths[0]:
                 raise
-            print(f"{error} Going on from the one before.")
+            print(f"{error} Resuming from the one before.")
     return None
 
 
@@ -124,11 +124,11 @@ def states_of(run: Path) -> list[Path]:
 
 
 def identity_of(dataset: PatchDataset) -> dict[str, int]:
-    """What tells one set of patches from another wherever it is: a state is of use for the same order of patches only."""
+    """What identifies a set of patches wherever it lies: a state is valid for the same patches in the same order only."""
     return {"patches": len(dataset), "labels_crc32": zlib.crc32(dataset.labels.tobytes())}
 
 
 def images_of(path: Path) -> int:
-    """Real images that had been shown when a state was written, from its name; -1 for other files."""
+    """Real images shown before a state was written, from its name; -1 for other files."""
     match = re.fullmatch(r"state-(\d+)\.pt", path.name)
     return int(match[1]) if match else -1

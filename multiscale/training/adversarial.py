@@ -1,6 +1,6 @@
 """The adversarial objective, alone: non-saturating loss, lazy R1, and the blur that fades in at the start.
 
-Shapes: B images [B, C, N, N] in [-1, 1], L logits of an image [B, L] with shares [L] whose sum is 1 (L is 1 and its share
+Shapes: B images [B, C, N, N] in [-1, 1], L logits of an image [B, L] with weights [L] whose sum is 1 (L is 1 and its weight
 1 but for a discriminator with local heads).
 """
 
@@ -14,29 +14,31 @@ import torch.nn.functional as F
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 
-def generator_loss(fake_logits: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+def generator_loss(fake_logits: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """-log sigmoid(D(G(z))), the non-saturating loss (Goodfellow et al. 2014): softplus(-D), a scalar."""
-    return shared(F.softplus(-fake_logits), shares).mean()
+    return weighted_mean(F.softplus(-fake_logits), weights).mean()
 
 
 def discriminator_loss(
-    fake_logits: torch.Tensor, real_logits: torch.Tensor, shares: torch.Tensor | None = None
+    fake_logits: torch.Tensor, real_logits: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Logistic loss of the discriminator: softplus(D(G(z))) + softplus(-D(x)), a scalar."""
-    return shared(F.softplus(fake_logits), shares).mean() + shared(F.softplus(-real_logits), shares).mean()
+    return (
+        weighted_mean(F.softplus(fake_logits), weights).mean() + weighted_mean(F.softplus(-real_logits), weights).mean()
+    )
 
 
-def shared(values: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+def weighted_mean(values: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Mean over the logits of each image: [B, L], [L] -> [B]; None: all alike."""
-    return values.mean(dim=1) if shares is None else (values * shares).sum(dim=1)
+    return values.mean(dim=1) if weights is None else (values * weights).sum(dim=1)
 
 
-def pair_loss(logits: torch.Tensor, others: torch.Tensor, shares: torch.Tensor | None = None) -> torch.Tensor:
+def pair_loss(logits: torch.Tensor, others: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Relativistic pairs (R3GAN, Huang et al. 2024): softplus(others - logits), a scalar; who trains wants ``logits`` above.
 
     The i-th of both are a pair; D gives the real ones first, G the generated ones.
     """
-    return shared(F.softplus(others - logits), shares).mean()
+    return weighted_mean(F.softplus(others - logits), weights).mean()
 
 
 def r1_penalty(real_logits: torch.Tensor, real: torch.Tensor, gamma: float) -> torch.Tensor:

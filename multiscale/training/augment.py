@@ -135,7 +135,7 @@ class AugmentPipe(torch.nn.Module):
             images: [B, C, N, N], C 1 or 3, floating point; half precision is computed and returned in float32.
             percentile: None draws at random; a number in (0, 1) applies every operation, whatever ``p`` is, with each
                 draw replaced by that percentile (see ``Draws``): a mode for tests.
-            generator: Source of randomness, such as ``torch_utils.random.stream(...)`` or a ``Share`` of one; None: a
+            generator: Source of randomness, such as ``torch_utils.random.stream(...)`` or a ``BatchRows`` of one; None: a
                 fresh, unseeded one. How many numbers it gives depends on B only.
             group: Which of the groups each image belongs to, [B]; needed if there are any.
 
@@ -300,13 +300,13 @@ def transform_colours(images: torch.Tensor, colour: Floats) -> torch.Tensor:
     """Apply colour maps [B, 4, 4] to images [B, 3, N, N]; grey ones [B, 1, N, N] are luma without chroma."""
     if images.shape[1] == 1:
         colour = np.stack([colour[:, :3, :3].sum(axis=(1, 2)) / 3, colour[:, :3, 3].mean(axis=1)], axis=-1)[:, None]
-    matrix = _placed(colour[:, : images.shape[1]], images)
+    matrix = _tensor_like(colour[:, : images.shape[1]], images)
     pixels = matrix[..., :-1] @ images.flatten(2) + matrix[..., -1:]  # [B, C, N*N]
     return pixels.view_as(images)
 
 
 def warp(images: torch.Tensor, geometry: Floats) -> torch.Tensor:
-    """Apply affine maps [B, 3, 3] to images [B, C, N, N] that go on as their mirror images beyond their borders.
+    """Apply affine maps [B, 3, 3] to images [B, C, N, N], mirrored beyond their borders.
 
     Twofold upsampling, bilinear sampling and twofold downsampling, with one orthonormal filter there and back (ADA
     appendix B): shifts by whole pixels are exact.
@@ -324,7 +324,7 @@ def warp(images: torch.Tensor, geometry: Floats) -> torch.Tensor:
     images = mirror_pad(images, pad_x, pad_y)
     images = upfirdn2d(images, wavelet, up=2, padding=[reach + 1, reach, reach + 1, reach], gain=4)
     to_input[:, :, 2] += [(size - 1) / 2 + pad_x, (size - 1) / 2 + pad_y]  # from the first pixel of the padded image
-    maps = _placed(2 * to_input, images)[..., None, None]  # [B, 2, 3, 1, 1]
+    maps = _tensor_like(2 * to_input, images)[..., None, None]  # [B, 2, 3, 1, 1]
     # The largest tap lies on the pixel: twofold sample n belongs to pixel position n/2, before and after the sampling.
     along = torch.arange(-reach, 2 * size + reach, dtype=images.dtype, device=images.device) / 2 - (size - 1) / 2  # [S]
     x, y = (maps[:, :, 0] * along + maps[:, :, 1] * along[:, None] + maps[:, :, 2]).unbind(1)  # [B, S, S] each
@@ -361,8 +361,8 @@ def sample_bilinear(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> t
     return torch.lerp(upper, lower, lower_part)
 
 
-def _placed(values: NDArray[np.floating[Any]], images: torch.Tensor) -> torch.Tensor:
-    """Numbers in the type of the images and on their device, which is not waited for."""
+def _tensor_like(values: NDArray[np.floating[Any]], images: torch.Tensor) -> torch.Tensor:
+    """Values as a tensor of the images' dtype and device, without waiting for the device."""
     return to_device(torch.from_numpy(values).to(images.dtype), images.device)
 
 
@@ -374,8 +374,8 @@ def adjusted_probability(p: float, sign_mean: float, *, target: float, images: f
 class AdaController:
     """Steers ``p`` of a pipeline so that the discriminator's sign on real images has the mean ``target``.
 
-    The host does not wait for the device: what has been observed over an interval begins its way to the host when the
-    interval ends, and ``p`` is adjusted by it one step later, on every kind of device alike.
+    The host does not wait for the device: the copy of an interval's observations starts when the interval ends, and ``p`` is
+    adjusted one step later, on every kind of device alike.
 
     Args:
         target: Wanted E[sign D(x)] over real images; more is taken as overfitting.
@@ -445,8 +445,8 @@ class AdaController:
                     images_to_one=self.images_to_one,
                 )
 
-    def share(self, process: Process) -> None:
-        """Spread what has been observed evenly over all processes, so that one state serves them all."""
+    def pool(self, process: Process) -> None:
+        """Replace each process's sums by their mean over all processes, so that the state of one serves all."""
         average([self._signs], process)
 
     def state_dict(self) -> dict[str, Any]:
@@ -468,7 +468,7 @@ class AdaController:
 
 
 def augmentation(config: RunConfig) -> tuple[AugmentPipe | None, AdaController | None]:
-    """The pipeline of a run and what steers it, as its settings have them."""
+    """The pipeline of a run and its controller, as configured."""
     training = config.training
     if training.augment == "none":
         return None, None

@@ -1,4 +1,4 @@
-"""Scale consistency: a view, zoomed out and reduced in size, must look like its centre seen at the lower zoom.
+"""Scale consistency: a view, downsampled, must look like the centre of the zoomed-out view.
 
 Equations of "Learning Images Across Scales Using Adversarial Training" (Wolski et al., ACM TOG 43(4), 2024), the
 section on the scale-consistency objective. Everything works on a whole batch at once and is differentiable to any order
@@ -17,7 +17,7 @@ import torch
 from scipy.special import betaincinv
 
 from torch_utils.devices import full_precision
-from torch_utils.random import Share
+from torch_utils.random import BatchRows
 
 # A footprint whose edge coincides with the image's border, up to the rounding of ``factor``, counts as inside. At 1024
 # pixels a float32 factor moves the edge by at most 3e-5 px.
@@ -27,7 +27,7 @@ PerceptualDistance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def zoom_out_distribution(zoom_log2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Parameters (alpha, beta) of the Beta distribution of the share of a view's octaves to zoom out by.
+    """Parameters (alpha, beta) of the Beta distribution of the fraction of a view's octaves to zoom out by.
 
     With n = max(s, 1): alpha = n^(1/4) and beta = (alpha - 1 - alpha/n + 2/n) / (1/n), so that the mode
     (alpha - 1)/(alpha + beta - 2) is 1/n, one octave out of n; within the first octave (n = 1) it is uniform.
@@ -45,7 +45,7 @@ def zoom_out_distribution(zoom_log2: torch.Tensor) -> tuple[torch.Tensor, torch.
     return alpha, beta
 
 
-def sample_zoom_out(zoom_log2: torch.Tensor, generator: np.random.Generator | Share) -> torch.Tensor:
+def sample_zoom_out(zoom_log2: torch.Tensor, generator: np.random.Generator | BatchRows) -> torch.Tensor:
     """Draw for each view the factor f = 2^(t s), t ~ Beta(alpha(s), beta(s)), by which to zoom out.
 
     Args:
@@ -57,12 +57,12 @@ def sample_zoom_out(zoom_log2: torch.Tensor, generator: np.random.Generator | Sh
     """
     octaves = zoom_log2.detach().to("cpu", torch.float64)
     alpha, beta = zoom_out_distribution(octaves)
-    share = betaincinv(alpha.numpy(), beta.numpy(), generator.random(octaves.shape))
-    return torch.exp2(torch.from_numpy(share) * octaves)
+    fraction = betaincinv(alpha.numpy(), beta.numpy(), generator.random(octaves.shape))
+    return torch.exp2(torch.from_numpy(fraction) * octaves)
 
 
 def reduce_about_centre(images: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reduce each image by its own factor about its centre, as it would appear in the view that much farther out.
+    """Downsample each image by its own factor about its centre, as it appears in a view zoomed out by that factor.
 
     A coarse pixel whose footprint (a square of side ``factor`` fine pixels) lies wholly inside the finer image gets the
     exact area average over it, fractional edges included, and is in the mask; all others are 0. The two-dimensional
@@ -118,7 +118,7 @@ def consistency_loss(
     """How much the finer view, reduced, differs from the centre of the coarser one: mean |difference| + LPIPS.
 
     Both terms are averaged under the mask for each sample and then over the batch; a sample whose mask is empty counts
-    as 0. Outside the mask both images are black when they are compared perceptually, so that nothing there is judged.
+    as 0. Outside the mask both images are black when they are compared perceptually, so that nothing there counts.
     Section "Scale consistency" of Wolski et al. 2024.
 
     Args:

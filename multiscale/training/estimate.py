@@ -1,4 +1,4 @@
-"""What a run will be, before it starts: its settings, layer plan, parameters, and how much of a batch fits the memory."""
+"""A run described before it starts: settings, layer plan, parameters, and how much of a batch fits the memory."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ from multiscale.training.objective import Objective, Part
 GIB = 2**30
 
 STATES_PER_WEIGHT = 3
-"""Floats that stay for each trained weight: itself and two of Adam; its gradient is counted with the step."""
+"""Floats kept per trained weight: itself and two of Adam; its gradient is counted with the step."""
 
 ALLOCATOR_OVERHEAD = 1.3
-"""What an allocator takes for what is alive in a step (measured with glibc's: 1.3 for small layers, 1.1 for large ones)."""
+"""Overhead of the allocator over live tensors (measured with glibc: 1.3 for small layers, 1.1 for large ones)."""
 
 PROCESS_BYTES = 430 * 2**20
-"""Of a process that has loaded PyTorch (measured on a CPU; a CUDA context is about as large)."""
+"""Of a process that has imported PyTorch (measured on a CPU; a CUDA context is about as large)."""
+
+REPLAYED_FRACTION = 0.2
+"""Part of a GPU's memory below which a step is replayed unasked: each recorded call keeps its own."""
 
 USABLE = {"cpu": 0.8, "cuda": 0.9, "mps": 1.0}
 """Part of a device's memory that a run may fill."""
@@ -68,7 +71,7 @@ def describe_run(
     batch_gpu: int,
     processes_here: int | None = None,
 ) -> str:
-    """The resolved run as text: choices, the layer plan with shapes, parameters, memory, and whether that is there.
+    """The resolved run as text: choices, layer plan with shapes, parameters, memory, and whether it fits.
 
     Args:
         config: The run.
@@ -76,21 +79,21 @@ def describe_run(
         data: Its patches.
         devices: One for each process.
         folder: Where it is written.
-        batch_gpu: Images that each computes at a time; divides its share of the batch.
+        batch_gpu: Images that each computes at a time; divides its part of the batch.
         processes_here: How many of the processes are on this machine; None: all.
     """
     device = devices[0]
     generator, discriminator = networks_on_meta(config, device.type)
-    share = config.training.batch // len(devices)
-    memory = step_memory(config, batch_gpu, share, device.type)
+    device_batch = config.training.batch // len(devices)
+    memory = step_memory(config, batch_gpu, device_batch, device.type)
     capacity = device_capacity(device, processes_here or len(devices))
     return "\n".join(
         [
             f"Data:      {data.path} ({len(data)} patches of {data.resolution} x {data.resolution}, {data.octaves} octaves"
             f"{', also mirrored' * config.training.mirror})",
             f"Preset:    {preset}",
-            f"Device:    {_listed(devices)} ({share} of {config.training.batch} images each"
-            f"{f', {batch_gpu} at a time' * (batch_gpu < share)})",
+            f"Device:    {_listed(devices)} ({device_batch} of {config.training.batch} images each"
+            f"{f', {batch_gpu} at a time' * (batch_gpu < device_batch)})",
             f"Length:    {config.training.kimg:g} kimg",
             f"Scales:    consistency by {config.training.consistency_metric}, weight {config.training.consistency_weight:g}",
             f"Folder:    {folder}",
@@ -101,24 +104,26 @@ def describe_run(
             f"Memory, estimated for each process: {memory.total / GIB:.2f} GiB of {capacity / GIB:.1f} (weights and "
             f"optimisers {memory.weights / GIB:.2f}, a step with {batch_gpu} image{'s' * (batch_gpu > 1)} at a time "
             f"{memory.step / GIB:.2f})",
-            *_memory_warning(config, batch_gpu, share, capacity, device.type),
+            *_memory_warning(config, batch_gpu, device_batch, capacity, device.type),
             "",
         ]
     )
 
 
 def _listed(devices: Sequence[torch.device]) -> str:
-    """Names of devices, one that serves several processes once with their number."""
+    """Names of devices; one used by several processes appears once, with their number."""
     numbers = Counter(map(str, devices))
     return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in numbers.items())
 
 
-def _memory_warning(config: RunConfig, batch_gpu: int, share: int, capacity: int, device_type: str) -> Iterator[str]:
-    """A line that says what to lower, if the estimate is more than there is."""
-    if step_memory(config, batch_gpu, share, device_type).total <= capacity:
+def _memory_warning(
+    config: RunConfig, batch_gpu: int, device_batch: int, capacity: int, device_type: str
+) -> Iterator[str]:
+    """A line of advice if the estimate exceeds the memory."""
+    if step_memory(config, batch_gpu, device_batch, device_type).total <= capacity:
         return
-    fits = fit_batch_gpu(config, share, capacity, device_type)
-    if step_memory(config, fits, share, device_type).total <= capacity:
+    fits = fit_batch_gpu(config, device_batch, capacity, device_type)
+    if step_memory(config, fits, device_batch, device_type).total <= capacity:
         yield f"Warning: that may not fit; give --batch-gpu {fits}: the same batch in smaller parts."
     else:
         yield (
@@ -158,30 +163,48 @@ def plan_table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def fit_batch_gpu(config: RunConfig, share: int, capacity_bytes: int, device_type: str = "cpu") -> int:
+def fit_batch_gpu(config: RunConfig, device_batch: int, capacity_bytes: int, device_type: str = "cpu") -> int:
     """The most images to compute at a time that are estimated to fit.
 
     Args:
         config: The run.
-        share: Images of a step on one device.
+        device_batch: Images of a step on one device.
         capacity_bytes: Memory that they may fill (:func:`device_capacity`).
         device_type: "cuda" computes some layers in half precision.
 
     Returns:
-        The largest divisor of ``share`` that fits; 1 if none does.
+        The largest divisor of ``device_batch`` that fits; 1 if none does.
     """
 
     def needed(images: int) -> int:
-        return step_memory(config, images, share, device_type).total
+        return step_memory(config, images, device_batch, device_type).total
 
-    if needed(share) <= capacity_bytes:
-        return share
-    divisors = [n for n in range(1, share) if share % n == 0] or [1]
+    if needed(device_batch) <= capacity_bytes:
+        return device_batch
+    divisors = [n for n in range(1, device_batch) if device_batch % n == 0] or [1]
     return divisors[max(bisect.bisect_right(divisors, capacity_bytes, key=needed) - 1, 0)]
 
 
+def chooses_replays(config: RunConfig, batch_gpu: int, device_batch: int, device: torch.device) -> bool:
+    """Whether a step's networks are replayed from CUDA graphs: as the settings say, or where it fits easily.
+
+    Args:
+        config: The run.
+        batch_gpu: Images that are computed at a time.
+        device_batch: Images of a step on one device.
+        device: Of the process.
+    """
+    if device.type != "cuda" or batch_gpu < device_batch or config.training.cuda_graphs is False:
+        return False
+    if config.training.cuda_graphs:
+        return True
+    return step_memory(config, batch_gpu, device_batch, device.type).total <= REPLAYED_FRACTION * device_capacity(
+        device, 1
+    )
+
+
 def device_capacity(device: torch.device, processes_here: int) -> int:
-    """Bytes that one process may fill, told from the hardware alone, so that the same command is the same run.
+    """Bytes that one process may fill, from the hardware alone, so that the same command gives the same run.
 
     Nine tenths of a CUDA device's memory; of a CPU's, or of the limit that its control group sets (v1 or v2), four fifths
     shared by the processes; on MPS what Metal recommends.
@@ -223,23 +246,23 @@ def control_group_limits(
 
 
 @functools.lru_cache(maxsize=256)
-def step_memory(config: RunConfig, images: int, share: int, device_type: str = "cpu") -> Memory:
+def step_memory(config: RunConfig, images: int, device_batch: int, device_type: str = "cpu") -> Memory:
     """Memory of a process that computes ``images`` at a time.
 
-    Counted, not guessed: the passes of a training step are run on the meta device, where tensors have shapes but no data,
-    and the bytes of those that are alive are summed, at the moment when they are most; then what allocators add.
+    Counted, not guessed: a training step runs on the meta device, where tensors have shapes but no data, and the bytes of
+    live tensors are summed at their peak; then the allocator's overhead is added.
 
     Args:
         config: The run.
         images: Computed at a time.
-        share: Images of a step on one device; if more than ``images``, D's step keeps nothing for G's.
+        device_batch: Images of a step on one device; if more than ``images``, D's step keeps nothing for G's.
         device_type: "cuda" computes some layers in half precision.
     """
     generator, discriminator = networks_on_meta(config, device_type)
     trained = _count(generator) + _count(discriminator)
     live = LiveBytes()
     with live:
-        _rehearse_step(config, generator, discriminator, images, in_parts=images < share)
+        _rehearse_step(config, generator, discriminator, images, in_parts=images < device_batch)
     weights = 4 * (STATES_PER_WEIGHT * trained + _count(generator))
     return Memory(weights, int(ALLOCATOR_OVERHEAD * live.peak))
 
@@ -247,7 +270,7 @@ def step_memory(config: RunConfig, images: int, share: int, device_type: str = "
 def _rehearse_step(
     config: RunConfig, generator: Generator, discriminator: Discriminator, images: int, *, in_parts: bool
 ) -> None:
-    """What ``Trainer.train_step`` does and keeps at its worst: with penalties, and gradients to the coarser view."""
+    """The most expensive ``Trainer.train_step``: with penalties, and gradients to the coarser view."""
     side, octaves = config.generator.img_resolution, config.generator.octaves
     device = generator.mapping.w_avg.device
     part = Part(
@@ -281,7 +304,7 @@ def _rehearse_step(
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within it, counts the bytes of the tensors that are made and still alive, and the most at any time (``peak``)."""
+    """Counts the bytes of live tensors made within it, and their peak (``peak``)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,7 +330,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
-    """What the tensors among nested values are kept in."""
+    """The storages of all tensors among nested values."""
     return (value.untyped_storage() for value in tree_iter(values) if isinstance(value, torch.Tensor))
 
 

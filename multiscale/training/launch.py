@@ -1,4 +1,4 @@
-"""From what the user typed to a run: devices, preset, resolved config and folder, chosen and printed; then the processes."""
+"""From the command line to a run: choose and print devices, preset, config and folder, then start the processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
 from multiscale.runs.folder import held, holds_run, load_settings, write_beside
 from multiscale.runs.states import identity_of, load_newest_state, load_state
-from multiscale.training.estimate import describe_run, describe_settings, device_capacity, fit_batch_gpu
+from multiscale.runs.stored import measured_by_name
+from multiscale.training.estimate import (
+    chooses_replays,
+    describe_run,
+    describe_settings,
+    device_capacity,
+    fit_batch_gpu,
+)
 from multiscale.training.evaluation import snapshot_evaluation
 from multiscale.training.perceptual import SMALLEST_SIDE_PX, load_lpips, missing_files
 from multiscale.training.resume import check_resumed, choose_folder, report_end, report_start
@@ -29,12 +36,12 @@ from torch_utils import distributed
 from torch_utils.devices import allow_tf32, choose_devices
 
 LPIPS_MIN_RESOLUTION = 2 ** math.ceil(math.log2(SMALLEST_SIDE_PX))
-"""Smallest patch side, a power of two, that AlexNet's pooling leaves something of."""
+"""Smallest patch side, a power of two, that survives AlexNet's pooling."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user typed; None where nothing was."""
+    """The command line; None for options not given."""
 
     data: str
     gpus: int | None = None
@@ -58,11 +65,11 @@ class Job:
     config: RunConfig
     folder: Path
     batch_gpu: int
-    """Images that a process computes at a time, as many as its memory holds if nobody chose."""
+    """Images that a process computes at a time; by default as many as its memory holds."""
     resumed: Path | None
-    """State of another run to begin with."""
+    """State of another run to start from."""
     transfer: Path | None
-    """State or snapshot whose networks to begin with."""
+    """State or snapshot whose networks to start from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +82,9 @@ class Run:
     devices: list[torch.device]
     """Of all processes."""
     goes_on: bool
-    """Whether there is a run in the folder, to go on with."""
+    """Whether the folder holds a run to resume."""
     changes: list[str]
-    """Settings that are not as they were when the run began."""
+    """Settings changed since the run began."""
 
     @property
     def config(self) -> RunConfig:
@@ -91,12 +98,12 @@ class Run:
 
 
 def train(request: Request, *, dry_run: bool = False) -> None:
-    """Resolve the request, print it, and (unless ``dry_run``) train or go on training.
+    """Resolve the request, print it, and (unless ``dry_run``) start or resume training.
 
-    Under torchrun this process is one of those that it started, on this machine and others: the first one resolves and prints.
+    Under torchrun this is one process of several, on one or more machines: the first one resolves and prints.
 
     Raises:
-        UserError: the data, the config, the devices or the folder are not as they must be; the message says what to do.
+        UserError: something is wrong with the data, the config, the devices or the folder; the message says what to do.
     """
     if not distributed.under_torchrun():
         with _prepared(request, None, dry_run) as (run, job):
@@ -126,7 +133,7 @@ def train(request: Request, *, dry_run: bool = False) -> None:
 
 @contextlib.contextmanager
 def _prepared(request: Request, devices: list[torch.device] | None, dry_run: bool) -> Iterator[tuple[Run, Job | None]]:
-    """The run's folder taken and begun, for as long as the block lasts; no job if there is nothing to train."""
+    """Hold the run's folder, prepared, for the duration of the block; no job if there is nothing to train."""
     run = resolve(request, devices)
     described = describe_run(
         run.config,
@@ -153,9 +160,9 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
 
 
 def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
-    """Choose what was not given. Later layers win: defaults, what the data are, preset, --config, --set, own options.
+    """Choose what was not given. Later layers win: defaults, the data, preset, --config, --set, other options.
 
-    ``devices``: those of all processes, where another program has started them; None: as the request has it.
+    ``devices``: of all processes, if another program has started them; None: as requested.
     """
     devices = choose_devices(request.gpus, request.procs) if devices is None else devices
     dataset = PatchDataset(request.data)
@@ -207,22 +214,24 @@ def processes_here(devices: list[torch.device]) -> int:
 
 
 def choose_batch_gpu(config: RunConfig, devices: list[torch.device]) -> int:
-    """Images that each device computes at a time: what the config says, else as many as fit its memory.
+    """Images that each device computes at a time: as configured, else as many as fit its memory.
 
     Raises:
-        UserError: the batch cannot be shared evenly by the devices, or a device's share not by what the config says.
+        UserError: the devices cannot share the batch evenly, or ``batch_gpu`` does not divide the images of a device.
     """
     training, number = config.training, len(devices)
     if training.batch % number:
         raise UserError(f"Batch {training.batch} cannot be shared by {number} devices; give a multiple of {number}.")
-    share = training.batch // number
+    device_batch = training.batch // number
     if training.batch_gpu is None:
-        return fit_batch_gpu(config, share, device_capacity(devices[0], processes_here(devices)), devices[0].type)
-    if share % training.batch_gpu:
-        divisors = [str(n) for n in range(1, share + 1) if share % n == 0]
+        return fit_batch_gpu(
+            config, device_batch, device_capacity(devices[0], processes_here(devices)), devices[0].type
+        )
+    if device_batch % training.batch_gpu:
+        divisors = [str(n) for n in range(1, device_batch + 1) if device_batch % n == 0]
         raise UserError(
-            f"--batch-gpu {training.batch_gpu} does not divide a device's {share} images (batch {training.batch} on {number} "
-            f"device{'s' * (number != 1)}); give one of {', '.join(divisors)}."
+            f"--batch-gpu {training.batch_gpu} does not divide the {device_batch} images of a device (batch {training.batch} "
+            f"on {number} device{'s' * (number != 1)}); give one of {', '.join(divisors)}."
         )
     return training.batch_gpu
 
@@ -235,7 +244,7 @@ def choose_preset(dataset: PatchDataset) -> str:
 
 
 def data_layer(dataset: PatchDataset) -> dict[str, Any]:
-    """What the data decide: image size and channels, octaves, and the bins of Fourier features that these need.
+    """Settings that follow from the data: image size and channels, octaves, and the number of feature bins.
 
     Bin b reaches 2^(o b) N/4 cycles across the world, o = 3 octaves; there are as many bins as leave a view at the deepest
     zoom 4 cycles (2 for 6 octaves of 256 pixels, 3 for 8, as published), at most 4.
@@ -252,8 +261,9 @@ def data_layer(dataset: PatchDataset) -> dict[str, Any]:
 
 
 def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
-    """The preset that was named, if any, and all settings that were given; each source's own mistakes are named as its."""
-    preset, layers = None, []
+    """The preset that was named, if any, and all given settings; an error names the source it is in."""
+    preset: str | None = None
+    layers: list[tuple[str, dict[str, Any]]] = []
     if request.config is not None:
         if Path(request.config).is_file() or Path(request.config).suffix:
             layers.append((request.config, load_settings(request.config)))
@@ -261,14 +271,21 @@ def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
             load_preset(request.config)
             preset = request.config
     layers += [(f"--set {text}", parse_assignment(text)) for text in request.assignments]
+    given: dict[str, Any] = {}
     for source, values in layers:
+        if isinstance(before := values.get("training"), Mapping) and "swd_patches" in before:
+            training = measured_by_name(before, given.get("training", {}).get("metrics"))
+            if training != before:
+                print(f"In {source}: training.swd_patches is training.metrics={training['metrics']} now.")
+            values["training"] = training
         check_keys(RunConfig, values, source)
+        given = merge(given, values)
     own = {k: v for k in ("kimg", "batch", "batch_gpu", "seed") if (v := getattr(request, k)) is not None}
-    return preset, merge(*(values for _, values in layers), {"training": own} if own else {})
+    return preset, merge(given, {"training": own} if own else {})
 
 
 def _metric_layer(dataset: PatchDataset, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A run whose metric nobody chose does with L1 where LPIPS cannot run: no weight files, or patches too small."""
+    """Fall back to L1, where no metric was chosen, if LPIPS cannot run: no weight files, or patches too small."""
     folder = given.get("training", {}).get("lpips_folder")
     if dataset.resolution >= LPIPS_MIN_RESOLUTION and not missing_files(None if folder is None else Path(folder)):
         return {}
@@ -276,7 +293,7 @@ def _metric_layer(dataset: PatchDataset, given: Mapping[str, Any]) -> dict[str, 
 
 
 def _check_perceptual(config: RunConfig) -> None:
-    """Refuse a run that would need LPIPS and has no weights for it, before anything is written."""
+    """Refuse a run that needs LPIPS but has no weights for it, before anything is written."""
     training = config.training
     if training.consistency_weight and training.consistency_metric == "l1+lpips":
         if config.generator.img_resolution < LPIPS_MIN_RESOLUTION:
@@ -288,7 +305,7 @@ def _check_perceptual(config: RunConfig) -> None:
 
 
 def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset, whose: str) -> None:
-    """A config that asks for other images than the data hold is a mistake, not a preference."""
+    """A config that contradicts the data is a mistake, not a preference."""
     asked = given.get("generator")
     for key, actual in data_layer(dataset)["generator"].items():
         if key != "n_bins" and isinstance(asked, Mapping) and key in asked and asked[key] != actual:
@@ -299,10 +316,12 @@ def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset, whose: s
 
 
 def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None:
-    """One process of the run, from its newest state, or at its start from another run's."""
+    """One process of the run: resume its newest state, or start, perhaps from another run."""
     allow_tf32(job.config.training.tf32)
     torch.backends.cudnn.benchmark = True  # all batches have one size
-    trainer = Trainer(job.config, dataset, job.folder, process, job.batch_gpu)
+    device_batch = job.config.training.batch // process.world_size
+    replay = chooses_replays(job.config, job.batch_gpu, device_batch, process.device)
+    trainer = Trainer(job.config, dataset, job.folder, process, job.batch_gpu, replay=replay)
     state = load_newest_state(job.folder)
     if state is None and job.resumed is not None:
         state = load_state(job.resumed)
@@ -314,7 +333,11 @@ def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None
     if state is not None:
         trainer.load_state_dict(state)
     shared = "--data and the run's folder must be the same files on all machines, on a disk that they share"
-    facts = {"data set": identity_of(dataset), "place to go on from": trainer.images_seen, "PyTorch": torch.__version__}
+    facts = {
+        "data set": identity_of(dataset),
+        "point to resume from": trainer.images_seen,
+        "PyTorch": torch.__version__,
+    }
     advice = dict.fromkeys(facts, shared) | {"PyTorch": "install one version on all machines"}
     distributed.check_alike(process, facts, advice)
     trainer.run()

@@ -1,8 +1,8 @@
-"""What a step differentiates: adversarial losses, gradient penalties and scale consistency of one part of a batch.
+"""Everything that is differentiated: adversarial losses, gradient penalties and scale consistency of a part of a batch.
 
-The trainer knows the loop, optimisers and averages, and none of the mathematics here; the estimate of memory runs the very same
-objective on the meta device. A loss of one's own is a term in :meth:`Objective.discriminator` or :meth:`Objective.generator`
-and its field in :class:`multiscale.config.TrainingConfig`.
+The trainer has the loop, optimisers and averages, and none of this mathematics; the memory estimate runs the very same
+objective on the meta device. A new loss is a term in :meth:`Objective.discriminator` or :meth:`Objective.generator`
+and a field of :class:`multiscale.config.TrainingConfig`.
 
 Shapes: B images of a part, real and generated [B, C, N, N] in [-1, 1], zoom s [B] in octaves, z [B, z_dim].
 """
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
 from multiscale.config import RunConfig
 from multiscale.networks.discriminator import Discriminator
@@ -22,19 +23,20 @@ from multiscale.networks.generator import Generator
 from multiscale.training import adversarial
 from multiscale.training.augment import AugmentPipe
 from multiscale.training.consistency import PerceptualDistance, consistency_loss, sample_zoom_out
+from multiscale.training.replays import Replays
 from multiscale.view import zoom_out
 from torch_utils.devices import to_device
-from torch_utils.random import Share
+from torch_utils.random import BatchRows
 
-Draws: TypeAlias = "Share | np.random.Generator"
+Draws: TypeAlias = "BatchRows | np.random.Generator"
 
 Generated: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-"""Latents ws of a part, and its images with their graph."""
+"""Styles ws of a part, and its images with their graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Images that are computed at a time, on the device, and their share of a step's draws."""
+    """Images that are computed at a time, on the device, and their draws."""
 
     real: torch.Tensor
     labels: torch.Tensor
@@ -48,11 +50,11 @@ class Part:
     z: torch.Tensor
     transform: torch.Tensor
     images_seen: int
-    """Real images of the steps before."""
+    """Real images shown in earlier steps."""
     draws: Callable[[str], Draws]
-    """A fresh share of this step's draws for each purpose, such as ``"augment real"``."""
+    """Fresh draws of this step for a purpose, such as ``"augment real"``."""
     train_fine: bool
-    """The step's coin: the finer view of a consistency pair is trained, or the coarser one."""
+    """The step's coin: gradients go to the finer view of a consistency pair, or to the coarser one."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ class Losses:
     means: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Logged by name, any shape."""
     by_octave: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Logged for each octave: one number an image, [B]."""
+    """Logged by octave: a number per image, [B]."""
     sureness: torch.Tensor | None = None
-    """How sure D is of each real patch, [B]: above 0 it is right. Its sign steers ADA."""
+    """D's margin on each real patch, [B], positive where it is right. Its sign steers ADA."""
 
 
 class Objective:
@@ -76,9 +78,10 @@ class Objective:
         config: The run.
         G: Generator.
         D: Discriminator.
-        augment: What D sees goes through it; None: it sees images as they are.
+        augment: Applied to all images that D sees; None: no augmentation.
         perceptual: Distance between scales beside L1; None: L1 alone.
         compiled: D compiled, for all but the penalties, which are differentiated twice; None: D itself.
+        replays: What the networks' calls go through but for the penalties, if a part is a whole step; None: nothing.
     """
 
     def __init__(
@@ -90,32 +93,46 @@ class Objective:
         augment: AugmentPipe | None = None,
         perceptual: PerceptualDistance | None = None,
         compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        replays: Replays | None = None,
     ) -> None:
         self.training, self.G, self.D = config.training, G, D
         self.augment, self.perceptual = augment, perceptual
-        self._logits = D if compiled is None else compiled
+        self._compiled, self.replays = compiled, replays
         self._pairs = self.training.adversarial == "pairs"
 
     def generate(self, part: Part, *, observe: bool) -> Generated:
-        """The part's latents through its views; ``observe``: G's running means see them."""
-        ws = self.G.mapping(part.z, observe=observe)
-        return ws, self.G.synthesis(ws, part.transform, observe=observe)
+        """Render the part's latents through its views; ``observe``: count them towards G's running means."""
+
+        def generate(z: torch.Tensor, transform: torch.Tensor) -> Generated:
+            ws = self.G.mapping(z, observe=observe)
+            return ws, self.G.synthesis(ws, transform, observe=observe)
+
+        return self._call("generate, observed" if observe else "generate", generate, self.G, part.z, part.transform)
+
+    def logits(self, images: torch.Tensor, part: Part, role: str) -> torch.Tensor:
+        """D's logits of augmented images, [B, L]; ``role`` is this call's name among those of a step."""
+        if self._compiled is not None:
+            return self._compiled(images, part.zoom_log2)
+        return self._call(role, self.D, self.D, images, part.zoom_log2)
+
+    def _call(self, role: str, function: Callable[..., Any], module: nn.Module, *inputs: torch.Tensor) -> Any:
+        return function(*inputs) if self.replays is None else self.replays(role, function, module, *inputs)
 
     def discriminator(self, part: Part, fake: torch.Tensor) -> Losses:
         """Real patches against generated ones; ``fake`` is detached here.
 
-        Pairs leave the level of D's logits free, so there D is sure of a real patch if it is above its generated one.
+        Pairs do not fix the level of D's logits, so there the margin of a real patch is over its generated partner.
         """
-        shares = self.D.shares
-        real_logits = self._logits(self.shown(part.real, "augment real", part), part.zoom_log2)
-        fake_logits = self._logits(self.shown(fake.detach(), "augment fake", part), part.zoom_log2)
+        weights = self.D.logit_weights
+        real_logits = self.logits(self.for_discriminator(part.real, "augment real", part), part, "D real")
+        fake_logits = self.logits(self.for_discriminator(fake.detach(), "augment fake", part), part, "D fake")
         if self._pairs:
-            loss = adversarial.pair_loss(real_logits, fake_logits, shares)
+            loss = adversarial.pair_loss(real_logits, fake_logits, weights)
         else:
-            loss = adversarial.discriminator_loss(fake_logits, real_logits, shares)
+            loss = adversarial.discriminator_loss(fake_logits, real_logits, weights)
         logits = {
-            "logits/real": adversarial.shared(real_logits, shares),
-            "logits/fake": adversarial.shared(fake_logits, shares),
+            "logits/real": adversarial.weighted_mean(real_logits, weights),
+            "logits/fake": adversarial.weighted_mean(fake_logits, weights),
         }
         by_octave = {f"{name} by octave": values for name, values in logits.items()}
         sureness = logits["logits/real"] - logits["logits/fake"] if self._pairs else logits["logits/real"]
@@ -123,7 +140,7 @@ class Objective:
 
     @property
     def needs_penalties(self) -> bool:
-        """Whether there is anything in :meth:`penalties`."""
+        """Whether :meth:`penalties` has any term."""
         return self.training.r1_gamma > 0 or self.training.r2_gamma > 0
 
     @property
@@ -132,29 +149,29 @@ class Objective:
         return self.training.r2_gamma > 0
 
     def penalties(self, part: Part, fake: torch.Tensor | None) -> Losses:
-        """Gradient penalties R1 and R2, for a step of their own every ``r1_interval``; ``fake``: if R2 is asked for."""
+        """Gradient penalties R1 and R2, for a separate step every ``r1_interval``; ``fake`` is needed for R2."""
         total = torch.zeros([], device=part.real.device)
         means = {}
         for name, gamma, images in (("r1", self.training.r1_gamma, part.real), ("r2", self.training.r2_gamma, fake)):
             if gamma > 0:
                 assert images is not None
                 seen = images.detach().requires_grad_(True)
-                logits = self.D(self.shown(seen, f"augment {name}", part), part.zoom_log2)
-                logits = adversarial.shared(logits, self.D.shares)
+                logits = self.D(self.for_discriminator(seen, f"augment {name}", part), part.zoom_log2)
+                logits = adversarial.weighted_mean(logits, self.D.logit_weights)
                 means[f"loss/{name}"] = adversarial.r1_penalty(logits, seen, gamma)
                 total = total + means[f"loss/{name}"]
         return Losses(total * self.training.r1_interval, means)
 
     def generator(self, part: Part, generated: Generated) -> Losses:
-        """Generated patches that D takes for real ones, and scales that agree."""
+        """Loss of the generator: to be taken for real by D, and to agree across scales."""
         ws, fake = generated
-        logits = self._logits(self.shown(fake, "augment G", part), part.zoom_log2)
+        logits = self.logits(self.for_discriminator(fake, "augment G", part), part, "G fake")
         if self._pairs:
             with torch.no_grad():
-                real_logits = self._logits(self.shown(part.real, "augment G real", part), part.zoom_log2)
-            loss = adversarial.pair_loss(logits, real_logits, self.D.shares)
+                real_logits = self.logits(self.for_discriminator(part.real, "augment G real", part), part, "G real")
+            loss = adversarial.pair_loss(logits, real_logits, self.D.logit_weights)
         else:
-            loss = adversarial.generator_loss(logits, self.D.shares)
+            loss = adversarial.generator_loss(logits, self.D.logit_weights)
         means = {"loss/G": loss}
         weight = self.training.consistency_weight
         if weight:
@@ -163,10 +180,11 @@ class Objective:
         return Losses(loss, means)
 
     def consistency(self, fine: torch.Tensor, ws: torch.Tensor, part: Part) -> torch.Tensor:
-        """Render the same latents farther out about the same centres and compare; a coin detaches one of the two."""
+        """Render the same latents zoomed out about the same centres and compare; a coin detaches one of the two."""
         factor = to_device(sample_zoom_out(part.labels, part.draws("zoom out")), fine.device)
         with torch.set_grad_enabled(not part.train_fine):
-            coarse = self.G.synthesis(ws, zoom_out(part.transform, factor))
+            farther = zoom_out(part.transform, factor)
+            coarse = self._call("coarse", self.G.synthesis, self.G.synthesis, ws, farther)
         weights = self.training.consistency_by_octave
         if weights is not None:
             by_image = np.asarray(weights)[np.minimum(part.octave, len(weights) - 1)]
@@ -179,8 +197,8 @@ class Objective:
             None if weights is None else sample_weight,
         )
 
-    def shown(self, images: torch.Tensor, purpose: str, part: Part) -> torch.Tensor:
-        """What the discriminator sees of ``images``: augmented, then blurred while the run is young."""
+    def for_discriminator(self, images: torch.Tensor, purpose: str, part: Part) -> torch.Tensor:
+        """Images as the discriminator sees them: augmented, then blurred early in the run."""
         training = self.training
         if self.augment is not None:
             images = self.augment(images, generator=part.draws(purpose), group=part.octave)

@@ -1,9 +1,9 @@
 """LPIPS: the difference of two images as AlexNet's features see it, pixel by pixel.
 
 "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (Zhang et al., CVPR 2018), equation 1, in its
-spatial form and with the weights of version 0.1. AlexNet is the one-tower network of "One weird trick for parallelizing
-convolutional neural networks" (Krizhevsky 2014). Nothing is downloaded here: ``load_lpips`` reads two files and, when
-they are missing, says where they come from and what does without them.
+spatial form and with the weights of version 0.1. AlexNet is torchvision's, the one-tower network of "One weird trick for
+parallelizing convolutional neural networks" (Krizhevsky 2014). Nothing is downloaded here: ``load_lpips`` reads two files
+and, when they are missing, says where they come from and what does without them.
 
 Shapes: B batch, C channels (3, or 1 for grey), N image side in pixels; feature maps [B, C_l, n_l, n_l], l = 0..4.
 """
@@ -11,7 +11,6 @@ Shapes: B batch, C channels (3, or 1 for grey), N image side in pixels; feature 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 
 from dnnlib.errors import UserError
 from dnnlib.files import cache_folder
+from torch_utils import vision
 from torch_utils.devices import full_precision
 from torch_utils.weights import WeightFile
 
@@ -33,27 +33,6 @@ LINEAR_FILE = WeightFile(
     sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class ConvLayer:
-    """One convolution of AlexNet, its place in the weight file, and whether 3x3 max pooling by 2 comes before it."""
-
-    index: int
-    in_channels: int
-    out_channels: int
-    kernel: int
-    stride: int
-    padding: int
-    pool: bool
-
-
-ALEXNET_LAYERS = (
-    ConvLayer(index=0, in_channels=3, out_channels=64, kernel=11, stride=4, padding=2, pool=False),
-    ConvLayer(index=3, in_channels=64, out_channels=192, kernel=5, stride=1, padding=2, pool=True),
-    ConvLayer(index=6, in_channels=192, out_channels=384, kernel=3, stride=1, padding=1, pool=True),
-    ConvLayer(index=8, in_channels=384, out_channels=256, kernel=3, stride=1, padding=1, pool=False),
-    ConvLayer(index=10, in_channels=256, out_channels=256, kernel=3, stride=1, padding=1, pool=False),
-)
 SMALLEST_SIDE_PX = 31  # below it the second pooling has nothing left
 
 # Mean and deviation of ImageNet's colours, restated for images in [-1, 1].
@@ -71,19 +50,22 @@ class LPIPS(torch.nn.Module):
         linear: ``lin{l}.model.1.weight`` [1, C_l, 1, 1], not negative.
 
     Raises:
-        UserError: weights are missing or of another shape.
+        UserError: weights are missing or have the wrong shape, or torchvision cannot be imported.
     """
 
     def __init__(self, alexnet: Mapping[str, torch.Tensor], linear: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self.register_buffer("shift", torch.tensor(COLOUR_SHIFT)[:, None, None])
         self.register_buffer("scale", torch.tensor(COLOUR_SCALE)[:, None, None])
-        for level, layer in enumerate(ALEXNET_LAYERS):
-            shape = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
-            name = f"features.{layer.index}"
-            self.register_buffer(f"conv{level}", _checked(alexnet, f"{name}.weight", shape))
-            self.register_buffer(f"bias{level}", _checked(alexnet, f"{name}.bias", (layer.out_channels,)))
-            weights = _checked(linear, f"lin{level}.model.1.weight", (1, layer.out_channels, 1, 1))
+        with torch.device("meta"):
+            network = vision.networks("alexnet", "LPIPS", WITHOUT).AlexNet().features[:-1]  # without its last pooling
+        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        state = {name: _checked(alexnet, f"features.{name}", shape) for name, shape in shapes.items()}
+        network.load_state_dict(state, assign=True)
+        self.network: torch.nn.Sequential = network.requires_grad_(False)
+        widths = [layer.out_channels for layer in network if isinstance(layer, torch.nn.Conv2d)]
+        for level, width in enumerate(widths):
+            weights = _checked(linear, f"lin{level}.model.1.weight", (1, width, 1, 1))
             self.register_buffer(f"linear{level}", weights.clamp(min=0))
 
     def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -116,12 +98,10 @@ class LPIPS(torch.nn.Module):
         """Outputs [B, C_l, n_l, n_l] of AlexNet's five convolutions, each after its ReLU."""
         x = (images.float().expand(-1, 3, -1, -1) - self.get_buffer("shift")) / self.get_buffer("scale")
         outputs = []
-        for level, layer in enumerate(ALEXNET_LAYERS):
-            if layer.pool:
-                x = F.max_pool2d(x, kernel_size=3, stride=2)
-            weight, bias = self.get_buffer(f"conv{level}"), self.get_buffer(f"bias{level}")
-            x = F.relu(F.conv2d(x, weight, bias, stride=layer.stride, padding=layer.padding))
-            outputs.append(x)
+        for layer in self.network:
+            x = layer(x)
+            if isinstance(layer, torch.nn.ReLU):
+                outputs.append(x)
         return outputs
 
 
@@ -143,7 +123,7 @@ def load_lpips(folder: Path | None = None) -> LPIPS:
         folder: Holds ``alexnet-owt-7be5be79.pth`` and ``alex.pth``; None: ``dnnlib.files.cache_folder()``.
 
     Returns:
-        The distance on the CPU, in evaluation mode; it has buffers only, so no optimiser can change it.
+        The distance on the CPU, in evaluation mode; its weights take no gradients.
 
     Raises:
         UserError: a file is missing, is not the published one, or cannot be read.

@@ -1,4 +1,4 @@
-"""Runs that go on: which folder a command means, what may change there, and what is printed of where the run stands."""
+"""Resuming runs: which folder a command refers to, what may change there, and where the run stands."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.folder import began_with, data_facts, holds_run, is_held, launcher
 from multiscale.runs.states import identity_of, images_of, load_newest_state, load_state, states_of
-from multiscale.training.status import command_to_go_on
+from multiscale.training.status import command_to_resume
 
 FIXED = re.compile(r"(generator|discriminator)\.(?!num_half_res|half_dtype)|training\.batch:")
-"""Settings that a run cannot change: what shapes the networks, and the unit in which its steps count."""
+"""Settings that a run cannot change: those that shape the networks, and the batch in which its steps count."""
 
 
 def choose_folder(
     outdir: str | None, name: str, config: RunConfig, dataset: PatchDataset, *, is_new: bool
 ) -> tuple[Path, list[str]]:
-    """The folder that a command means, and which settings of the run there it changes.
+    """The folder that a command refers to, and which settings of the run there it changes.
 
-    ``outdir`` itself if given, whose run goes on if it holds one; else the newest run under ``runs/`` of the same
-    settings and data goes on; else one that was taken and given up before its run had begun; else a new numbered one.
+    ``outdir`` if given, whose run is resumed if it holds one; else the newest run under ``runs/`` with the same settings
+    and data; else a folder whose run was abandoned before it began; else a new numbered one.
 
     Args:
         outdir: As the user typed it.
@@ -35,7 +35,7 @@ def choose_folder(
         is_new: Another run is wanted.
 
     Raises:
-        UserError: ``outdir`` is a file, or its run is one of another model or other data, or ``is_new`` and it holds one.
+        UserError: ``outdir`` is a file, or its run has another model or other data, or it holds a run despite ``is_new``.
     """
     if outdir is not None:
         folder = Path(outdir)
@@ -52,7 +52,7 @@ def choose_folder(
             began = state["config"], state["data"]
         if began is None or not states_of(folder):
             raise UserError(
-                f"--outdir {folder} holds a run without a training state to go on from; give another folder."
+                f"--outdir {folder} holds a run without a training state to resume from; give another folder."
             )
         _check_data(began[1], dataset, str(folder))
         return folder, check_changes(to_dict(began[0]), to_dict(config), f"The run in {folder}")
@@ -73,7 +73,7 @@ def choose_folder(
 
 
 def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> list[str]:
-    """Settings that a run which begins from another's state changes; UserError if the model or the data do not fit."""
+    """Settings that a run started from another's state changes; UserError if the model or the data do not fit."""
     state = load_state(path)
     _check_data(state["data"], dataset, str(path))
     return check_changes(to_dict(state["config"]), to_dict(config), f"The run of {path}")
@@ -117,7 +117,7 @@ def report_start(folder: Path, resumed: Path | None, config: RunConfig) -> int:
             "to train another: --fresh."
         )
     else:
-        print(f"Going on from {source}: {images / 1000:g} of {kimg:g} kimg.")
+        print(f"Resuming from {source}: {images / 1000:g} of {kimg:g} kimg.")
     return images if states else 0
 
 
@@ -128,7 +128,7 @@ def report_end(folder: Path, config: RunConfig) -> None:
     if images < config.training.kimg * 1000:
         print(
             f"Stopped after {images / 1000:g} of {config.training.kimg:g} kimg. "
-            f"To go on: {command_to_go_on(sys.argv, folder, launcher())}"
+            f"To resume: {command_to_resume(sys.argv, folder, launcher())}"
         )
 
 

@@ -1,11 +1,10 @@
-"""Where a run stands, read from its folder alone: nothing here loads weights or PyTorch, or disturbs a run that trains.
+"""The progress of a run, read from its folder alone, without loading weights or PyTorch or disturbing a running training.
 
-Older runs may lack keys; what they do not say is left out.
+Older runs may lack keys; then the line is left out.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 import time
@@ -20,21 +19,24 @@ from filelock import FileLock, Timeout
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.plots import COLOURS, as_png, panels, put_title
 from dnnlib.reading import from_json, from_yaml, parsed, read_text
 from multiscale.metrics.names import parse_metric
-from multiscale.runs.journal import STATS, read_metrics, read_stats
+from multiscale.runs.journal import METRICS, STATS, read_metrics, read_stats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RUN_FILES = ("config.yaml", "environment.json", STATS)
 PLOT = "plot.png"
+MEASURE = "measure/"
+"""Prefix of measures among the statistics that are drawn."""
 RECENT = 10
 """Newest lines of statistics that the speed is a mean of."""
 
 
 def report_status(path: str | Path) -> None:
-    """Print where a run stands, and draw its statistics into ``plot.png`` in its folder.
+    """Print the progress of a run, and plot its statistics as ``plot.png`` in its folder.
 
     Args:
         path: A run's folder, or a folder of runs, of which the newest is meant.
@@ -43,17 +45,19 @@ def report_status(path: str | Path) -> None:
         UserError: there is no run, its files are not readable, or the plot cannot be written.
     """
     folder = find_run(Path(path))
-    lines = read_stats(folder)
+    lines, measured = read_stats(folder), read_metrics(folder)
     print(folder)
     try:
-        for title, text in _facts(folder, lines):
+        for title, text in _facts(folder, lines, measured):
             print(f"  {title:<12}{text}")
+        drawn = sorted([*lines, *_measure_lines(measured)], key=lambda line: line["kimg"])
+        has_plot = bool(_panels(drawn))
     except UserError:
         raise
     except (TypeError, ValueError, AttributeError, LookupError) as error:
-        raise UserError(f"{' or '.join(RUN_FILES)} in {folder} is damaged ({error}).") from error
-    if any(panel.is_in(lines) for panel in PANELS):
-        save_plot(folder / PLOT, lines, title=f"{folder.resolve().name}, {lines[-1]['kimg']:g} kimg")
+        raise UserError(f"{', '.join(RUN_FILES)} or {METRICS} in {folder} is damaged ({error}).") from error
+    if has_plot:
+        save_plot(folder / PLOT, drawn, title=f"{folder.resolve().name}, {drawn[-1]['kimg']:g} kimg")
         print(f"  {'plot':<12}{folder / PLOT}")
 
 
@@ -88,7 +92,7 @@ def is_training(folder: Path) -> bool | None:
         return None
 
 
-def command_to_go_on(words: Sequence[str], folder: Path, launcher: str = "python") -> str:
+def command_to_resume(words: Sequence[str], folder: Path, launcher: str = "python") -> str:
     """The command line that goes on with the run which ``words`` (its ``sys.argv``, started by ``launcher``) began."""
     kept, rest = [], iter(words)
     for word in rest:
@@ -101,7 +105,9 @@ def command_to_go_on(words: Sequence[str], folder: Path, launcher: str = "python
     return f"{launcher} {shlex.join(kept)}"
 
 
-def _facts(folder: Path, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _facts(
+    folder: Path, lines: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]]
+) -> Iterator[tuple[str, str]]:
     """Titles and texts of what is printed."""
     environment, training = _read(folder / "environment.json"), _read(folder / "config.yaml").get("training") or {}
     newest = {key: value for line in lines for key, value in line.items() if value is not None}
@@ -113,10 +119,10 @@ def _facts(folder: Path, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str,
     where = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in devices.items())
     yield "run", f"{environment.get('preset', 'unknown preset')} on {where or 'unknown device'}"
     yield "data", str(environment.get("data", "unknown"))
-    share = f" of {total / 1000:g} kimg ({images / total:.1%})" if total else " kimg"
+    of_total = f" of {total / 1000:g} kimg ({images / total:.1%})" if total else " kimg"
     stands = "finished" if total and images >= total else "not training now"
     now = {True: "training now", False: stands, None: "its lock is not readable"}[trains]
-    yield "images", f"{images / 1000:g}{share}, {now}"
+    yield "images", f"{images / 1000:g}{of_total}, {now}"
     if speeds := [line["img/s"] for line in lines if line.get("img/s")][-RECENT:]:
         speed = sum(speeds) / len(speeds)
         left = f", {_duration((total - images) / speed)} left" if images < total else ""
@@ -136,32 +142,39 @@ def _facts(folder: Path, lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str,
         if files := _numbered(folder, pattern):
             file = files[max(files)]
             yield title, f"{file.name}, {_duration(time.time() - _written(file))} old"
-    yield from _distances(lines)
-    yield from _measures(read_metrics(folder))
+    yield from _measures(measured)
     if trains is False and images < total and environment.get("command"):
-        yield "to go on", command_to_go_on(environment["command"], folder, environment.get("launcher", "python"))
-
-
-def _distances(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    for key, title in ("swd", "octave {}"), ("swd mean", "mean"):
-        if (found := _series(lines, key)) is None:
-            continue
-        if key == "swd":
-            yield "distance", "sliced Wasserstein, generated to real patches: first -> best -> newest"
-        for i, values in enumerate(found[1].T):
-            known = values[np.isfinite(values)]
-            if len(known):
-                yield "", f"{title.format(i):<10}{known[0]:.3f} -> {known.min():.3f} -> {known[-1]:.3f}"
+        yield "to resume", command_to_resume(environment["command"], folder, environment.get("launcher", "python"))
 
 
 def _measures(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """What ``metrics.jsonl`` says of the measures that its last line holds."""
+    """First, best and newest values of the measures in the last line of ``metrics.jsonl``."""
     for number, name in enumerate(lines[-1]["results"] if lines else ()):
-        found = [(line["results"][name]["value"], line["kimg"]) for line in lines if name in line["results"]]
-        pick = max if parse_metric(name).kind.higher_is_better else min
-        best, kimg = pick(found, key=lambda pair: pair[0])
-        text = f"{name:<18}{found[0][0]:.4g} -> {best:.4g} (at {kimg:g} kimg) -> {found[-1][0]:.4g}"
+        found = [(line["results"][name], line["kimg"]) for line in lines if name in line["results"]]
+        first, last = found[0][0], found[-1][0]
+        best, kimg = (max if _higher_is_better(name, last) else min)(found, key=lambda pair: pair[0]["value"])
+        text = f"{name:<18}{first['value']:.4g} -> {best['value']:.4g} (at {kimg:g} kimg) -> {last['value']:.4g}"
         yield "" if number else "measures", text
+        if last.get("octaves"):
+            yield "", f"  {'by octave':<16}{_listed(first.get('octaves') or ())} -> {_listed(last['octaves'])}"
+
+
+def _higher_is_better(name: str, result: dict[str, Any]) -> bool:
+    """For a measure and one of its results, which hold the answer themselves since format 3."""
+    if "better" in result:
+        return result["better"] == "higher"
+    return parse_metric(name).kind.higher_is_better
+
+
+def _listed(values: Sequence[float | None]) -> str:
+    return " ".join("-" if value is None else f"{value:.3g}" for value in values)
+
+
+def _measure_lines(lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Lines of measures in the form of lines of statistics, by octave where possible."""
+    for line in lines:
+        values = {MEASURE + name: result.get("octaves") or result["value"] for name, result in line["results"].items()}
+        yield {"kimg": line["kimg"], **values}
 
 
 def _not_finite(lines: Sequence[dict[str, Any]], batch: int | None) -> str:
@@ -230,14 +243,14 @@ class Panel:
 
     title: str
     keys: tuple[str, ...]
-    kind: Literal["curves", "shares", "points"] = "curves"
+    kind: Literal["curves", "stacked", "points"] = "curves"
     scale: Literal["linear", "log"] = "linear"
 
     def is_in(self, lines: Sequence[dict[str, Any]]) -> bool:
         """Whether there is anything to draw."""
-        return any(self._shown(lines, key) is not None for key in self.keys)
+        return any(self._drawable(lines, key) is not None for key in self.keys)
 
-    def _shown(self, lines: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray] | None:
+    def _drawable(self, lines: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray] | None:
         found = _series(lines, key)
         if found is None or self.scale == "linear":
             return found
@@ -247,13 +260,16 @@ class Panel:
     def draw(self, axes: Axes, lines: Sequence[dict[str, Any]]) -> None:
         """Draw the curves, and their names beside the panel's title."""
         for i, key in enumerate(self.keys):
-            found = self._shown(lines, key)
+            found = self._drawable(lines, key)
             if found is None:
                 continue
             kimg, values = found
             name = re.sub(r"^(loss|logits|gradients|augment)/| (norm|by octave)$", "", key)
-            if self.kind != "curves" or values.shape[1] > 1:
+            if self.kind == "stacked" or values.shape[1] > 1:
                 self._octaves(axes, kimg, values, "--" if i else "-")
+            elif self.kind == "points":
+                known = np.isfinite(values[:, 0])
+                axes.plot(kimg[known], values[known, 0], "o-", ms=3, lw=1.2, color=COLOURS[i])
             else:
                 axes.plot(kimg, values[:, 0], lw=0.6, alpha=0.3, color=COLOURS[i])
                 label = name if len(self.keys) > 1 else None
@@ -264,7 +280,7 @@ class Panel:
 
         colours = colormaps["viridis"](np.linspace(0, 0.9, values.shape[1]))  # from coarse (dark) to fine
         labels = [f"octave {i}" if i == 0 else str(i) for i in range(len(colours))]
-        if self.kind == "shares":
+        if self.kind == "stacked":
             axes.stackplot(kimg, np.nan_to_num(values.T), colors=list(colours), labels=labels)
             axes.set_ylim(0, 1)
             return
@@ -276,18 +292,32 @@ class Panel:
                 axes.plot(kimg, _smooth(curve), style, lw=1.2, color=colour, label=label if style == "-" else None)
 
 
-COLOURS = ("#2266aa", "#d1572d")
 PANELS = (
     Panel("losses", ("loss/D", "loss/G")),
     Panel("r1 penalty and consistency", ("loss/r1", "loss/consistency"), scale="log"),
     Panel("D's logits", ("logits/real", "logits/fake")),
     Panel("D's logits by octave, fake dashed", ("logits/real by octave", "logits/fake by octave")),
     Panel("gradient norms", ("gradients/D norm", "gradients/G norm"), scale="log"),
-    Panel("octave mix", ("octave mix",), "shares"),
-    Panel("sliced Wasserstein distance", ("swd",), "points", "log"),
+    Panel("octave mix", ("octave mix",), "stacked"),
     Panel("augmentation p", ("augment/p",)),
     Panel("speed, img/s", ("img/s",)),
 )
+
+
+def _panels(lines: Sequence[dict[str, Any]]) -> list[Panel]:
+    """Panels with something to draw: statistics, and one for each measure."""
+    measures = dict.fromkeys(key for line in lines for key in line if key.startswith(MEASURE))
+    every = [*PANELS, *(Panel(key.removeprefix(MEASURE), (key,), "points", _scale(lines, key)) for key in measures)]
+    return [panel for panel in every if panel.is_in(lines)]
+
+
+def _scale(lines: Sequence[dict[str, Any]], key: str) -> Literal["linear", "log"]:
+    """Logarithmic for what is positive and changes much."""
+    found = _series(lines, key)
+    if found is None:
+        return "linear"
+    low, high = np.nanmin(found[1]), np.nanmax(found[1])
+    return "log" if 0 < low < high / 3 else "linear"
 
 
 def save_plot(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
@@ -295,38 +325,29 @@ def save_plot(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
 
     Args:
         path: Of the PNG.
-        lines: As of ``read_stats``.
+        lines: As of ``read_stats``, and measures beside them.
         title: Above all panels.
 
     Raises:
         UserError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # here: it takes a second
-
-    panels = [panel for panel in PANELS if panel.is_in(lines)]
-    rows = math.ceil(len(panels) / 2)
-    figure = Figure(figsize=(13, 0.8 + 2.5 * rows), dpi=110)
-    grid = figure.subplots(rows, 2, sharex=True, squeeze=False)
-    for panel, axes in zip(panels, grid.flat, strict=False):
+    drawn = _panels(lines)
+    figure, grid = panels(len(drawn), columns=2, width=6.5, height=2.5, share_x=True)
+    for panel, axes in zip(drawn, grid, strict=True):
         panel.draw(axes, lines)
-        _dress(axes, panel)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes in grid.flat[: len(panels)][-2:]:
+        _finish(axes, panel)
+    for axes in grid[-2:]:
         axes.set_xlabel("kimg", fontsize=8)
-        axes.tick_params(labelbottom=True)
-    height = figure.get_figheight()
-    figure.suptitle(title, x=0.045, y=1 - 0.12 / height, ha="left", va="top", fontsize=12)
-    figure.subplots_adjust(0.045, 0.45 / height, 0.985, 1 - 0.75 / height, wspace=0.12, hspace=0.24)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     with atomic_write(path) as stream:
-        figure.savefig(stream, format="png")
+        stream.write(as_png(figure))
 
 
-def _dress(axes: Axes, panel: Panel) -> None:
+def _finish(axes: Axes, panel: Panel) -> None:
     """A panel's title, the names of its curves to the right of that, its scale."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    axes.set_title(panel.title, loc="left", fontsize=10, fontweight="bold")
+    put_title(axes, panel.title)
     if axes.get_legend_handles_labels()[0]:
         style = {"ncols": 9, "frameon": False, "fontsize": 8, "handlelength": 1.2, "columnspacing": 1.0}
         axes.legend(loc="lower right", bbox_to_anchor=(1.01, 0.985), **style)
@@ -338,9 +359,6 @@ def _dress(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.01)
-    axes.grid(alpha=0.25, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

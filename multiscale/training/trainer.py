@@ -36,39 +36,40 @@ from multiscale.rendering.files import save_png
 from multiscale.rendering.renderer import Renderer
 from multiscale.rendering.sheets import sample_sheet
 from multiscale.runs.folder import remove_remains
-from multiscale.runs.journal import Journal, read_metrics, read_stats
+from multiscale.runs.journal import Journal, read_metrics
 from multiscale.runs.snapshots import save_snapshot
 from multiscale.runs.states import identity_of, save_state, states_of
 from multiscale.training import adversarial
 from multiscale.training.augment import augmentation
-from multiscale.training.evaluation import is_best, patch_distance, real_sheet, snapshot_evaluation
+from multiscale.training.evaluation import is_best, measured_lines, real_sheet, snapshot_evaluation
 from multiscale.training.objective import Generated, Losses, Objective, Part
 from multiscale.training.perceptual import load_lpips
+from multiscale.training.replays import Replays
 from multiscale.view import unchecked_transform, uniform_centres
 from torch_utils.devices import Arriving, peak_memory, to_device
 from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first, from_first
 from torch_utils.ema import half_life_decay, update_ema
 from torch_utils.gradients import Gradients
-from torch_utils.random import Share, normal, stream
+from torch_utils.random import BatchRows, normal, stream
 from torch_utils.stats import Means
 
 G_BETAS = (0.0, 0.99)
 ADAM_EPS = 1e-8
 
 TICKS = 400
-"""Lines of statistics in a run, at least."""
+"""Least number of lines of statistics in a run."""
 
 TICK_KIMG = 4.0
-"""Thousands of images between two lines of statistics, at most."""
+"""Most thousands of images between two lines of statistics."""
 
 SNAPSHOT_KIMG = 200.0
-"""Thousands of images between two snapshots, at most (unless the config says otherwise)."""
+"""Most thousands of images between two snapshots, unless the config overrides it."""
 
 STEPS_TO_AGREE = 8
-"""Steps between which several processes ask each other whether to stop, and each looks whether gradients are finite."""
+"""Steps between two checks whether any process was asked to stop and whether gradients are finite."""
 
 BAD_STEPS = 100
-"""Steps in a row with gradients that are not finite, after which a run stops."""
+"""Consecutive steps with non-finite gradients after which a run stops."""
 
 BEST = "best.safetensors"
 """The best snapshot of a run so far, by the first of ``training.metrics``."""
@@ -83,16 +84,24 @@ class Trainer:
         folder: Where the run is written; it exists.
         process: This process and its device.
         batch_gpu: Images that are computed at a time, a divisor of this process's share of a batch; None: all of it.
+        replay: Replay the networks of a step from CUDA graphs; on a GPU, where all images of the device are computed at a time.
     """
 
     def __init__(
-        self, config: RunConfig, dataset: PatchDataset, folder: Path, process: Process, batch_gpu: int | None = None
+        self,
+        config: RunConfig,
+        dataset: PatchDataset,
+        folder: Path,
+        process: Process,
+        batch_gpu: int | None = None,
+        *,
+        replay: bool = False,
     ) -> None:
         self.config, self.dataset, self.folder, self.process = config, dataset, folder, process
         self.device = process.device
         training = config.training
-        self.share = training.batch // process.world_size
-        self.batch_gpu = training.batch_gpu or batch_gpu or self.share
+        self.device_batch = training.batch // process.world_size
+        self.batch_gpu = training.batch_gpu or batch_gpu or self.device_batch
         self.step = 0
         self.total_steps = max(math.ceil(training.kimg * 1000 / training.batch), 1)
         self.means = Means()
@@ -137,10 +146,11 @@ class Trainer:
             augment=self.augment,
             perceptual=perceptual,
             compiled=torch.compile(self.D) if training.compile_discriminator else None,
+            replays=Replays() if replay else None,
         )
-        self.shown = Mirrored(dataset) if training.mirror else dataset
+        self.training_set = Mirrored(dataset) if training.mirror else dataset
         self.sampler = ScaleSampler(
-            self.shown.patch_octaves,
+            self.training_set.patch_octaves,
             octaves=dataset.octaves,
             batch=training.batch,
             schedule=config.schedule,
@@ -155,11 +165,11 @@ class Trainer:
         return self.step * self.config.training.batch
 
     def run(self) -> None:
-        """Train to the end, or until SIGINT, SIGTERM or SIGHUP asks to stop: then the step is finished and the state kept.
+        """Train to the end, or until SIGINT, SIGTERM or SIGHUP: then finish the step and save the state.
 
         Raises:
             UserError: memory or disk are full, gradients have not been finite for ``BAD_STEPS`` steps, or the processes
-                have come apart. What was written before is whole.
+                no longer agree. Files written before are intact.
         """
         if self.step >= self.total_steps:
             return
@@ -219,7 +229,6 @@ class Trainer:
                     return
                 if self.step % per_snapshot == 0 or ends:
                     path = self._snapshot()
-                    self._measure()
                     if ends or self.step % (per_snapshot * training.metrics_every) == 0:
                         self._take_metrics()
                     self._save_state()
@@ -230,12 +239,14 @@ class Trainer:
             print(f"Trained {self.images_seen / 1000:g} kimg: {path}, sheets {self.folder}/samples-*.png")
 
     def _complete(self, stop: StopRequest, per_snapshot: int) -> bool:
-        """Write what belongs to the step where the run stands and is not there: all of it in a new run, which so sees at
-        once whether the disk has room, and in one that was ended between its state and the rest. False if asked to stop."""
+        """Write what the current step should have left and is missing; False if asked to stop.
+
+        In a new run that is everything, which shows at once whether the disk has room; otherwise the run was ended between
+        saving its state and the rest.
+        """
         makers = {
             "reals": self._show_reals,
             "snapshot": self._snapshot,
-            "swd": self._measure,
             "metrics": self._take_metrics,
         }
         for name in from_first(self.process, lambda: self._missing(per_snapshot)):
@@ -252,10 +263,9 @@ class Trainer:
             kimg = self.images_seen / 1000
             if not all((self.folder / file).exists() for file in files):
                 missing.append("snapshot")
-            if not any(line["kimg"] == kimg and "swd mean" in line for line in read_stats(self.folder)):
-                missing.append("swd")
+            measures = set() if self.evaluation is None else {metric.name for metric in self.evaluation.metrics}
             if self.step % (per_snapshot * training.metrics_every) == 0 and not any(
-                line["kimg"] == kimg for line in read_metrics(self.folder)
+                line["kimg"] == kimg and measures <= line["results"].keys() for line in read_metrics(self.folder)
             ):
                 missing.append("metrics")
         return missing
@@ -267,12 +277,12 @@ class Trainer:
             self.journal.show(self.images_seen, "reals", sheet)
 
     def _is_asked_to_stop(self, stop: StopRequest) -> bool:
-        """Whether any process has been asked to stop; several agree on it every few steps, so that all stop at the same."""
+        """Whether any process was asked to stop; several agree on it every few steps, so that all stop at the same step."""
         agree = self.process.world_size == 1 or self.step % STEPS_TO_AGREE == 0
         return agree and any_of(stop.received, self.process)
 
     def _stop_if_broken(self) -> None:
-        """UserError when gradients have not been finite for long; looks at a count of a few steps ago, to wait for nothing."""
+        """UserError if gradients have not been finite for long, by a count a few steps old: reading it waits for nothing."""
         if self._bad_steps_before is not None and self._bad_steps_before.read() >= BAD_STEPS:
             raise UserError(self._broken(BAD_STEPS))
         self._bad_steps_before = Arriving(self.bad_steps)
@@ -280,12 +290,12 @@ class Trainer:
     def _broken(self, steps: int) -> str:
         return (
             f"Gradients have not been finite for {steps} step{'s' * (steps != 1)} in a row; the run stopped after "
-            f"{self.images_seen / 1000:g} kimg. Its last good state is {states_of(self.folder)[-1]}. To go on from there "
+            f"{self.images_seen / 1000:g} kimg. Its last good state is {states_of(self.folder)[-1]}. To resume from there "
             f"with smaller steps: the same command with --outdir {self.folder} and lower training.g_lr and training.d_lr."
         )
 
     def _out_of_memory(self) -> str:
-        smaller = [n for n in range(1, self.batch_gpu) if self.share % n == 0]
+        smaller = [n for n in range(1, self.batch_gpu) if self.device_batch % n == 0]
         advice = (
             f"give --batch-gpu {smaller[-1]}: the same batch in smaller parts"
             if smaller
@@ -294,7 +304,7 @@ class Trainer:
         return f"The memory of {self.device} does not hold a step with {self.batch_gpu} images at a time; {advice}."
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the steps to come depend on, and what has been counted for the next line of statistics."""
+        """Everything that later steps depend on, and the counts for the next line of statistics."""
         sampler = self.sampler.state_after(self.step)
         return {
             "step": self.step,
@@ -313,10 +323,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()`` of a run with the same networks and data; the schedule may be another.
+        """Continue from ``state_dict()`` of a run with the same networks and data; the schedule may differ.
 
         Raises:
-            UserError: it is not what this program writes.
+            UserError: it is not a state of this program.
         """
         try:
             self._load(state)
@@ -324,13 +334,15 @@ class Trainer:
             raise
         except Exception as error:  # whatever a field of another type or shape makes of itself
             raise UserError(
-                f"The training state to go on from is damaged ({short_reason(error)}); remove it, to go on from the one before."
+                f"The training state to resume from is damaged ({short_reason(error)}); remove it to use the one before."
             ) from error
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.step = int(state["step"])
-        if self.config.training.batch_gpu is None and self.share % state["batch_gpu"] == 0:
+        if self.config.training.batch_gpu is None and self.device_batch % state["batch_gpu"] == 0:
             self.batch_gpu = state["batch_gpu"]
+        if self.batch_gpu < self.device_batch:  # in several parts calls come several times
+            self.objective.replays = None
         for name in ("G", "D", "G_ema", "g_optimiser", "d_optimiser"):
             getattr(self, name).load_state_dict(state[name])
         if self.augment is not None and state["augment_p"] is not None and self.config.training.augment == "ada":
@@ -342,9 +354,9 @@ class Trainer:
         self.means.load_state_dict(state["means"], self.device)
 
     def train_step(self, real: torch.Tensor, labels: torch.Tensor) -> None:
-        """One step of D and one of G: this process's real patches uint8 [share, C, N, N] and zooms s [share], on the CPU.
+        """One step of D and one of G: this process's real patches uint8 [b, C, N, N] and zooms s [b], on the CPU.
 
-        Nothing in it waits for the device.
+        It never waits for the device.
         """
         training = self.config.training
         count = len(real) // self.batch_gpu
@@ -361,7 +373,7 @@ class Trainer:
             self.ada.step(self.augment, training.batch, self.process)
 
     def _update_ema(self) -> None:
-        """Move the mean generator; its half-life is a part of the images seen at first."""
+        """Update the averaged generator; early in a run its half-life is a fraction of the images seen."""
         training = self.config.training
         half_life = 1000 * (training.ema_kimg or training.batch * 10 / 32)
         if training.ema_rampup is not None:
@@ -389,7 +401,7 @@ class Trainer:
         )
 
     def _discriminator_step(self, parts: Sequence[Part]) -> tuple[Generated | None, torch.Tensor]:
-        """Steps of D; returns what a single part generated, for G's step, and whether gradients were not finite."""
+        """Take D's step; return what a single part generated, for G's step, and whether any gradient was not finite."""
         objective = self.objective
         self.D.requires_grad_(True)
         generated = None
@@ -410,7 +422,7 @@ class Trainer:
         return generated, bad
 
     def _regularise(self, parts: Sequence[Part], generated: Generated | None) -> torch.Tensor:
-        """Step of D with the gradient penalties alone (lazy); returns whether gradients were not finite."""
+        """Take D's step for the gradient penalties alone (lazy); return whether any gradient was not finite."""
         for part in parts:
             fake = None
             if self.objective.penalises_generated:
@@ -422,7 +434,7 @@ class Trainer:
         return self._optimise(self.d_gradients, self.d_optimiser, "D")
 
     def _generator_step(self, parts: Sequence[Part], generated: Generated | None) -> torch.Tensor:
-        """Step of G; returns whether gradients were not finite."""
+        """Take G's step; return whether any gradient was not finite."""
         for part in parts:
             losses = self.objective.generator(part, generated or self.objective.generate(part, observe=False))
             self._backward(losses.total, part, parts, self.g_gradients)
@@ -430,14 +442,14 @@ class Trainer:
         return self._optimise(self.g_gradients, self.g_optimiser, "G")
 
     def _note(self, losses: Losses, part: Part) -> None:
-        """Count what the objective reports into the means of the next line of statistics."""
+        """Add what the objective reports to the means of the next line of statistics."""
         for name, values in losses.means.items():
             self.means.add(name, values)
         for name, values in losses.by_octave.items():
             self.means.add_grouped(name, values, part.octaves)
 
     def _backward(self, loss: torch.Tensor, part: Part, parts: Sequence[Part], gradients: Gradients) -> None:
-        """Add a part's gradients; those of the last part leave for the other processes as they come."""
+        """Accumulate a part's gradients; those of the last part are averaged over processes as they become ready."""
         loss = loss / len(parts)
         if part is parts[-1]:
             with gradients.last_backward():
@@ -446,7 +458,7 @@ class Trainer:
             loss.backward()
 
     def _optimise(self, gradients: Gradients, optimiser: torch.optim.Optimizer, name: str) -> torch.Tensor:
-        """Take the step with gradients that are averaged and finite; returns whether any was not, on the device."""
+        """Take the step with averaged gradients, made finite; return whether any was not, on the device."""
         norm, broken = gradients.finish()
         self.means.add(f"gradients/{name} norm", norm)
         self.means.add(f"gradients/{name} not finite", broken)
@@ -459,7 +471,7 @@ class Trainer:
         workers = (0 if self.device.type == "cpu" else 3) if workers is None else workers  # a CPU has none to spare
         return iter(
             DataLoader(
-                self.shown,  # type: ignore[arg-type]
+                self.training_set,  # type: ignore[arg-type]
                 batch_sampler=self.sampler,
                 num_workers=workers,
                 pin_memory=self.device.type == "cuda",
@@ -468,12 +480,12 @@ class Trainer:
         )
 
     def begin_with(self, weights: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Take the weights of trained networks, by name (``G``, ``G_ema``, ``D``); all else begins anew."""
+        """Load the weights of trained networks by name (``G``, ``G_ema``, ``D``); everything else starts afresh."""
         for name, tensors in weights.items():
             getattr(self, name).load_state_dict(tensors)
 
     def _calibrate(self) -> None:
-        """Start the running means from what the untrained network shows over all zooms, not from 0 and 1."""
+        """Initialise the running means from the untrained network's activations over all zooms, not with 0 and 1."""
         rng = stream(self.config.training.seed, "calibration")
         places = (np.arange(16) + rng.random(16)) / 16  # one in each sixteenth of the zooms
         zoom = torch.exp2(torch.from_numpy(places * self.config.generator.octaves))
@@ -481,15 +493,15 @@ class Trainer:
         self.G.calibrate(z, unchecked_transform(zoom, uniform_centres(zoom, rng)))
         copy_from_first(self.G.running_means(), self.process)
 
-    def _draws(self, purpose: str, rows: slice) -> Share:
-        """A part's share of what is drawn for this step's whole batch."""
-        return Share(stream(self.config.training.seed, purpose, self.step), self.config.training.batch, rows)
+    def _draws(self, purpose: str, rows: slice) -> BatchRows:
+        """Draws for the rows of a part, out of those for the whole batch."""
+        return BatchRows(stream(self.config.training.seed, purpose, self.step), self.config.training.batch, rows)
 
     def _steps(self, kimg: float) -> int:
         return max(round(kimg * 1000 / self.config.training.batch), 1)
 
     def _tick(self, bar: tqdm, watch: Stopwatch) -> None:
-        """Read the statistics (the only wait for the device), log them and show them."""
+        """Read the statistics (the only wait for the device), log and print them."""
         stats = self.means.read(self.process)
         watch.lap("step")
         data = watch.seconds["data"] / watch.laps["data"]
@@ -519,16 +531,16 @@ class Trainer:
         bar.set_postfix_str(f"{losses} octaves {octaves}% data {data / step:.1%}", refresh=False)
 
     def _save_state(self) -> None:
-        """Write the training state; to be called by all processes at the same step."""
+        """Write the training state; all processes call this at the same step."""
         if self.ada is not None:
-            self.ada.share(self.process)
-        self.means.share(self.process)
+            self.ada.pool(self.process)
+        self.means.pool(self.process)
         self._check_alike()
         if self.process.is_first and not self.bad_steps:
             save_state(self.folder, self.images_seen, self.state_dict())
 
     def _check_alike(self) -> None:
-        """All processes hold the same weights, to the bit."""
+        """Check that all processes hold the same weights, to the bit."""
         if self.process.world_size == 1:
             return
         modules = {"generator": self.G, "discriminator": self.D, "mean generator": self.G_ema}
@@ -536,11 +548,11 @@ class Trainer:
         optimisers = {"optimiser of G": self.g_optimiser, "optimiser of D": self.d_optimiser}
         for name, optimiser in optimisers.items():
             facts[name] = checksum(t for state in optimiser.state.values() for t in state.values())
-        advice = "its device or memory may be faulty; start the job again without it: it goes on from its last training state"
+        advice = "its device or memory may be faulty; start the job again without it: it resumes from its last training state"
         check_alike(self.process, facts, dict.fromkeys(facts, advice))
 
     def _snapshot(self) -> Path:
-        """Write the mean generator and its sample sheet (one process does); return its path.
+        """Write the averaged generator and its sample sheet, in the first process; return its path.
 
         Nothing is written while gradients are not finite.
         """
@@ -557,45 +569,29 @@ class Trainer:
         return path
 
     def _info(self) -> dict[str, Any]:
-        """What a snapshot says beside its weights."""
+        """Facts that a snapshot holds besides its weights."""
         return {"kimg": self.images_seen / 1000, "data": self.dataset.path.name, "patches": len(self.dataset)}
 
     def _take_metrics(self) -> None:
-        """Measure the mean generator as ``training.metrics`` asks; all processes share the work. The best one is kept."""
+        """Take ``training.metrics`` of the averaged generator, all processes together, and keep the best one."""
         if self.evaluation is None or any_of(bool(self.bad_steps), self.process):
             return
         self.evaluation.prepare()
         results, _ = self.evaluation.measure(self.G_ema)
         if self.journal is None:
             return
-        line = {**self.evaluation.facts, "results": results}
-        if is_best(self.evaluation, [*read_metrics(self.folder), line]):
+        line = {"kimg": self.images_seen / 1000, **self.evaluation.facts, "results": results}
+        lines = [*read_metrics(self.folder), line]
+        if is_best(self.evaluation, lines):
             name = self.evaluation.metrics[0].name
             best = {"best": {name: results[name]["value"]}}
             save_snapshot(self.folder / BEST, self.G_ema, self._info() | best)
         self.journal.measure(self.images_seen, results, self.evaluation.facts)  # last: it says that this is done
-
-    def _measure(self) -> None:
-        """Distance of generated from real patches, logged and printed beside the earlier ones (if ``swd_patches`` asks)."""
-        count = self.config.training.swd_patches
-        if not count or self.journal is None or self.bad_steps:
-            return
-        per_octave, mean = patch_distance(self.G_ema, self.dataset, count, self.device, self.config.training.seed)
-        self.journal.write(self.images_seen, {"swd": per_octave, "swd mean": mean})
         if self.step in (0, self.total_steps):
-            start = next(line["swd mean"] for line in read_stats(self.folder) if "swd mean" in line)
-            progress = f"{start:.3f} -> {mean:.3f}" if self.step else f"{mean:.3f}"
-            octaves = " ".join(f"{distance:.3f}" for distance in per_octave)
-            print(
-                f"Distance of generated from real patches after {self.images_seen / 1000:g} kimg: {progress}",
-                flush=True,
-            )
-            print(
-                f"  (sliced Wasserstein on Laplacian pyramids, mean over octaves; now by octave: {octaves})", flush=True
-            )
+            print("\n".join(measured_lines(self.evaluation, lines)), flush=True)
 
 
 def _ignore_interrupt(_: int) -> None:
-    """Signals may reach every process of a terminal or job; loader workers, which end with the main process, leave it those."""
+    """A terminal or job may signal all its processes; loader workers end with the main one, so they ignore it."""
     for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)

@@ -90,7 +90,7 @@ def test_variants_are_trained_measured_and_tabled_and_a_failure_does_not_stop_th
     assert wide["d_parameters"] == base["d_parameters"]
     assert wide["kimg"] == 0.016
     assert wide["images_per_sec"] > 0 < wide["cpu_seconds_an_image"]
-    assert len(found["summaries"]["wide"]["lattice"]["mean"]) == 2
+    assert len(found["summaries"]["wide"]["lattice16_octaves"]["mean"]) == 2
     table = (place / "out" / "table.md").read_text()
     assert table.strip() == said.out.strip()
     assert "| wide | 1 |" in table

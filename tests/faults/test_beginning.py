@@ -22,7 +22,7 @@ from multiscale.runs.states import load_newest_state, states_of
 from multiscale.training import trainer as trainer_module
 from multiscale.training.launch import Request, resolve
 
-OPTIONS = {"kimg": 0.016, "snapshot_kimg": 0.008, "swd_patches": 4, "metrics": "swd", "metrics_features": "random"}
+OPTIONS = {"kimg": 0.016, "snapshot_kimg": 0.008, "metrics": "swd4", "metrics_features": "random"}
 
 
 class Killed(BaseException):
@@ -53,7 +53,7 @@ def whole(tmp_path_factory):
     return dataset, folder / "run"
 
 
-PLACES = ["save_state", "real_sheet", "sample_sheet", "patch_distance", "is_best"]
+PLACES = ["save_state", "real_sheet", "sample_sheet", "is_best"]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -77,7 +77,7 @@ def test_a_run_that_is_killed_anywhere_before_its_first_step_goes_on_and_ends_th
     assert_equal(load_newest_state(tmp_path / "run"), load_newest_state(undisturbed))
 
 
-@pytest.mark.parametrize("place", ["real_sheet", "patch_distance"])
+@pytest.mark.parametrize("place", ["real_sheet", "sample_sheet"])
 def test_a_signal_before_the_first_step_is_heard_and_what_is_left_out_is_made_up(tmp_path, monkeypatch, whole, place):
     dataset, undisturbed = whole
     work = getattr(trainer_module, place)
@@ -90,7 +90,7 @@ def test_a_signal_before_the_first_step_is_heard_and_what_is_left_out_is_made_up
         patch.setattr(trainer_module, place, asked)
         go_on(dataset, tmp_path / "run")
     assert load_newest_state(tmp_path / "run")["step"] == 0
-    assert (tmp_path / "run" / "generator-000000000.safetensors").exists() == (place == "patch_distance")
+    assert (tmp_path / "run" / "generator-000000000.safetensors").exists() == (place == "sample_sheet")
     go_on(dataset, tmp_path / "run")
     assert files(tmp_path / "run") == files(undisturbed)
     assert stats(tmp_path / "run") == stats(undisturbed)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import package
 
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
@@ -110,31 +111,15 @@ def test_names_and_options_that_do_not_fit_are_refused(tmp_path):
         dinov2.Dinov2(dinov2_state(60, 0))
 
 
-class Normalised(torch.nn.Module):
-    """A convolution as PyTorch's own modules do it."""
-
-    def __init__(self, conv: inception.Conv) -> None:
-        super().__init__()
-        options = {"stride": conv.stride, "padding": conv.padding, "bias": False}
-        self.conv = torch.nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel, **options)
-        self.bn = torch.nn.BatchNorm2d(conv.out_channels, eps=1e-3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(self.bn(self.conv(x)))
-
-
 def plain_inception(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """Inception-v3 written out block by block, with batch normalisation as such; x [B, 3, 299, 299] in [-1, 1]."""
-    layers = {}
-    for name, conv in inception.convolutions().items():
-        layers[name] = Normalised(conv).eval()
-        layers[name].load_state_dict(
-            {k[len(name) + 1 :]: v for k, v in state.items() if k.startswith(f"{name}.")}, False
-        )
+    network = inception.architecture()
+    counters = {name: torch.tensor(0) for name in network.state_dict() if name.endswith("num_batches_tracked")}
+    network.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")} | counters, assign=True)
 
     def run(block: str, *names: str, of: torch.Tensor) -> torch.Tensor:
         for name in names:
-            of = layers[f"{block}.{name}" if block else name](of)
+            of = network.get_submodule(f"{block}.{name}" if block else name)(of)
         return of
 
     def average(x: torch.Tensor) -> torch.Tensor:
@@ -187,8 +172,8 @@ def test_images_are_resized_as_tensorflow_1_does():
         )
 
 
-def test_inception_agrees_with_torch_fidelity_where_it_is_installed(tmp_path):
-    fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="pip install torch-fidelity")
+def test_inception_agrees_with_torch_fidelity(tmp_path):
+    fidelity = package("torch_fidelity.feature_extractor_inceptionv3")
     path = tmp_path / "weights.pth"
     state = inception_state() | {"fc.weight": torch.randn(1008, 2048), "fc.bias": torch.randn(1008)}
     torch.save(state, path)

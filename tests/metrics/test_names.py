@@ -77,7 +77,7 @@ def test_a_measure_from_outside_is_measured_like_all(tmp_path, monkeypatch):
     KINDS.add(
         PatchKind(
             name="brightness",
-            says="mean brightness, fake less real",
+            description="mean brightness, fake less real",
             count=4,
             per="coarsest",
             needs=frozenset({"images"}),

@@ -15,7 +15,7 @@ from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
 from multiscale.metrics.compare import compare, real_images
-from multiscale.metrics.draws import done_by_all, shares
+from multiscale.metrics.draws import done_by_all, own_batches
 from multiscale.metrics.features import load_features
 from multiscale.metrics.frechet import Moments
 from multiscale.metrics.measure import KINDS
@@ -62,7 +62,7 @@ def evaluation_of(data: Path, metrics: str, process: Process = CPU, **options) -
 
 
 def flat(results) -> dict[str, float]:
-    """All numbers of results by their place."""
+    """All numbers of results by their place (and no words)."""
     found = {}
 
     def walk(name, value):
@@ -72,7 +72,7 @@ def flat(results) -> dict[str, float]:
         elif isinstance(value, list):
             for i, inner in enumerate(value):
                 walk(f"{name}/{i}", inner)
-        elif value is not None:
+        elif value is not None and not isinstance(value, str):
             found[name] = value
 
     walk("", results)
@@ -107,9 +107,12 @@ def test_every_measure_gives_sound_numbers(evaluation, measured):
 @pytest.mark.parametrize(("world_size", "batch", "count"), [(1, 4, 10), (2, 3, 10), (3, 4, 7), (4, 16, 3)])
 def test_the_first_process_counts_for_all(world_size, batch, count):
     first = Process(CPU.device, 0, world_size)
-    assert sum(done_by_all(first, indices, count) for indices in shares(first, count, batch)) == count
+    assert sum(done_by_all(first, indices, count) for indices in own_batches(first, count, batch)) == count
     every = [
-        i for rank in range(world_size) for s in shares(Process(CPU.device, rank, world_size), count, batch) for i in s
+        i
+        for rank in range(world_size)
+        for s in own_batches(Process(CPU.device, rank, world_size), count, batch)
+        for i in s
     ]
     assert sorted(every) == list(range(count))
 
@@ -272,6 +275,17 @@ def test_pools_are_as_large_as_the_greediest_measure_asks():
     assert pools_for(parse_metrics("consistency,seam"), 2) == []
     assert [(p.octave, p.count, p.images) for p in pools_for(parse_metrics("diversity20"), 3)] == [(0, 20, 20)]
     assert KINDS["diversity"].views(20, 3) == 20
+
+
+def test_one_patch_of_an_octave_is_enough_to_compare_with_and_gives_no_floor(tmp_path):
+    """Presets measure the distance: they must not refuse data that can be trained on."""
+    dataset = small_patches(tmp_path / "one.zip", per_octave=1)
+    results, _ = evaluation_of(dataset, "swd3,spectrum3").measure(tiny_generator())
+    for result in results.values():
+        assert len(result["octaves"]) == 3
+        assert "floor" not in result
+        assert result["value"] > 0
+    assert "floor" in evaluation_of(small_patches(tmp_path / "two.zip"), "swd3").measure(tiny_generator())[0]["swd3"]
 
 
 def test_what_does_not_fit_is_refused_before_any_work(data, tmp_path):

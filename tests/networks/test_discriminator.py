@@ -91,11 +91,11 @@ def test_local_heads_give_a_logit_for_each_place_and_all_heads_count_alike(embed
     logits = discriminator(torch.randn(2, 3, resolution, resolution), torch.tensor([0.5, 3.0]))
     places = [1, *(side**2 for side in sides)]
     assert logits.shape == (2, sum(places))
-    assert discriminator.shares.sum().item() == pytest.approx(1)
-    for shares in discriminator.shares.split(places):
+    assert discriminator.logit_weights.sum().item() == pytest.approx(1)
+    for shares in discriminator.logit_weights.split(places):
         assert shares.sum().item() == pytest.approx(1 / len(places))
         assert torch.equal(shares, shares[:1].expand_as(shares))
-    assert small().shares.tolist() == [1]
+    assert small().logit_weights.tolist() == [1]
 
 
 def test_a_local_logit_looks_at_its_own_place():
@@ -116,7 +116,7 @@ def test_a_local_logit_looks_at_its_own_place():
 def test_second_derivatives_reach_local_heads_and_embedding(changes):
     discriminator = small(**changes)
     x = torch.randn(2, 3, 16, 16, requires_grad=True)
-    logits = discriminator(x, torch.tensor([0.5, 3.0])) * discriminator.shares
+    logits = discriminator(x, torch.tensor([0.5, 3.0])) * discriminator.logit_weights
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     gradient.square().sum().backward()
     weights = [discriminator.head.out.weight, *(head.weight for head in discriminator.local.values())]
@@ -148,6 +148,6 @@ def test_another_architecture_is_one_class_and_its_name(monkeypatch):
     assert type(made()) is ResidualDiscriminator
     linear = made(architecture="linear")
     assert type(linear) is Linear
-    assert linear(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, len(linear.shares))
+    assert linear(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, len(linear.logit_weights))
     with pytest.raises(UserError, match=r"no discriminator of architecture 'residul', did you mean 'residual'\?"):
         made(architecture="residul")

@@ -9,7 +9,7 @@ from conftest import small_config
 from multiscale.networks.fourier import Waves, band_limit_gain, bin_blend, fourier_features, waves_of_views
 from multiscale.networks.generator import FeatureInjection, Generator
 from multiscale.networks.plan import BAND_LIMIT
-from multiscale.view import sample_positions, unchecked_transform
+from multiscale.view import AffineViews, sample_positions, unchecked_transform
 
 
 def test_features_agree_with_golden_float64_evaluation(golden):
@@ -46,8 +46,8 @@ def test_one_world_at_every_injection_point(resolution, zoom_log2):
         n, r, zoom = point.size, point.rate, 2**zoom_log2
         centre = torch.tensor([[0.21, -0.13]], dtype=torch.float64)
         half_sample = 0.5 / (r * zoom)  # brings every coarse sample onto a fine one: j = 2 j' + 1 - n/2
-        fine = point(unchecked_transform(torch.tensor([zoom]), centre))[0]
-        coarse = point(unchecked_transform(torch.tensor([zoom / 2]), centre + half_sample))[0]
+        fine = point(AffineViews.of(unchecked_transform(torch.tensor([zoom]), centre)))[0]
+        coarse = point(AffineViews.of(unchecked_transform(torch.tensor([zoom / 2]), centre + half_sample)))[0]
         wide = torch.arange(n // 4, n - n // 4)
         deep = 2 * wide + 1 - n // 2
 
@@ -70,7 +70,7 @@ def full_amplitude(point: FeatureInjection, zoom_log2: float) -> torch.Tensor:
 def test_no_energy_above_nyquist_at_any_zoom(resolution):
     for point in injections(img_resolution=resolution, channel_max=128, octaves=10, n_bins=4):
         for s in torch.linspace(0, 10, 41).tolist():
-            maps = point(unchecked_transform(torch.tensor([2.0**s]), torch.zeros(1, 2)))[0]
+            maps = point(AffineViews.of(unchecked_transform(torch.tensor([2.0**s]), torch.zeros(1, 2))))[0]
             energy = maps.double().square().mean(dim=[1, 2])
             frequency = 2 ** (3.0 * point.bins) * point.omega.double().norm(dim=1) / 2**s
             above = energy[frequency > point.rate / 2].sum() / energy.sum()
@@ -82,7 +82,7 @@ def test_translation_by_whole_pixels_shifts_the_features_exactly():
         zoom = torch.tensor([2.0**4.7])
         shift = torch.tensor([[3.0, -5.0]], dtype=torch.float64) / (zoom.double() * point.rate)
         centre = torch.tensor([[0.17, 0.31]], dtype=torch.float64)
-        a, b = (point(unchecked_transform(zoom, c)) for c in (centre, centre + shift))
+        a, b = (point(AffineViews.of(unchecked_transform(zoom, c))) for c in (centre, centre + shift))
         torch.testing.assert_close(b[..., 5:, :-3], a[..., :-5, 3:], atol=2e-5, rtol=0)
 
 
@@ -117,9 +117,7 @@ def deep_waves(count: int, size: tuple[int, int], *, turn: float = 0.0) -> tuple
         omega,
         phase,
         bins,
-        linear,
-        torch.tensor([8.0, 8.0]),
-        centre,
+        AffineViews(linear, centre, torch.tensor([8.0, 8.0])),
         size=size,
         rate=RATE,
         bin_offset=3.0,

@@ -8,7 +8,7 @@ from conftest import calibrated_generator, small_config
 
 from multiscale.networks.generator import Generator
 from multiscale.networks.layers import modulated_conv2d
-from multiscale.view import view_transform
+from multiscale.view import AffineViews, view_transform
 
 MIXED = {"fourier_features": 200}
 STYLED = MIXED | {"feature_style": True, "world_frame": True}
@@ -104,7 +104,7 @@ def test_worlds_with_styles_and_frames_differ_in_their_features():
     for changes in ({}, MIXED, MIXED | {"feature_style": True}, MIXED | {"world_frame": True}):
         generator = worlds_apart(Generator(small_config(**changes)))
         synthesis, ws = generator.synthesis, generator.mapping(torch.randn(2, 16))
-        a, b = (synthesis.first_maps(synthesis.framed(transform, w), w)[0] for w in ws.split(1))
+        a, b = (synthesis.first_maps(AffineViews.of(synthesis.framed(transform, w)), w)[0] for w in ws.split(1))
         assert torch.equal(a, b) == (changes in ({}, MIXED))
 
 
@@ -122,7 +122,7 @@ def test_the_code_of_the_features_has_no_mean_over_worlds_and_is_not_truncated()
 def test_only_the_lowest_frequencies_are_alike_in_all_worlds():
     generator = Generator(small_config(**MIXED | {"feature_style": True, "n_bins": 1}))
     point, transform = generator.synthesis.input, view_transform([1.0], [[0.0, 0.0]])
-    a, b = (point(transform, w=w) for w in generator.mapping(torch.randn(2, 16))[:, 0].split(1))
+    a, b = (point(AffineViews.of(transform), w=w) for w in generator.mapping(torch.randn(2, 16))[:, 0].split(1))
     same = (a == b).flatten(2).all(dim=2)[0] & (a != 0).flatten(2).any(dim=2)[0]
     assert same.any()
     assert torch.equal(same, point.omega.norm(dim=1) < 1.5)
@@ -223,8 +223,8 @@ def test_rotated_views_are_rendered_as_one_world():
     point = Generator(small_config()).synthesis.input
     upright = view_transform([4.0], [[0.1, 0.2]])
     turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
-    turned = point(upright @ turn)
-    torch.testing.assert_close(turned, point(upright).rot90(1, [2, 3]), atol=2e-5, rtol=0)
+    turned = point(AffineViews.of(upright @ turn))
+    torch.testing.assert_close(turned, point(AffineViews.of(upright)).rot90(1, [2, 3]), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

@@ -50,8 +50,7 @@ def test_packing_keeps_the_pictures(tmp_path):
     packed = load_snapshot(tmp_path / "packed.safetensors")
     assert packed.info == {
         "kimg": 1.0,
-        "swd by octave": [0.5],
-        "swd mean": 0.5,
+        "measures": {"swd": {"value": 0.5, "octaves": [0.5], "better": "lower"}},
         "trained with": {"training": {"kimg": 1}},
     }
     z, region = torch.randn(1, 16), torch.eye(3, dtype=torch.float64)[None]

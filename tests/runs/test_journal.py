@@ -158,7 +158,7 @@ def test_a_full_disk_ends_the_call_that_meets_it_with_one_sentence(tmp_path, lim
 import resource, sys, numpy
 from multiscale.runs.journal import Journal
 from dnnlib.errors import UserError
-import tensorboardX
+import tensorboard.compat.proto.event_pb2, tensorboard.summary.writer.record_writer
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 try:
     with Journal(__import__("pathlib").Path({str(tmp_path)!r}), 0) as journal:

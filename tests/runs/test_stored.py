@@ -12,13 +12,14 @@ import yaml
 from conftest import GOLDEN, calibrated_generator, small_config, small_patches
 
 from dnnlib.errors import UserError
-from multiscale.config import RunConfig, to_dict
+from multiscale.config import RunConfig, build, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs import stored
 from multiscale.runs.folder import began_with
-from multiscale.runs.journal import read_stats
+from multiscale.runs.journal import read_metrics, read_stats
 from multiscale.runs.snapshots import find_network, load_snapshot, read_header, save_snapshot
 from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
+from multiscale.runs.stored import FORMAT_VERSION, measured_by_name, read_stored
 from multiscale.training import launch
 from multiscale.training.resume import choose_folder
 from multiscale.training.trainer import Trainer
@@ -63,6 +64,59 @@ def test_a_run_of_before_is_found_and_goes_on_as_it_would_have(old):
         assert {key: line[key] for key in values} == pytest.approx(values, rel=2e-3)
     assert load_newest_state(old)["images"] == 40
 
+    distances = [(line["kimg"], *line["results"]) for line in read_metrics(old)]
+    assert distances == [(0, "swd"), (0.02, "swd"), (0.02, "swd4"), (0.04, "swd4")]
+    before, now = (line["results"] for line in read_metrics(old)[1:3])
+    assert now["swd4"]["octaves"] == pytest.approx(before["swd"]["octaves"], rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"swd_patches": 0, "metrics": None}, {"metrics": None}),
+        ({"swd_patches": 128, "metrics": None, "metrics_every": 5}, {"metrics": "swd128", "metrics_every": 1}),
+        (
+            {"swd_patches": 128, "metrics": "msfid1k", "metrics_every": 5},
+            {"metrics": "msfid1k,swd128", "metrics_every": 5},
+        ),
+        ({"swd_patches": 128, "metrics": "msfid1k,swd"}, {"metrics": "msfid1k,swd"}),
+        ({"swd_patches": 0, "metrics": "swd2k"}, {"metrics": "swd2k"}),
+        ({"kimg": 3.0}, {"kimg": 3.0}),
+    ],
+)
+def test_patches_of_the_distance_are_a_measure_by_name_since_format_3(before, now):
+    config, _ = read_stored({"config": {"training": before}}, version=2, source="x")
+    assert config == build(RunConfig, {"training": now})
+
+
+@pytest.mark.parametrize("wrong", [{"swd_patches": -1}, {"swd_patches": "many"}, {"swd_patches": 1, "metrics": 5}])
+def test_what_was_wrong_before_format_3_is_refused_in_one_sentence(wrong):
+    with pytest.raises(UserError, match=r"training\.(swd_patches|metrics)"):
+        read_stored({"config": {"training": wrong}}, version=2, source="x")
+    for damaged in ({"config": None}, {"config": {"training": 5}}, {}):
+        with pytest.raises(UserError, match="must be a section of keys"):
+            read_stored(damaged, version=2, source="x")
+
+
+def test_what_is_typed_for_the_distance_holds_over_what_a_preset_measures():
+    assert measured_by_name({"swd_patches": 0}, "swd128") == {"metrics": None}
+    assert measured_by_name({"swd_patches": 64}, "msfid1k,swd128") == {"metrics": "msfid1k,swd64"}
+    assert measured_by_name({"kimg": 1}, "swd128") == {"kimg": 1}
+
+
+def test_commands_and_files_of_before_format_3_still_say_what_is_measured(old, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("training: {swd_patches: 64, metrics: msfid20}")
+
+    def metrics(config, *assignments):
+        run = launch.resolve(launch.Request(data="patches.zip", gpus=0, config=config, assignments=assignments))
+        return run.config.training.metrics
+
+    assert metrics("demo") == "swd128"
+    assert metrics("demo", "training.swd_patches=0") is None
+    assert metrics("mine.yaml") == "msfid20,swd64"
+    assert metrics("mine.yaml", "training.swd_patches=0") == "msfid20"
+    assert "In mine.yaml: training.swd_patches is training.metrics=msfid20,swd64 now." in capsys.readouterr().out
+
 
 def test_a_config_that_is_given_back_means_what_the_run_had_whatever_presets_say_now(old, monkeypatch):
     monkeypatch.setattr(launch, "load_preset", lambda _: {"generator": {"feature_style": True, "fourier_features": 99}})
@@ -77,6 +131,9 @@ def test_a_setting_that_files_do_not_know_has_its_default_in_all_three_of_them(o
     state, settings = load_state(states_of(old)[0]), yaml.safe_load((old / "config.yaml").read_text())
     snapshot, _ = read_header(find_network(old))
     assert "feature_style" not in settings["generator"]
+    assert settings["training"].pop("swd_patches") == 4  # of before format 3, and no default
+    assert state["config"].training.metrics == "swd4"
+    settings["training"]["metrics"] = "swd4"
     assert snapshot == state["config"].generator == began_with(old)[0].generator
     assert state["config"] == began_with(old)[0]
     defaults = to_dict(RunConfig())
@@ -129,8 +186,8 @@ def test_what_is_renamed_migrates_in_snapshots_states_and_folders(old, monkeypat
         load_snapshot(path)
     assert began_with(old) is None
 
-    monkeypatch.setattr(stored, "FORMAT_VERSION", 3)
-    monkeypatch.setitem(stored.MIGRATIONS, 2, migrate)
+    monkeypatch.setattr(stored, "FORMAT_VERSION", FORMAT_VERSION + 1)
+    monkeypatch.setitem(stored.MIGRATIONS, FORMAT_VERSION, migrate)
     assert load_snapshot(path).generator.config.margin == 7
     state = load_state(states_of(old)[-1])
     assert state["config"].generator.margin == began_with(old)[0].generator.margin == 7

@@ -392,7 +392,7 @@ def packages(tmp_path, monkeypatch):
 
 def test_nvcc_of_the_environment_is_found_with_its_folders(packages, tmp_path):
     planned = build.plan("cuda", (9, 0))
-    (flags,) = planned.variants
+    flags = planned.variants[0]
     assert planned.compiler == (str(packages / "cu99" / "bin" / "nvcc"),)
     assert [f for f in flags if f.startswith("-I")] == [f"-I{packages}/cu99/include", f"-I{packages}/cudnn/include"]
     assert flags[flags.index("-gencode") + 1] == "arch=compute_90,code=sm_90"
@@ -411,6 +411,23 @@ def test_named_toolkit_comes_first(packages, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda-12.4"))
     assert build.compilers()["cuda"] == (str(nvcc),)
     assert build.plan("cuda", (9, 0)).link == ("-cudart", "static")
+
+
+def test_nvcc_that_is_older_than_the_gpu_leaves_the_rest_to_the_driver(packages, tmp_path, monkeypatch):
+    says = 'echo "nvcc fatal : Unsupported gpu architecture"; exit 1'
+    makes = 'while [ "$1" != -o ]; do shift; done; echo > "$2"'
+    newest = f'case "$*" in *compute_1[0-9][0-9]*) {says};; esac\n{makes}'
+    script(packages / "cu99" / "bin" / "nvcc", newest)
+    planned = build.plan("cuda", (12, 0))
+    folder = tmp_path / "build"
+    folder.mkdir()
+    flags = build._accepted_flags(planned, folder / "trial")
+    assert flags[-2:] == ("-gencode", "arch=compute_90,code=compute_90")
+    assert [f[-1] for f in build.plan("cuda", (8, 6)).variants] == [
+        "arch=compute_86,code=sm_86",
+        "arch=compute_80,code=compute_80",
+        "arch=compute_75,code=compute_75",
+    ]
 
 
 def test_no_nvcc_says_where_it_looked(packages, monkeypatch):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import shutil
 import subprocess
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import Golden, choose_ops, small_config
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dnnlib.errors import UserError
+from multiscale.networks import layers
 from multiscale.networks.filters import design_lowpass_filter
 from multiscale.networks.generator import Generator
 from torch_utils.ops import build, native, reference
@@ -186,6 +191,60 @@ def test_bias_act_with_a_kernel_is_the_same(act: str, device: str) -> None:
     torch.testing.assert_close(bias_act(large, b[:2], act), bias_act(large, b[:2], act, impl="reference"))
 
 
+@pytest.mark.parametrize("shape", [[61], [64], [64, 50]])
+def test_filters_as_long_as_the_blur_at_the_start_of_a_training(shape: list[int], device: str) -> None:
+    x, f = randn(2, 3, 70, 33).to(device).requires_grad_(), randn(*shape, seed=1).square().to(device)
+    f = f / f.sum()
+    results = []
+    for impl in ("native", "reference"):
+        y = upfirdn2d(x, f, padding=30, impl=impl)
+        results.append([y, *torch.autograd.grad(y.square().sum(), x)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", [filtered_lrelu, bias_act])
+@pytest.mark.parametrize("x_device, b_device", [("meta", "cpu"), ("cpu", "meta")])
+def test_a_bias_on_another_device_is_an_error(op: Callable[..., torch.Tensor], x_device: str, b_device: str) -> None:
+    x, b = torch.ones(1, 2, 8, 8, device=x_device), torch.ones(2, device=b_device)
+    with pytest.raises(ValueError, match=f"b is on {b_device} but x is on {x_device}; move the bias there"):
+        op(x, b=b)
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device_type, name", [("cuda", "aten::new_empty"), ("cpu", "aten::new_zeros")])
+def test_codes_are_cleared_only_for_a_cpu(device_type: str, name: str) -> None:
+    """The CUDA kernels write all codes: test_cuda_kernels.py begins with bytes that they do not write."""
+    f = lowpass(False)
+    layer = layer_of(torch.empty(1, 2, 10, 10), f)
+    with FakeTensorMode():
+        x = torch.empty(1, 2, 10, 10, device=device_type)
+        with Recorder() as recorder:
+            native._filtered_lrelu_fake(x, None, *native._filters(layer), 0.2, 1.0, True)
+    assert recorder.names == ["aten::new_empty", name]
+
+
+def test_a_gpu_has_the_kernel_of_bias_act_from_small_sizes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(native, "is_chosen", lambda op, impl, x, *_: bool(asked.append(x.numel())))
+    for device_type, sizes in (("cpu", [2**20]), ("cuda", [2**16, 2**20])):
+        asked.clear()
+        with FakeTensorMode():
+            for side in (2**4, 2**8, 2**10):
+                bias_act(torch.empty(1, 1, side, side, device=device_type), act="lrelu")
+        assert asked == sizes
+
+
 def test_bias_act_says_what_its_kernel_cannot_do() -> None:
     with pytest.raises(RuntimeError, match="act is tanh"):
         bias_act(torch.ones(1, 1, 2, 2), act="tanh", impl="native")
@@ -290,6 +349,20 @@ def test_a_synthesis_layer_compiles_in_one_piece(device: str) -> None:
     torch.testing.assert_close(*gradients)
 
 
+def test_biases_of_half_layers_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels add them in float32: a cast to a half type and back would only lose digits."""
+    biases: list[torch.Tensor] = []
+    monkeypatch.setattr(layers, "filtered_lrelu", lambda x, **arguments: biases.append(arguments["b"]) or x)
+    monkeypatch.setattr(layers, "bias_act", lambda x, b, **_: biases.append(b) or x)
+    for layer in Generator(small_config()).synthesis.layers.to("meta"):
+        layer.plan = dataclasses.replace(layer.plan, half=True)
+        size = layer.plan.in_size
+        y = layer(torch.empty(1, layer.plan.in_channels, size, size, device="meta"), torch.empty(1, 16, device="meta"))
+        assert y.dtype == layer.half_dtype
+    layers.Conv2d(2, 3, 3)(torch.ones(1, 2, 8, 8, dtype=torch.bfloat16))
+    assert {b.dtype for b in biases} == {torch.float32}
+
+
 def test_autocast_leaves_the_type_and_the_precision_alone(device: str) -> None:
     x = randn(1, 2, 20, 20).to(device)
     with torch.autocast(device, dtype=torch.bfloat16):
@@ -350,7 +423,7 @@ class TestOnAGPU:
 
 CANNOT: list[tuple[dict[str, Any], str]] = [
     ({"up": 3}, "factors are 1, 2 or 4, but here up is \\[3, 3\\]"),
-    ({"f": torch.ones(33), "padding": 20}, "up to 32 taps, but here one has 33"),
+    ({"f": torch.ones(65), "padding": 40}, "up to 64 taps, but here one has 65"),
     ({"x": torch.ones(1, 1, 8, 8, dtype=torch.float16)}, "none for torch.float16 on the device cpu"),
 ]
 

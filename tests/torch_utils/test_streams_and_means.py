@@ -13,7 +13,7 @@ from torch import nn
 from torch_utils.devices import default_device, peak_memory
 from torch_utils.distributed import Process, average
 from torch_utils.ema import half_life_decay, update_ema
-from torch_utils.random import Share, latents, normal, stream
+from torch_utils.random import BatchRows, latents, normal, stream
 from torch_utils.stats import Means
 
 
@@ -80,9 +80,9 @@ def test_shares_of_a_stream_put_together_are_the_stream():
             ]
         )
 
-    whole = draw(Share(stream(0, "x"), 6, slice(None)))
+    whole = draw(BatchRows(stream(0, "x"), 6, slice(None)))
     for rows in (slice(0, None, 2), slice(1, None, 3), slice(5, 6)):
-        np.testing.assert_array_equal(draw(Share(stream(0, "x"), 6, rows)), whole[:, rows])
+        np.testing.assert_array_equal(draw(BatchRows(stream(0, "x"), 6, rows)), whole[:, rows])
 
 
 def test_one_process_averages_with_nobody():

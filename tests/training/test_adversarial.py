@@ -13,7 +13,7 @@ from multiscale.training.adversarial import (
     lazy_adam,
     pair_loss,
     r1_penalty,
-    shared,
+    weighted_mean,
 )
 
 
@@ -35,17 +35,17 @@ def test_pairs_compare_a_real_and_a_generated_patch():
 
 
 def test_several_logits_of_an_image_count_by_their_shares():
-    shares = torch.tensor([0.5, 0.25, 0.25])
+    weights = torch.tensor([0.5, 0.25, 0.25])
     a, b = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]]), torch.tensor([[0.2, 0.4, -0.6], [-0.8, 1.0, 1.2]])
 
     def by_hand(values):
-        return (values.double().exp().log1p() @ shares.double()).mean().item()
+        return (values.double().exp().log1p() @ weights.double()).mean().item()
 
-    assert shared(a, shares).tolist() == [0.5 - 0.5 + 0.125, 0.75 - 0.25]
-    assert generator_loss(a, shares).item() == pytest.approx(by_hand(-a), rel=1e-6)
-    assert discriminator_loss(a, b, shares).item() == pytest.approx(by_hand(a) + by_hand(-b), rel=1e-6)
-    assert pair_loss(a, b, shares).item() == pytest.approx(by_hand(b - a), rel=1e-6)
-    assert shared(a).tolist() == pytest.approx([-1 / 6, 2 / 3])
+    assert weighted_mean(a, weights).tolist() == [0.5 - 0.5 + 0.125, 0.75 - 0.25]
+    assert generator_loss(a, weights).item() == pytest.approx(by_hand(-a), rel=1e-6)
+    assert discriminator_loss(a, b, weights).item() == pytest.approx(by_hand(a) + by_hand(-b), rel=1e-6)
+    assert pair_loss(a, b, weights).item() == pytest.approx(by_hand(b - a), rel=1e-6)
+    assert weighted_mean(a).tolist() == pytest.approx([-1 / 6, 2 / 3])
 
 
 def test_r1_of_a_quadratic_is_known():

@@ -159,7 +159,7 @@ def test_measures_with_random_features_put_snapshots_in_the_order_of_their_train
     make_demo(tmp_path / "p.zip", resolution=16, octaves=3, counts=(80, 80, 80), workers=1)
     dataset = PatchDataset(tmp_path / "p.zip")
     measures = "msfid200,mskid200,msfid_octave60,mskid_octave60"
-    training = {"kimg": 0.072, "snapshot_kimg": 0.024, "swd_patches": 0, "metrics": measures}
+    training = {"kimg": 0.072, "snapshot_kimg": 0.024, "metrics": measures}
     steady = load_yaml(Path(__file__).parents[2] / "benchmarks" / "recipes" / "before.yaml")
     values = merge(data_layer(dataset), load_preset("demo"), steady, {"training": training})
     folder = tmp_path / "run"

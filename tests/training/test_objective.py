@@ -49,7 +49,7 @@ def test_penalties_are_of_the_mean_logit_and_count_for_the_steps_between(dataset
     objective = objective_of(dataset, tmp_path, beyond_run, augment="none", r1_gamma=2, r2_gamma=0, r1_interval=7)
     part = a_part(torch.randn(4, 3, 16, 16))
     x = part.real.clone().requires_grad_()
-    logits = objective.D(x, part.zoom_log2) * objective.D.shares
+    logits = objective.D(x, part.zoom_log2) * objective.D.logit_weights
     (gradient,) = torch.autograd.grad(logits.sum(), x)
     losses = objective.penalties(part, None)
     assert losses.means["loss/r1"].item() == pytest.approx(gradient.square().sum().item() / 4, rel=1e-5)

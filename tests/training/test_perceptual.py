@@ -8,28 +8,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_patches
+from conftest import package, small_patches
 
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from multiscale.training import perceptual
 from multiscale.training.consistency import consistency_loss
 from multiscale.training.launch import Request, resolve, train
-from multiscale.training.perceptual import ALEXNET_FILE, ALEXNET_LAYERS, LINEAR_FILE, LPIPS, load_lpips
+from multiscale.training.perceptual import ALEXNET_FILE, LINEAR_FILE, LPIPS, load_lpips
 
 State = dict[str, torch.Tensor]
+CONVOLUTIONS = ((0, 3, 64, 11), (3, 64, 192, 5), (6, 192, 384, 3), (8, 384, 256, 3), (10, 256, 256, 3))
+"""Of AlexNet: place in the weight file, input and output channels, kernel."""
 
 
 def made_up_states() -> tuple[State, State]:
     generator = torch.Generator().manual_seed(0)
     alexnet: State = {}
     linear: State = {}
-    for level, layer in enumerate(ALEXNET_LAYERS):
-        shape = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
-        fan_in = layer.in_channels * layer.kernel**2
-        alexnet[f"features.{layer.index}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
-        alexnet[f"features.{layer.index}.bias"] = torch.randn(layer.out_channels, generator=generator) * 0.1
-        linear[f"lin{level}.model.1.weight"] = torch.rand(1, layer.out_channels, 1, 1, generator=generator)
+    for level, (index, inputs, outputs, kernel) in enumerate(CONVOLUTIONS):
+        weight = torch.randn(outputs, inputs, kernel, kernel, generator=generator)
+        alexnet[f"features.{index}.weight"] = weight * (2 / (inputs * kernel**2)) ** 0.5
+        alexnet[f"features.{index}.bias"] = torch.randn(outputs, generator=generator) * 0.1
+        linear[f"lin{level}.model.1.weight"] = torch.rand(1, outputs, 1, 1, generator=generator)
     return alexnet, linear
 
 
@@ -71,6 +72,16 @@ def test_equals_the_formula_layer_by_layer(lpips: LPIPS) -> None:
     torch.testing.assert_close(lpips(a, b), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_agrees_with_the_package_of_the_authors() -> None:
+    theirs = package("lpips").LPIPS(net="alex", pnet_rand=True, spatial=True, verbose=False)
+    slices = theirs.net.state_dict().items()
+    alexnet = {f"features.{name.split('.', 1)[1]}": tensor for name, tensor in slices}
+    ours = LPIPS(alexnet, {name: tensor for name, tensor in theirs.state_dict().items() if name.startswith("lin")})
+    a, b = noise(2), noise(2, seed=2)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(a, b), theirs(a, b), rtol=1e-4, atol=1e-6)
+
+
 def test_zero_for_identical_images_and_positive_otherwise(lpips: LPIPS) -> None:
     images = noise(2, size=32)
     assert not lpips(images, images).any()
@@ -91,7 +102,7 @@ def test_gradients_reach_the_images_and_only_them(lpips: LPIPS) -> None:
     assert fine.grad is not None
     assert fine.grad.isfinite().all()
     assert all(gradient.abs().max() > 0 for gradient in fine.grad)
-    assert list(lpips.parameters()) == []
+    assert not any(parameter.requires_grad for parameter in lpips.parameters())
 
 
 def test_gradients_are_finite_where_features_vanish(lpips: LPIPS) -> None:
@@ -181,7 +192,7 @@ def test_a_run_trains_with_lpips_once_its_files_are_there(folder: Path, tmp_path
     data = str(small_patches(tmp_path / "p.zip", side=32))
     without = resolve(Request(data=data, gpus=0, assignments=[f"training.lpips_folder={tmp_path / 'elsewhere'}"]))
     assert without.config.training.consistency_metric == "l1"
-    sets = [f"training.lpips_folder={folder}", "training.consistency_metric=l1+lpips", "training.swd_patches=0"]
+    sets = [f"training.lpips_folder={folder}", "training.consistency_metric=l1+lpips", "training.metrics=null"]
     train(Request(data=data, gpus=0, kimg=0.008, batch=4, outdir=str(tmp_path / "run"), assignments=sets))
     lines = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
     assert all(0 < line["loss/consistency"] < 100 for line in lines)

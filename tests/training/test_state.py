@@ -17,6 +17,7 @@ from training.test_trainer import CPU, beyond_run, stats, tiny_run
 from dnnlib.errors import UserError
 from dnnlib.signals import StopRequest
 from multiscale.data.patches import PatchDataset
+from multiscale.runs.journal import read_metrics
 from multiscale.runs.snapshots import load_snapshot, snapshots_of
 from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
 from multiscale.training.trainer import Trainer
@@ -92,7 +93,7 @@ def test_two_states_are_kept_and_the_older_serves_if_the_newer_is_damaged(tmp_pa
     newest = states_of(tmp_path)[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
     assert load_newest_state(tmp_path)["step"] == 2
-    assert "Going on from the one before" in capsys.readouterr().out
+    assert "Resuming from the one before" in capsys.readouterr().out
     states_of(tmp_path)[0].write_text("hello")
     with pytest.raises(UserError, match="not a whole training state"):
         load_newest_state(tmp_path)
@@ -135,7 +136,7 @@ def command(data, folder, kimg, *more):
         "generator.channel_max=16",
         "generator.channel_base=32",
         "training.sample_seeds=2",
-        "training.swd_patches=0",
+        "training.metrics=null",
     ]
     options = [part for text in [*sets, "training.snapshot_kimg=0.008", *more] for part in ("--set", text)]
     base = [sys.executable, "train.py", "--data", data, "--outdir", folder, "--gpus", 0, "--batch", 4, "--kimg", kimg]
@@ -154,7 +155,7 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path, processes):
     assert process.returncode == 0
     last = output.strip().splitlines()[-1]
     assert last.startswith("Stopped after ")
-    assert f"To go on: python train.py --data {data} --outdir {tmp_path / 'run'}" in last
+    assert f"To resume: python train.py --data {data} --outdir {tmp_path / 'run'}" in last
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
@@ -252,14 +253,14 @@ def test_a_state_that_pytorch_cannot_write_whole_is_a_full_disk(tmp_path, monkey
 
 def test_a_run_stopped_before_its_first_step_does_not_begin_twice(tmp_path, monkeypatch):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
-    run = begin(dataset, tmp_path / "run", swd_patches=4)
+    run = begin(dataset, tmp_path / "run", metrics="swd4")
     monkeypatch.setattr(run, "train_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     monkeypatch.setattr(run, "_is_asked_to_stop", lambda _: True)
     run.run()
-    again = begin(dataset, tmp_path / "run", swd_patches=4)
+    again = begin(dataset, tmp_path / "run", metrics="swd4")
     again.load_state_dict(load_newest_state(tmp_path / "run"))
     again.run()
-    assert [line["kimg"] for line in stats(tmp_path / "run") if "swd" in line] == [0, 0.004, 0.008, 0.012, 0.016, 0.02]
+    assert [line["kimg"] for line in read_metrics(tmp_path / "run")] == [0, 0.004, 0.008, 0.012, 0.016, 0.02]
 
 
 def newest(folder):

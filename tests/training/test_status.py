@@ -16,7 +16,7 @@ from PIL import Image
 
 from dnnlib.errors import UserError
 from multiscale.cli import train
-from multiscale.training.status import command_to_go_on, find_run, is_training, report_status, save_plot
+from multiscale.training.status import command_to_resume, find_run, is_training, report_status, save_plot
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +59,7 @@ def make_run(folder: Path, lines: list[dict[str, object]], *, kimg: float = 100)
 
 @pytest.fixture
 def run(tmp_path) -> Path:
+    """As before format 3, with distances among the statistics."""
     lines = [{"kimg": 0.0, "swd": [0.8, 0.9, 1.0], "swd mean": 0.9}, tick(8), tick(16)]
     lines += [{"kimg": 16, "swd": [0.2, 0.3, 0.4], "swd mean": 0.3}, tick(24)]
     lines += [{"kimg": 24, "swd": [0.4, 0.3, 0.2], "swd mean": 0.31}]
@@ -88,10 +89,9 @@ def test_a_stopped_run_says_how_far_it_came_and_how_it_goes_on(run, capsys):
         r"augment +p 0\.125\n",
         r"snapshot +generator-000024000\.safetensors, 10 min old\n",
         r"state +state-000024000\.pt, 10 min old\n",
-        r"octave 0 +0\.800 -> 0\.200 -> 0\.400\n",
-        r"octave 2 +1\.000 -> 0\.200 -> 0\.200\n",
-        r"mean +0\.900 -> 0\.300 -> 0\.310\n",
-        rf"to go on +python train\.py --data 'my patches\.zip' --outdir {run}\n",
+        r"measures +swd +0\.9 -> 0\.3 \(at 16 kimg\) -> 0\.31\n",
+        r"by octave +0\.8 0\.9 1 -> 0\.4 0\.3 0\.2\n",
+        rf"to resume +python train\.py --data 'my patches\.zip' --outdir {run}\n",
         rf"plot +{run / 'plot.png'}\n",
     ):
         assert re.search(expected, text), expected
@@ -103,7 +103,7 @@ def test_a_run_that_trains_says_so_and_goes_on_undisturbed(run, capsys):
         assert is_training(run)
     assert "training now\n" in text
     assert "8 img/s, 2 h 38 min left" in text  # 76,000 images
-    assert "to go on" not in text
+    assert "to resume" not in text
     assert is_training(run) is False
     with FileLock(run / ".lock", blocking=False):
         pass
@@ -135,7 +135,7 @@ def test_looking_writes_nothing_but_the_plot(run):
 def test_a_finished_run_is_finished(tmp_path, capsys):
     text = printed(make_run(tmp_path / "run", [tick(8)], kimg=8), capsys)
     assert "8 of 8 kimg (100.0%), finished\n" in text
-    assert "to go on" not in text
+    assert "to resume" not in text
     assert "left" not in text
 
 
@@ -219,7 +219,7 @@ def test_training_without_data_is_refused():
     ],
 )
 def test_the_command_that_goes_on_leaves_out_what_would_begin_another_run(words, expected):
-    assert command_to_go_on(words, Path("run")) == expected
+    assert command_to_resume(words, Path("run")) == expected
 
 
 def test_the_plot_has_a_panel_for_what_there_is(run, tmp_path):

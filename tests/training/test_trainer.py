@@ -14,7 +14,7 @@ from dnnlib.errors import UserError
 from multiscale.config import RunConfig, build, load_preset, merge, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
-from multiscale.runs.journal import read_stats
+from multiscale.runs.journal import read_metrics, read_stats
 from multiscale.runs.snapshots import load_snapshot, snapshots_of
 from multiscale.runs.states import load_newest_state
 from multiscale.training import trainer as trainer_module
@@ -87,10 +87,10 @@ def test_a_shortened_demo_run_brings_generated_patches_nearer_to_real_ones(tmp_p
     make_demo(tmp_path / "p.zip", resolution=16, octaves=3, counts=(60, 60, 60), workers=1)
     dataset = PatchDataset(tmp_path / "p.zip")
     values = merge(
-        data_layer(dataset), load_preset("demo"), {"training": {"kimg": 0.8, "snapshot_kimg": 0.4, "swd_patches": 60}}
+        data_layer(dataset), load_preset("demo"), {"training": {"kimg": 0.8, "snapshot_kimg": 0.4, "metrics": "swd60"}}
     )
     Trainer(build(RunConfig, values), dataset, tmp_path, Process(CPU)).run()
-    start, _, end = (line["swd mean"] for line in stats(tmp_path) if "swd mean" in line)
+    start, _, end = (line["results"]["swd60"]["value"] for line in read_metrics(tmp_path))
     assert end < 0.6 * start
     assert [int(p.stem.split("-")[1]) for p in snapshots_of(tmp_path)] == [0, 400, 800]
     assert len(list(tmp_path.glob("samples-*.png"))) == 3
@@ -237,7 +237,9 @@ def test_parts_change_a_step_by_no_more_than_statistics_over_them(tmp_path):
         for m in range(parts):
             rows = slice(m, None, parts)
             part = trainer._part(real[rows], labels[rows], m, parts)
-            images[rows] = trainer.objective.shown(part.real, "augment real", part) + part.z[:, :1, None, None]
+            images[rows] = (
+                trainer.objective.for_discriminator(part.real, "augment real", part) + part.z[:, :1, None, None]
+            )
             images[rows] += part.transform[:, :1, 2, None, None].float()
         shown.append(images)
     torch.testing.assert_close(shown[0], shown[1], rtol=0, atol=1e-5)

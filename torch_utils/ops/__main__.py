@@ -16,8 +16,8 @@ from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
-TOLERANCE = 1e-5
-"""Of the self-check in float32, relative to the norm of the result."""
+TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-3
+"""Of the self-check in float32, and on tensor cores in float16; relative to the norm of the result."""
 
 
 @reports_user_errors
@@ -27,7 +27,8 @@ def main() -> None:
         f"Python {platform.python_version()}, PyTorch {torch.__version__} (CUDA {torch.version.cuda or 'not built in'})"
     )
     print(
-        f"MULTISCALE_OPS: {native.preference()}   (auto: kernels where they can run; reference, native: those or none)"
+        f"MULTISCALE_OPS: {native.preference()}   (auto: kernels where they can run; scalar: these without tensor cores; "
+        "reference, native: those or none)"
     )
     print(f"Cache: {cache_folder() / 'kernels'}   (MULTISCALE_CACHE sets another)")
     for kind, compiler in build.compilers().items():
@@ -61,29 +62,40 @@ def report(device: torch.device) -> bool:
         print(f"  PyTorch's ops serve instead, which are slower: {error}")
         return True
     results = [check(name, device) for name in CHECKS]
+    if device.type == "cuda":
+        if not native.has_tensor_cores(device):
+            print(
+                "  tensor cores are not used: the kernels for them need compute capability 8.0 and an nvcc that knows it"
+            )
+        elif native.preference() == "scalar":
+            print("  tensor cores are not used, as MULTISCALE_OPS asks for")
+        else:
+            results.append(check("filtered_lrelu", device, torch.float16))
     return all(results)
 
 
-def check(name: str, device: torch.device) -> bool:
-    """Compare one op with PyTorch in float64, time it against PyTorch in float32, and print both."""
+def check(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Compare one op with PyTorch in float64, time it against PyTorch in the same type, and print both."""
     op = CHECKS[name]
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, 16, 64, 64, generator=generator).to(device)
+    x = torch.randn(4, 16, 64, 64, generator=generator).to(device, dtype)
     f = torch.hann_window(12, periodic=False, device=device)
     f = f / f.sum()
 
-    def run(impl: str, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(impl: str, dtype: torch.dtype = dtype) -> tuple[torch.Tensor, torch.Tensor]:
         leaf = x.to(dtype).requires_grad_()
-        y = op(leaf, f.to(dtype), impl)
-        return y.detach(), torch.autograd.grad(y.square().sum(), leaf)[0]
+        y = op(leaf, f if dtype == torch.float16 else f.to(dtype), impl)
+        return y.detach(), torch.autograd.grad(y, leaf, dy.to(dtype))[0]
 
+    dy = torch.randn(op(x, f, "reference").shape, generator=generator).to(device, dtype)
     truth = run("reference", torch.float64)
-    errors = [float((a - b).norm() / b.norm()) for a, b in zip(run("native"), truth, strict=True)]
+    errors = [float((a.double() - b).norm() / b.norm()) for a, b in zip(run("native"), truth, strict=True)]
     native_sec, pytorch_sec = (seconds(lambda impl=impl: run(impl), device) for impl in ("native", "reference"))  # type: ignore[misc]
-    right = max(errors) < TOLERANCE
+    right = max(errors) < (HALF_TOLERANCE if dtype == torch.float16 else TOLERANCE)
     verdict = "right" if right else "WRONG"
+    label = name + (", tensor cores" if dtype == torch.float16 else "")
     print(
-        f"  {name:<14} {verdict}: off by {errors[0]:.1e}, gradient {errors[1]:.1e};"
+        f"  {label:<14} {verdict}: off by {errors[0]:.1e}, gradient {errors[1]:.1e};"
         f" {pytorch_sec / native_sec:.1f} times as fast as PyTorch's ops ({1e3 * native_sec:.2f} ms, both ways)"
     )
     return right

@@ -12,8 +12,12 @@ from torch_utils.ops.reference import Axis, FilteredLReLU, Resampling
 SLOPES = {"relu": 0.0, "lrelu": None, "linear": 1.0}
 """Slope below 0 of the activations that are leaky ReLUs, which the kernel of ``filtered_lrelu`` can do; None: alpha."""
 
-KERNEL_PAYS_FROM = 2**20
-"""Samples from which on "auto" uses the kernel (measured): one pass over the memory instead of four, but a dearer call."""
+KERNEL_PAYS_FROM = {"cpu": 2**20, "cuda": 2**16}
+"""Samples from which on "auto" uses the kernel: one pass over the memory instead of four, but a dearer call.
+
+Measured on a CPU. On a GPU the kernel saves three launches and three passes at any size; only calls so small that the
+time of the processor counts, which a graph does not have, are left to PyTorch.
+"""
 
 
 def bias_act(
@@ -31,7 +35,8 @@ def bias_act(
 
     Args:
         x: Activations [B, C, ...]; any floating-point type.
-        b: Bias [C], cast to the type of ``x``, or None.
+        b: Bias [C] on the device of ``x``, or None. The kernel adds it in float32 (float64 to images in float64); PyTorch's
+            ops cast it to the type of ``x``.
         act: "linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus" or "swish".
         alpha: Slope of "lrelu" below 0; None: 0.2. The other activations take no notice of it.
         gain: Factor of the result; None: sqrt(2) for "relu", "lrelu" and "swish", 1 for the others.
@@ -67,7 +72,8 @@ def bias_act(
             f"The native kernel of bias_act cannot run: it does {', '.join(SLOPES)} of images [B, C, H, W] with a gain "
             f"above 0, but here act is {act}, x is {list(x.shape)} and gain is {gain}."
         )
-    pays = impl == "native" or (act != "linear" and x.numel() >= KERNEL_PAYS_FROM and x.is_contiguous())
+    enough = KERNEL_PAYS_FROM.get(x.device.type, 0)
+    pays = impl == "native" or (act != "linear" and x.numel() >= enough and x.is_contiguous())
     if layer is not None and pays and native.is_chosen("bias_act", impl, x, layer.up):
         return native.filtered_lrelu(x, b, layer)
     return reference.bias_act(x, b, act, alpha, gain, clamp)
@@ -84,7 +90,7 @@ def _as_layer(x: torch.Tensor, act: str, alpha: float, gain: float, clamp: float
 
 
 def check_bias(b: torch.Tensor | None, x: torch.Tensor) -> None:
-    """ValueError unless ``b`` is None or one floating-point value for each of x's channels."""
+    """ValueError unless ``b`` is None or one floating-point value for each of x's channels, on the device of ``x``."""
     if b is None:
         return
     if x.ndim < 2 or b.shape != x.shape[1:2] or not b.is_floating_point():
@@ -92,6 +98,8 @@ def check_bias(b: torch.Tensor | None, x: torch.Tensor) -> None:
             f"b is {list(b.shape)} of {b.dtype}, but it must be one floating-point value for each channel "
             f"(dimension 1) of x, which is {list(x.shape)}."
         )
+    if b.device != x.device:
+        raise ValueError(f"b is on {b.device} but x is on {x.device}; move the bias there.")
 
 
 def check_clamp(clamp: float | None) -> None:

@@ -133,8 +133,7 @@ def plan(kind: str, arch: tuple[int, int] | None = None) -> Build:
         target.append(toolchain.cpu_features())
     elif kind == "cuda" and arch is not None:
         compiler = (toolchain.cuda_compiler(),)
-        flags, link = toolchain.cuda_flags(Path(compiler[0]), arch, host)
-        variants = (flags,)
+        variants, link = toolchain.cuda_flags(Path(compiler[0]), arch, host)
     else:
         raise ValueError(f"kind is {kind!r}, arch {arch}, but it must be 'cpu', or 'cuda' with a compute capability.")
     sources, headers = (sorted(p for pattern in patterns for p in CSRC.glob(pattern)) for patterns in PATTERNS[kind])

@@ -17,16 +17,19 @@ from typing import Any
 import torch
 
 from dnnlib.errors import UserError
-from torch_utils.ops import build
+from torch_utils.ops import build, tensor_cores
 from torch_utils.ops.reference import Axis, FilteredLReLU, Resampling, filter_taps
 
 IMPLEMENTATIONS = ("auto", "reference", "native")
 
+PREFERENCES = (*IMPLEMENTATIONS, "scalar")
+"""What ``MULTISCALE_OPS`` can ask for; "scalar" is "auto" without tensor cores."""
+
 FACTORS = (1, 2, 4)
 """Up- and downsampling factors of the kernels."""
 
-LARGEST_FILTER = 32
-"""Taps along an axis, at most."""
+LARGEST_FILTER = {"upfirdn2d": 64, "filtered_lrelu": 32, "bias_act": 1}
+"""Taps along an axis, at most. Of 64, the scratch memory that a single sample needs fits in any GPU's shared memory."""
 
 LARGEST_MAP = 2**31 - 1
 """Samples of one map, at most; their number in all is not limited."""
@@ -40,6 +43,8 @@ DEVICE_TYPES: dict[str, tuple[torch.dtype, ...]] = {
     "meta": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
 }
 """Types of images for which there are kernels; shapes without data ("meta") are those that the CPU's would have."""
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
 
 ACTIVATE, REMEMBER, MULTIPLY = range(3)
 """``enum Slopes``."""
@@ -61,14 +66,14 @@ def is_chosen(op: str, impl: str, x: torch.Tensor, *resamplings: Resampling) -> 
 
     Raises:
         ValueError: ``impl`` is none of the three.
-        UserError: ``MULTISCALE_OPS`` is none of the three.
+        UserError: ``MULTISCALE_OPS`` is none of PREFERENCES.
         RuntimeError: "native" is asked for, but cannot run; the message says why.
     """
     check_implementation(impl)
     impl = preference() if impl == "auto" else impl
     if impl == "reference":
         return False
-    of_call = _obstacle(x, resamplings)
+    of_call = _obstacle(op, x, resamplings)
     reason = of_call or _library_obstacle(x.device)
     if reason is None:
         return True
@@ -87,15 +92,15 @@ def check_implementation(impl: str) -> None:
 
 @torch.compiler.assume_constant_result
 def preference() -> str:
-    """What ``MULTISCALE_OPS`` asks for: "auto" (also if unset), "reference" or "native"; UserError for anything else."""
+    """What ``MULTISCALE_OPS`` asks for, one of PREFERENCES, "auto" if it is unset; UserError for anything else."""
     chosen = os.environ.get("MULTISCALE_OPS") or "auto"
-    if chosen not in IMPLEMENTATIONS:
-        allowed = ", ".join(IMPLEMENTATIONS)
+    if chosen not in PREFERENCES:
+        allowed = ", ".join(PREFERENCES)
         raise UserError(f"The environment's MULTISCALE_OPS is {chosen!r}, but it must be one of {allowed}.")
     return chosen
 
 
-def _obstacle(x: torch.Tensor, resamplings: Sequence[Resampling]) -> str | None:
+def _obstacle(op: str, x: torch.Tensor, resamplings: Sequence[Resampling]) -> str | None:
     """What about these arguments the kernels cannot do; None: nothing."""
     device = x.device.type
     if device not in DEVICE_TYPES:
@@ -106,8 +111,8 @@ def _obstacle(x: torch.Tensor, resamplings: Sequence[Resampling]) -> str | None:
         factors = (r.x.up, r.y.up, r.x.down, r.y.down)
         if not all(n in FACTORS for n in factors):
             return f"factors are 1, 2 or 4, but here up is {list(factors[:2])} and down is {list(factors[2:])}."
-        if max(filter_taps(r.f)) > LARGEST_FILTER:
-            return f"filters have up to {LARGEST_FILTER} taps, but here one has {max(filter_taps(r.f))}."
+        if max(filter_taps(r.f)) > LARGEST_FILTER[op]:
+            return f"filters have up to {LARGEST_FILTER[op]} taps, but here one has {max(filter_taps(r.f))}."
         if max(r.y.n_in * r.x.n_in, r.y.n_out * r.x.n_out) > LARGEST_MAP:
             return "a map has 2^31 samples or more."
     return None
@@ -149,6 +154,18 @@ def _cuda_library(index: int) -> ctypes.CDLL:
     return found
 
 
+def has_tensor_cores(device: torch.device) -> bool:
+    """Whether there are kernels for a device's tensor cores; BuildError if there are none for the device at all."""
+    return device.type == "cuda" and _has_tensor_cores(device.index or 0)
+
+
+@functools.lru_cache
+def _has_tensor_cores(index: int) -> bool:
+    kernels = _cuda_library(index)
+    with torch.cuda.device(index):
+        return bool(kernels.cuda_tensor_cores())
+
+
 # ----- what is handed over (csrc/ops.h) -----------------------------------------------------------------------------
 
 
@@ -183,6 +200,9 @@ class _FilteredLReLU(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("slope", "clamp")),
         ("up", _Resampling),
         ("down", _Resampling),
+        *((name, ctypes.c_void_p) for name in ("up_registers", "down_registers")),
+        *((name, ctypes.c_int32) for name in ("up_terms", "down_terms")),
+        *((name, ctypes.c_double) for name in ("up_unit", "down_unit")),
     ]
 
 
@@ -217,12 +237,12 @@ def _calculation_type(x: torch.Tensor) -> torch.dtype:
 
 
 def _code_bytes(width: int, resamplings: Sequence[Sequence[int]], device: str) -> int:
-    """Bytes that hold the codes of a row of ``width`` upsampled samples, four to a byte.
+    """Bytes that hold the codes of a row of ``width`` upsampled samples, four to a byte: whole words on a GPU.
 
     On a CPU each phase of a row has whole blocks of 64 codes (csrc/cpu.cpp).
     """
     if device == "cuda":
-        return -(-width // 4)
+        return -(-width // 16) * 4
     phases = max(resamplings[0][8], resamplings[1][9])  # the horizontal factors, up and down
     return phases * -(-width // (64 * phases)) * 16
 
@@ -324,7 +344,9 @@ def _filtered_lrelu_fake(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor
     maps = [x.shape[0], x.shape[1]]
     y = x.new_empty([*maps, down[2], down[7]])
     shape = [*maps, up[2], _code_bytes(up[7], (up, down), x.device.type)] if remember else [0]
-    return y, x.new_zeros(shape, dtype=torch.uint8)
+    # The CUDA kernels write all codes; the CPU's leave out those of samples on which no output depends.
+    fresh = x.new_empty if x.device.type == "cuda" else x.new_zeros
+    return y, fresh(shape, dtype=torch.uint8)
 
 
 @torch.library.custom_op("multiscale::filtered_lrelu_slopes", mutates_args=(), device_types=("cpu", "cuda"))
@@ -372,7 +394,18 @@ def _run_filtered_lrelu(
         *(TYPES[x.dtype], mode, slope, clamp),
         *(_resampling(fu, *up[1:]), _resampling(fd, *down[1:])),
     )
+    if has_tensor_cores(x.device) and x.dtype in HALF_TYPES and preference() != "scalar":
+        _add_fragments(call, FilteredLReLU(_from_numbers(*up), _from_numbers(*down), slope, clamp))
     _run("filtered_lrelu", x, call)
+
+
+def _add_fragments(call: _FilteredLReLU, layer: FilteredLReLU) -> None:
+    """Put a layer's filters in the form that tensor cores want, if there is one; they are kept for good."""
+    both = tensor_cores.fragments(layer)
+    if both is not None:
+        call.up_registers, call.down_registers = (_pointer(f.registers) for f in both)
+        call.up_terms, call.down_terms = (f.terms for f in both)
+        call.up_unit, call.down_unit = (f.unit for f in both)
 
 
 def _filtered_lrelu_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:

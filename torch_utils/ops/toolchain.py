@@ -20,6 +20,9 @@ HOST_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-er
 
 CUDA_FLAGS = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 
+PTX_ARCHITECTURES = (100, 90, 80, 75)
+"""Compute capabilities for whose successors an nvcc that is older than the GPU can leave the last step to the driver."""
+
 
 class BuildError(RuntimeError):
     """The kernels cannot be had; the message says why and what helps."""
@@ -124,21 +127,28 @@ def _mismatch(nvcc: str) -> int:
     return 0 if named[1] == wanted else 2
 
 
-def cuda_flags(nvcc: Path, arch: tuple[int, int], host: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Flags for nvcc, and further ones for its last step.
+def cuda_flags(
+    nvcc: Path, arch: tuple[int, int], host: Sequence[str]
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """Flags for nvcc, best first, and further ones for its last step.
+
+    The best make machine code for the GPU. An nvcc that is older than the GPU takes none of these: then it makes PTX for
+    the newest GPU that it knows, which the driver compiles.
 
     Args:
         nvcc: Absolute path.
         arch: Compute capability.
         host: The C++ compiler.
     """
-    number = f"{arch[0]}{arch[1]}"
-    flags = [*CUDA_FLAGS, "-gencode", f"arch=compute_{number},code=sm_{number}"]
+    number = 10 * arch[0] + arch[1]
+    targets = [f"arch=compute_{number},code=sm_{number}"]
+    targets += [f"arch=compute_{n},code=compute_{n}" for n in PTX_ARCHITECTURES if n < number]
+    flags = [*CUDA_FLAGS]
     if os.environ.get("CXX"):  # without its arguments, for which nvcc has no place, or a launcher such as ccache
         flags += ["-ccbin", next((w for w in host if shutil.which(w) and not w.endswith("cache")), host[0])]
     packages = nvcc.parents[2]
     if packages.name != "nvidia":
-        return tuple(flags), ("-cudart", "static")
+        return _for_targets(flags, targets), ("-cudart", "static")
     # pip brings the toolkit in pieces: all in one folder since CUDA 13, a folder for each before.
     flags += [f"-I{folder}" for folder in sorted(packages.glob("*/include"))]
     libraries = sorted(packages.glob("*/lib"))
@@ -146,8 +156,12 @@ def cuda_flags(nvcc: Path, arch: tuple[int, int], host: Sequence[str]) -> tuple[
     shared = [path for folder in libraries for path in sorted(folder.glob("libcudart.so.*"))]
     if shared and not any((folder / "libcudart_static.a").exists() for folder in libraries):
         # What PyTorch has loaded; without a libcudart.so beside it the linker does not find it by its short name.
-        return tuple(flags), (*link, "-cudart", "none", "-Xlinker", str(shared[-1]))
-    return tuple(flags), (*link, "-cudart", "static")
+        return _for_targets(flags, targets), (*link, "-cudart", "none", "-Xlinker", str(shared[-1]))
+    return _for_targets(flags, targets), (*link, "-cudart", "static")
+
+
+def _for_targets(flags: Sequence[str], targets: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    return tuple((*flags, "-gencode", target) for target in targets)
 
 
 # ----- ninja --------------------------------------------------------------------------------------------------------

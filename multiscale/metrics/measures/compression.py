@@ -77,7 +77,7 @@ def _measured(model: Model) -> Result:
 KINDS.add(
     ViewKind(
         name="compression",
-        says="bytes of the model against the pyramid it stands for",
+        description="bytes of the model against the pyramid it stands for",
         count=16,
         per="octave",
         higher_is_better=True,

@@ -9,7 +9,7 @@ import numpy as np
 
 from multiscale.metrics import plots
 from multiscale.metrics.consistency import psnr, scale_errors
-from multiscale.metrics.measure import KINDS, Picture, Result
+from multiscale.metrics.measure import KINDS, Column, Picture, Result
 from multiscale.metrics.render import Model, ViewKind
 
 
@@ -36,7 +36,7 @@ def _listed(matrix: np.ndarray) -> list[list[float | None]]:
 KINDS.add(
     ViewKind(
         name="consistency",
-        says="PSNR, SSIM and L1 between scales",
+        description="PSNR, SSIM and L1 between scales",
         count=64,
         per="world",
         higher_is_better=True,
@@ -47,6 +47,7 @@ KINDS.add(
             "(column) of the same world. The mean is over all pairs.",
             plots.consistency_matrices,
         ),
+        columns=(Column(in_decibels=True),),
         measured=_measured,
     )
 )

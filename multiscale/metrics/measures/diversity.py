@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from multiscale.metrics.compare import Comparison, PatchKind
-from multiscale.metrics.measure import KINDS, Result
+from multiscale.metrics.measure import KINDS, Column, Result
 
 LEAST_DISTANCE = 1e-6
 """Of real patches, that a ratio is taken over."""
@@ -36,12 +36,13 @@ def pairwise_distances(images: np.ndarray) -> tuple[float, float]:
 KINDS.add(
     PatchKind(
         name="diversity",
-        says="distance between worlds in the coarsest octave, fake over real",
+        description="distance between worlds in the coarsest octave, fake over real",
         count=64,
         per="coarsest",
         needs=frozenset({"images"}),
         higher_is_better=True,
         least=2,
+        columns=(Column(), Column("layout", "of layout")),
         measured=_measured,
     )
 )

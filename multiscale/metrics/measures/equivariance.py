@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from multiscale.metrics.consistency import psnr, shift_errors
-from multiscale.metrics.measure import KINDS, Result
+from multiscale.metrics.measure import KINDS, Column, Result
 from multiscale.metrics.render import Model, ViewKind
 from torch_utils.random import stream
 
@@ -25,11 +25,12 @@ def _measured(model: Model) -> Result:
 KINDS.add(
     ViewKind(
         name="equivariance",
-        says="EQ-T under shifts by fractions of a pixel",
+        description="EQ-T under shifts by fractions of a pixel",
         count=32,
         per="octave",
         higher_is_better=True,
         rendered=lambda count, octaves: 2 * count * octaves,  # a view and the same moved
+        columns=(Column(in_decibels=True),),
         measured=_measured,
     )
 )

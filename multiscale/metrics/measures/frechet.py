@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multiscale.metrics.compare import Comparison, PatchKind, over_octaves
 from multiscale.metrics.frechet import frechet_distance
-from multiscale.metrics.measure import KINDS, Result
+from multiscale.metrics.measure import KINDS, Column, Result
 
 
 def _mixture(patches: Comparison) -> Result:
@@ -18,7 +18,7 @@ def _octaves(patches: Comparison) -> Result:
 KINDS.add(
     PatchKind(
         name="msfid",
-        says="Frechet distance over the data's mixture of scales",
+        description="Frechet distance over the data's mixture of scales",
         count=1000,
         per="mixture",
         needs=frozenset({"moments"}),
@@ -29,11 +29,12 @@ KINDS.add(
 KINDS.add(
     PatchKind(
         name="msfid_octave",
-        says="Frechet distance within each octave",
+        description="Frechet distance within each octave",
         count=1000,
         per="octave",
         needs=frozenset({"moments"}),
         least=2,
+        columns=(Column(), Column("octaves", "by octave")),
         measured=_octaves,
     )
 )

@@ -20,7 +20,7 @@ def _octaves(patches: Comparison) -> Result:
 KINDS.add(
     PatchKind(
         name="mskid",
-        says="kernel distance over the data's mixture of scales",
+        description="kernel distance over the data's mixture of scales",
         count=1000,
         per="mixture",
         needs=frozenset({"bank"}),
@@ -31,7 +31,7 @@ KINDS.add(
 KINDS.add(
     PatchKind(
         name="mskid_octave",
-        says="kernel distance within each octave",
+        description="kernel distance within each octave",
         count=1000,
         per="octave",
         needs=frozenset({"bank"}),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from multiscale.metrics.compare import Comparison, PatchKind, beside_halves, mean_power
-from multiscale.metrics.measure import KINDS, Result
+from multiscale.metrics.measure import KINDS, Column, Result
 from multiscale.metrics.spectra import lattice_peak, plane_power
 
 
@@ -28,11 +28,12 @@ def _measured(patches: Comparison) -> Result:
 KINDS.add(
     PatchKind(
         name="lattice",
-        says="periodic patterns: highest peaks of spectra, fake over real",
+        description="periodic patterns: highest peaks of spectra, fake over real",
         count=64,
         per="octave",
         needs=frozenset({"images"}),
         least=16,
+        columns=(Column("octaves", "lattice by octave", digits=2),),
         measured=_measured,
     )
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multiscale.metrics.compare import Comparison, PatchKind, over_octaves
 from multiscale.metrics.frechet import precision_recall
-from multiscale.metrics.measure import KINDS, Result
+from multiscale.metrics.measure import KINDS, Column, Result
 
 
 def _measured(patches: Comparison) -> Result:
@@ -21,13 +21,14 @@ def _measured(patches: Comparison) -> Result:
 KINDS.add(
     PatchKind(
         name="precision_recall",
-        says="precision and recall within each octave",
+        description="precision and recall within each octave",
         count=1000,
         per="octave",
         needs=frozenset({"bank"}),
         higher_is_better=True,
         least=8,
         curves={"precision": ", precision", "recall": ", recall"},
+        columns=(Column("recall", "recall by octave", digits=2),),
         measured=_measured,
     )
 )

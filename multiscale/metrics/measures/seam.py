@@ -56,7 +56,7 @@ def _measured(model: Model) -> Result:
 KINDS.add(
     ViewKind(
         name="seam",
-        says="largest step across the borders of tiles",
+        description="largest step across the borders of tiles",
         count=4,
         per="octave",
         rendered=lambda count, octaves: 8 * count * octaves,  # four tiles, and the area of four

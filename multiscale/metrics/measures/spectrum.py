@@ -26,11 +26,10 @@ def _measured(patches: Comparison) -> Result:
 KINDS.add(
     PatchKind(
         name="spectrum",
-        says="power spectra, fake against real",
+        description="power spectra, fake against real",
         count=256,
         per="octave",
         needs=frozenset({"images"}),
-        least=2,
         picture=Picture(
             "Power spectra",
             "Power over the frequency of each octave's patches, and fake over real in dB. Below 0 detail is missing; above "

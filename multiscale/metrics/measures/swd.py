@@ -25,11 +25,10 @@ def _measured(patches: Comparison) -> Result:
 KINDS.add(
     PatchKind(
         name="swd",
-        says="sliced Wasserstein distance on Laplacian pyramids",
+        description="sliced Wasserstein distance on Laplacian pyramids",
         count=256,
         per="octave",
         needs=frozenset({"images"}),
-        least=2,
         measured=_measured,
     )
 )

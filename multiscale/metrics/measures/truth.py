@@ -13,7 +13,7 @@ from multiscale.data.patches import PatchDataset
 from multiscale.data.procedural import render_batch
 from multiscale.metrics.consistency import psnr
 from multiscale.metrics.draws import quantised
-from multiscale.metrics.measure import KINDS, Result
+from multiscale.metrics.measure import KINDS, Column, Result
 from multiscale.metrics.render import Model, ViewKind
 from multiscale.metrics.sliced_wasserstein import sliced_wasserstein
 from torch_utils.random import stream
@@ -78,7 +78,7 @@ def _mean_psnr(a: np.ndarray, b: np.ndarray) -> float:
 KINDS.add(
     ViewKind(
         name="truth",
-        says="PSNR and SWD against the procedural scene itself",
+        description="PSNR and SWD against the procedural scene itself",
         count=128,
         per="octave",
         higher_is_better=True,
@@ -86,6 +86,7 @@ KINDS.add(
         curves={"octaves": "", "swd": ", sliced Wasserstein distance"},
         rendered=lambda count, octaves: count * octaves,
         check=scene_seed,
+        columns=(Column(in_decibels=True),),
         measured=_measured,
     )
 )

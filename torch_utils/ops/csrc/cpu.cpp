@@ -233,7 +233,7 @@ template <typename T, int R, typename Finish = Plain> struct Stage : Rows<T> {
     static constexpr int LANES = Simd<T>::LANES;
     static constexpr bool PLAIN = std::is_same_v<Finish, Plain>;
     static constexpr int CHUNK = R == 1 && PLAIN ? 8 : 4;  // vectors that are summed at a time, of each of the rows
-    static constexpr int MOST_ROWS = 64;                   // that meet filters of up to 32 taps
+    static constexpr int MOST_ROWS = 128;                  // that meet filters of up to 64 taps
 
     Stage(Rows<T>& source, const Kernel<T>& g, const Axis& y, const Axis& x, Finish finish = {})
         : Rows<T>(Ring<T>(source.ring.phases * x.up / x.down, x.n_out)), finish(finish), source(source), y(y),

@@ -54,4 +54,10 @@ struct FilteredLReLU {
     double slope, clamp;  // clamp > 0, infinity for none
     struct Resampling up;    // its down is 1; the activation's gain is part of its gain
     struct Resampling down;  // its up is 1; its inputs are the outputs of `up`
+
+    // The filters for tensor cores (tensor_cores.py), or null: [terms][quads][32 lanes][4 registers]; they are multiples
+    // of the filters by the units.
+    const void *up_registers, *down_registers;
+    int32_t up_terms, down_terms;
+    double up_unit, down_unit;
 };

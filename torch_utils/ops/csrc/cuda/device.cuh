@@ -1,8 +1,8 @@
 // What all kernels share: launching, shared memory, samples of three types read and written as one, small arithmetic.
 //
 // Written so that a plain C++ compiler can take the same files, with a stand-in for the CUDA headers that runs a
-// block's threads one after the other (tests/torch_utils/cuda_emulation): kernels start through launch() only, shared
-// memory is dynamic only, and there are no warp intrinsics.
+// block's threads one after the other (tests/torch_utils/cuda_emulation): kernels start through launch() only, and shared
+// memory is dynamic only.
 
 #pragma once
 
@@ -38,22 +38,6 @@ BOTH bool inside(int origin, int i, int n) { return (unsigned)origin + (unsigned
 // ---------------------------------------------------------------------------------------------------------------------
 // Host
 
-#ifdef __CUDACC__
-// Start a kernel on a stream; 0 or the cudaError_t. An error of a launch is returned, not left for the next caller.
-template <typename... P>
-int launch(void (*kernel)(P...), int64_t blocks, int threads, int shared_bytes, void* stream, P... arguments) {
-    cudaError_t error = cudaSuccess;
-    if (shared_bytes > SHARED_ALWAYS)
-        error = cudaFuncSetAttribute((const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    void* pointers[] = {(void*)&arguments...};
-    if (error == cudaSuccess)
-        error = cudaLaunchKernel((const void*)kernel, dim3((unsigned)blocks), dim3((unsigned)threads), pointers,
-                                 (size_t)shared_bytes, (cudaStream_t)stream);
-    if (error != cudaSuccess) (void)cudaGetLastError();
-    return (int)error;
-}
-#endif
-
 // Bytes of shared memory of the current device: the most for a block, and of a multiprocessor.
 inline int shared_limits(int* per_block, int* per_multiprocessor) {
     int device = 0;
@@ -64,6 +48,33 @@ inline int shared_limits(int* per_block, int* per_multiprocessor) {
         error = cudaDeviceGetAttribute(per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
     if (error != cudaSuccess) (void)cudaGetLastError();
     return (int)error;
+}
+
+// Let a kernel's blocks have as much shared memory as the device has for one. Never less: the setting is the kernel's, and
+// another thread may be about to launch the same kernel with a larger tile.
+inline int allow_shared(const void* kernel) {
+    int limit = 0, per_multiprocessor = 0;
+    const int failed = shared_limits(&limit, &per_multiprocessor);
+    if (failed) return failed;
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
+    if (error != cudaSuccess) (void)cudaGetLastError();
+    return (int)error;
+}
+
+// Start a kernel on a stream; 0 or the cudaError_t. An error of a launch is returned, not left for the next caller.
+template <typename... P>
+int launch(void (*kernel)(P...), int64_t blocks, int threads, int shared_bytes, void* stream, P... arguments) {
+    if (shared_bytes > SHARED_ALWAYS)
+        if (const int error = allow_shared((const void*)kernel)) return error;
+#ifdef __CUDACC__
+    void* pointers[] = {(void*)&arguments...};
+    const cudaError_t error = cudaLaunchKernel((const void*)kernel, dim3((unsigned)blocks), dim3((unsigned)threads),
+                                               pointers, (size_t)shared_bytes, (cudaStream_t)stream);
+    if (error != cudaSuccess) (void)cudaGetLastError();
+    return (int)error;
+#else
+    return emulation::launch(kernel, blocks, threads, shared_bytes, stream, arguments...);
+#endif
 }
 
 // Launch over maps x tiles blocks: in one launch, or in several whose plans begin at a later map (`first_map`).
@@ -120,7 +131,7 @@ __device__ __forceinline__ unsigned short to_half_type(float v, int type) {
 }
 
 // Sample i of an array of `type`. A is the type of the arithmetic: float for all but FLOAT64. The type is no template
-// parameter: that would triple the kernels, and a branch that all threads take alike costs nothing next to the filters.
+// parameter of the kernels: that would triple them. Where many samples are read, with_type() branches once for all.
 template <typename A> struct Samples;
 
 template <> struct Samples<double> {
@@ -137,6 +148,52 @@ template <> struct Samples<float> {
         else ((unsigned short*)p)[i] = to_half_type(v, type);
     }
 };
+
+// n / d for n * d < 2^20, without a division.
+struct Divisor {
+    unsigned d, magic;
+    __device__ __forceinline__ explicit Divisor(int d) : d(d), magic((1u << 20) / d + 1) {}
+    __device__ __forceinline__ int operator()(int n) const { return (unsigned)n * magic >> 20; }
+};
+
+template <int V> struct Constant {
+    static constexpr int value = V;
+};
+
+// f with the type of an array as a constant: one branch, outside of the loops that f has.
+template <typename A, typename F> __device__ __forceinline__ void with_type(int type, F f) {
+    if constexpr (sizeof(A) == sizeof(double)) f(Constant<FLOAT64>());
+    else if (type == FLOAT32) f(Constant<FLOAT32>());
+    else if (type == FLOAT16) f(Constant<FLOAT16>());
+    else f(Constant<BFLOAT16>());
+}
+
+constexpr int ROWS_IN_FLIGHT = 8;  // rows of a warp that are asked for before the first of them is waited for
+
+// [rows, columns] samples of a map [n_y, n_x] that begins at `map`, from (y0, x0) on, plus a bias; zero outside of the
+// map. Warps take rows, lanes columns.
+template <typename A, int WARPS>
+__device__ __forceinline__ void load_tile(
+    const void* x, int type, int64_t map, int y0, int x0, int n_y, int n_x, A bias, int rows, int columns, A* to,
+    int pitch) {
+    with_type<A>(type, [&](auto constant) {
+        for (int first = threadIdx.x / LANES; first < rows; first += WARPS * ROWS_IN_FLIGHT)
+            for (int c = threadIdx.x % LANES; c < columns; c += LANES) {
+                const bool column_exists = inside(x0, c, n_x);
+                A v[ROWS_IN_FLIGHT];
+#pragma unroll
+                for (int i = 0; i < ROWS_IN_FLIGHT; i++) {
+                    const int r = first + i * WARPS;
+                    const bool exists = column_exists && r < rows && inside(y0, r, n_y);
+                    const unsigned place = (unsigned)(y0 + r) * n_x + (x0 + c);  // a map has fewer than 2^31 samples
+                    v[i] = exists ? Samples<A>::read(x, map + place, decltype(constant)::value) + bias : A(0);
+                }
+#pragma unroll
+                for (int i = 0; i < ROWS_IN_FLIGHT; i++)
+                    if (first + i * WARPS < rows) to[(first + i * WARPS) * pitch + c] = v[i];
+            }
+    });
+}
 
 // Four neighbouring samples in one access of 8 or 16 bytes; i must be a multiple of four, the array is_aligned().
 union FourHalves {

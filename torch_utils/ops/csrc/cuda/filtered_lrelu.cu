@@ -1,5 +1,6 @@
 // The entry point, and which filtered leaky ReLUs have tiles of their own: the generator's layers and their gradients.
 
+#include "filtered_lrelu_mma.cuh"
 #include "filtered_lrelu_tiles.cuh"
 
 namespace multiscale {
@@ -60,12 +61,26 @@ int filtered_lrelu_tiles(const FilteredLReLU& op, void* stream, bool* done) {
     return launch(op, plan_of(op), stream);
 }
 
+int filtered_lrelu_mma(const FilteredLReLU& op, void* stream, bool* done) {
+    *done = false;
+    if (op.type != FLOAT16 && op.type != BFLOAT16) return 0;
+    if (!op.up_registers || !op.down_registers || op.slope < 0 || op.slope > 1 || !is_plain(op)) return 0;
+    if (kind_of(op.up, op.up.y.up, op.up.x.up) == NEITHER || kind_of(op.down, op.down.y.down, op.down.x.down) == NEITHER)
+        return 0;
+    if (op.slopes == MULTIPLY && (op.code_bytes % 4 || (uintptr_t)op.codes % 4)) return 0;
+    if (op.slopes == MULTIPLY)
+        return op.up.x.up == 2 && op.down_terms == 1 ? launch_mma_multiply(op, stream, done) : 0;
+    if (op.down.x.down != 2 || op.up_terms != 1) return 0;
+    return op.slopes == REMEMBER ? launch_mma_remember(op, stream, done) : launch_mma_activate(op, stream, done);
+}
+
 }  // namespace multiscale
 
 EXPORT int filtered_lrelu_cuda(const struct FilteredLReLU* op, void* stream) {
     if (op->maps <= 0) return 0;
     if (multiscale::is_pointwise(*op)) return multiscale::filtered_lrelu_pointwise(*op, stream);
     bool done = false;
-    const int error = multiscale::filtered_lrelu_tiles(*op, stream, &done);
+    int error = multiscale::filtered_lrelu_mma(*op, stream, &done);
+    if (!done) error = multiscale::filtered_lrelu_tiles(*op, stream, &done);
     return done ? error : multiscale::filtered_lrelu_generic(*op, stream);
 }

@@ -1,4 +1,4 @@
-// The three ways to a filtered leaky ReLU; each returns 0 or a cudaError_t.
+// The four ways to a filtered leaky ReLU; each returns 0 or a cudaError_t.
 
 #pragma once
 
@@ -16,5 +16,8 @@ int filtered_lrelu_pointwise(const FilteredLReLU& op, void* stream);
 // For the generator's layers and their gradients (filtered_lrelu_tiles.cuh, chosen in filtered_lrelu.cu); *done:
 // whether there is such a kernel.
 int filtered_lrelu_tiles(const FilteredLReLU& op, void* stream, bool* done);
+
+// The same layers in half precision, where Python has prepared their filters (filtered_lrelu_mma.cuh).
+int filtered_lrelu_mma(const FilteredLReLU& op, void* stream, bool* done);
 
 }  // namespace multiscale

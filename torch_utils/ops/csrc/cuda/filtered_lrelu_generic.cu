@@ -116,11 +116,8 @@ template <typename A> __global__ void __launch_bounds__(GENERIC_THREADS, 2) gene
     A* const Q = P + p.p_size;
     const A bias = p.bias ? ((const A*)p.bias)[map % p.channels] : A(0);
     const int64_t in_map = map * p.n_in_y * p.n_in_x;
-    for_each(in_h, in_w, [&](int r, int c) {
-        const bool exists = inside(iy.origin, r, p.n_in_y) && inside(ix.origin, c, p.n_in_x);
-        const int64_t place = in_map + (int64_t)(iy.origin + r) * p.n_in_x + (ix.origin + c);
-        P[r * p.in_pitch + c] = exists ? Samples<A>::read(p.x, place, p.type) + bias : A(0);
-    });
+    load_tile<A, GENERIC_THREADS / LANES>(
+        p.x, p.type, in_map, iy.origin, ix.origin, p.n_in_y, p.n_in_x, bias, in_h, in_w, P, p.in_pitch);
     __syncthreads();
 
     A *u = Q, *other = P;

@@ -84,13 +84,6 @@ template <int UP, bool UP_DENSE, int DOWN, bool DOWN_DENSE> struct Sizes : Reach
     }
 };
 
-// n / d for n * d < 2^20, without a division.
-struct Divisor {
-    unsigned d, magic;
-    __device__ __forceinline__ explicit Divisor(int d) : d(d), magic((1u << 20) / d + 1) {}
-    __device__ __forceinline__ int operator()(int n) const { return (unsigned)n * magic >> 20; }
-};
-
 __device__ __forceinline__ float filter_tap(const float* f, int flip, int k, int taps) {
     return f[flip ? k : taps - 1 - k];
 }
@@ -208,19 +201,15 @@ template <int PITCH>
 __device__ __forceinline__ void load_inputs(const TilePlan& p, const Tile& t, int rows, int columns, float* in) {
     const float bias = p.bias ? p.bias[t.map % p.channels] : 0.f;
     const int64_t map = t.map * p.n_in_y * p.n_in_x;
-    for (int r = threadIdx.x / LANES; r < rows; r += WARPS) {
-        const bool row_exists = inside(t.in_y, r, p.n_in_y);
-        const int64_t place = map + (int64_t)(t.in_y + r) * p.n_in_x + t.in_x;
-        for (int c = threadIdx.x % LANES; c < columns; c += LANES) {
-            const bool exists = row_exists && inside(t.in_x, c, p.n_in_x);
-            in[r * PITCH + c] = exists ? Samples<float>::read(p.x, place + c, p.type) + bias : 0.f;
-        }
-    }
+    load_tile<float, WARPS>(p.x, p.type, map, t.in_y, t.in_x, p.n_in_y, p.n_in_x, bias, rows, columns, in, PITCH);
 }
 
-// Codes of N + 4 upsampled samples from column x on, 2 bits each; those outside of the image: anything.
-template <int N> __device__ __forceinline__ uint64_t read_codes(const uint8_t* row, int x, int n) {
-    const int first = x >> 2, bytes = (n + 3) >> 2;
+// Codes of N upsampled samples of row y from column x on, 2 bits each; those outside of the image: anything.
+template <int N, bool ONLY_MULTIPLY>
+__device__ __forceinline__ uint64_t read_codes(const TilePlan& p, const Tile& t, int y, int x) {
+    if (!ONLY_MULTIPLY && p.slopes != MULTIPLY) return 0;
+    const uint8_t* const row = p.codes + (t.map * p.n_up_y + y) * p.code_bytes;
+    const int first = x >> 2, bytes = inside(y, 0, p.n_up_y) ? (p.n_up_x + 3) >> 2 : 0;
     uint64_t codes = 0;
 #pragma unroll
     for (int i = 0; i <= N / 4; i++)
@@ -228,13 +217,15 @@ template <int N> __device__ __forceinline__ uint64_t read_codes(const uint8_t* r
     return codes >> (2 * (x & 3));
 }
 
-// Activate N samples of row y of the upsampled image, from column x + offset on, STEP columns apart.
+// Activate N samples of row y of the upsampled image, from column x + offset on, STEP columns apart; `codes`: what
+// read_codes() gave for them.
 template <int N, int STEP, bool ONLY_MULTIPLY>
-__device__ __forceinline__ void activate_row(const TilePlan& p, const Tile& t, int y, int x, int offset, float* v) {
+__device__ __forceinline__ void activate_row(
+    const TilePlan& p, const Tile& t, int y, int x, int offset, uint64_t codes, float* v) {
     const bool row_exists = inside(y, 0, p.n_up_y);
     const int64_t row = (t.map * p.n_up_y + y) * p.code_bytes;
     if (ONLY_MULTIPLY || p.slopes == MULTIPLY) {
-        const uint64_t codes = row_exists ? read_codes<N * STEP>(p.codes + row, x, p.n_up_x) >> (2 * offset) : 0;
+        codes >>= 2 * offset;
         if (N * STEP <= 8) {  // spares registers: they fit in 32 bits
             const unsigned low = (unsigned)codes;
 #pragma unroll
@@ -316,6 +307,8 @@ __device__ __forceinline__ void upsample_rows(
     const Divisor groups(S::groups(t.width));
     for (int item = threadIdx.x; item < t.up_h * (int)groups.d; item += TILE_THREADS) {
         const int r = groups(item), g = item - r * groups.d;
+        const int y = t.up_y + r, x = t.up_x + g * S::COLUMNS;
+        const uint64_t codes = read_codes<S::COLUMNS, false>(p, t, y, x);  // arrive while the sums are made
         float v[12], u[S::COLUMNS];
         load<12>(in + r * S::IN_PITCH + BLOCK * g, v);
 #pragma unroll
@@ -324,7 +317,7 @@ __device__ __forceinline__ void upsample_rows(
 #pragma unroll
             for (int i = 0; i < 7; i++) u[m] += w[m % UP][i] * v[m / UP + i];
         }
-        activate_row<S::COLUMNS, 1, false>(p, t, t.up_y + r, t.up_x + g * S::COLUMNS, 0, u);
+        activate_row<S::COLUMNS, 1, false>(p, t, y, x, 0, codes, u);
         constexpr int PLACES = S::COLUMNS / DOWN;
         float* const out = planes + r * S::ROW + r / SKEW_ROWS * skew + g * PLACES;
 #pragma unroll
@@ -349,6 +342,11 @@ __device__ __forceinline__ void upsample_dense(
         const int phase = item >= 2 * all ? 2 + (item >= 3 * all) : item >= all, rest = item - phase * all;
         const int gy = by_x(rest), gx = rest - gy * groups_x, py = phase >> 1, px = phase & 1;
         const float* const rows = in + (BLOCK * gy + (py > t.ky00)) * S::IN_PITCH + BLOCK * gx;
+        unsigned codes[BLOCK];  // arrive while the sums are made; of 8 columns and the 3 that these may begin late
+#pragma unroll
+        for (int r = 0; r < BLOCK; r++)
+            codes[r] = (unsigned)read_codes<2 * BLOCK, true>(
+                p, t, t.up_y + 2 * (BLOCK * gy + r) + py, t.up_x + gx * S::COLUMNS);
         float sum[BLOCK][BLOCK] = {};
         if (px > t.kx00) correlate<1>(rows, S::IN_PITCH, 0, weights + 36 * phase, sum);
         else correlate<0>(rows, S::IN_PITCH, 0, weights + 36 * phase, sum);
@@ -357,7 +355,7 @@ __device__ __forceinline__ void upsample_dense(
             const int row = 2 * (BLOCK * gy + r) + py;
             if (row >= t.up_h) continue;
             float* const u = sum[r];
-            activate_row<BLOCK, 2, true>(p, t, t.up_y + row, t.up_x + gx * S::COLUMNS, px, u);
+            activate_row<BLOCK, 2, true>(p, t, t.up_y + row, t.up_x + gx * S::COLUMNS, px, codes[r], u);
             float* const out = planes + row * S::ROW + px * S::PLANE;  // column 8 * gx + 2 * c + px
             if (DOWN == 2) {
                 store4(out + 4 * gx, u[0], u[1], u[2], u[3]);

@@ -35,11 +35,8 @@ __global__ void __launch_bounds__(GENERIC_THREADS, 4) upfirdn2d_kernel(const Upf
     A* const in = shared_memory<A>();
     A* const columns = in + p.in_h * p.in_w;
     const int64_t in_map = map * p.n_in_y * p.n_in_x, out_map = map * p.n_out_y * p.n_out_x;
-    for_each(in_h, in_w, [&](int r, int c) {
-        const bool exists = inside(sy.origin, r, p.n_in_y) && inside(sx.origin, c, p.n_in_x);
-        const int64_t place = in_map + (int64_t)(sy.origin + r) * p.n_in_x + (sx.origin + c);
-        in[r * p.in_w + c] = exists ? Samples<A>::read(p.x, place, p.type) : A(0);
-    });
+    load_tile<A, GENERIC_THREADS / LANES>(
+        p.x, p.type, in_map, sy.origin, sx.origin, p.n_in_y, p.n_in_x, A(0), in_h, in_w, in, p.in_w);
     __syncthreads();
     if (TAPS || p.separable) {
         const Pass<A, TAPS> g(p.taps);

@@ -1,0 +1,512 @@
+// A filtered leaky ReLU in half precision on tensor cores: filters with six taps for each phase, dense ones as sums of few
+// separable ones (tensor_cores.py). Sums are in float32; what goes from one pass to the next is rounded to float16.
+//
+// A block stages a tile's inputs in shared memory, in float16, scaled by a power of two so that neither overflow nor
+// underflow matters whatever the type: leaky ReLU and clamp go with the scale. A warp makes a strip of 16 output columns, 8
+// rows at a time, from blocks of 16 upsampled rows, and keeps all between its inputs and its outputs in registers:
+//
+//     [16 rows, 16 inputs] [16 inputs, 8 columns]            -> rows upsampled           vertical, for each 8 columns
+//     [16 rows, 16 columns] [16 columns, 8 upsampled]        -> upsampled, activated     horizontal
+//     [16 outputs, 16 upsampled] [16 upsampled, 8 rows]      -> columns downsampled, transposed
+//     [16 output columns, 16 rows] [16 rows, 8 output rows]  -> outputs, transposed      vertical
+//
+// The sum of a product lies in a warp's registers as the left factor of the next, or, transposed, as its right factor.
+
+#pragma once
+
+#include <math.h>
+
+#include "filtered_lrelu.cuh"
+#include "warp.cuh"
+
+namespace multiscale {
+
+constexpr int MMA_THREADS = 128;
+constexpr int MMA_WARPS = MMA_THREADS / LANES;
+constexpr int STRIP = 16, STEP = 8;  // output columns of a warp; output rows that it makes at a time
+constexpr int BAND = 16;             // upsampled rows that it makes at a time
+constexpr int LARGEST_EXPONENT = 14; // scaled inputs are below 2^14
+
+struct MmaPlan {
+    const void* x;
+    void* y;
+    const float* bias;
+    uint8_t* codes;
+    const uint4 *up, *down;  // registers of the filters: [terms][quads][32]
+    int64_t channels, code_bytes;
+    int type;
+    float slope, clamp, least_scale, gain;  // clamp of an unscaled sample as the products make it; of the outputs
+    int n_in_y, n_in_x, n_up_y, n_up_x, n_out_y, n_out_x;
+    int up_pad_y, up_pad_x, down_pad_y, down_pad_x;
+    int strips, rows;        // of a tile: strips side by side, 1, 2 or 4; output rows of a warp, a multiple of STEP
+    int tiles_x, tiles;      // of a map
+    int in_pitch, in_bytes, code_pitch;
+    int pairs;               // whether rows of inputs begin at multiples of four bytes
+    int64_t first_map;
+};
+
+template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Shapes {
+    static constexpr int STEPS_X = DOWN == 2 ? 3 : 6;   // 16 upsampled columns each, that a strip's outputs meet
+    static constexpr int STEPS_Y = DOWN;                // 16 upsampled rows each, that STEP outputs meet
+    static constexpr int BANDS = DOWN * STEP / BAND;    // by which the rows go on with STEP outputs
+    static constexpr int UP_TILES = 2 * STEPS_X;        // of 8 upsampled columns
+    static constexpr int IN_TILES = (UP_TILES + UP - 1) / UP + 1;  // of 8 input columns
+    static constexpr int STRIDE = STRIP * DOWN / UP;    // inputs from strip to strip
+    static constexpr int UP_QUADS = (4 + 2 * UP) / 4, DOWN_QUADS = (4 * STEPS_X + 2 * STEPS_Y) / 4;
+
+    static BOTH constexpr int bands(int rows) { return (rows / STEP + 1) * BANDS; }
+    static BOTH constexpr int in_rows(int rows) { return (bands(rows) - 1) * (BAND / UP) + 16; }
+    static BOTH constexpr int in_columns(int strips) { return (strips - 1) * STRIDE + 8 * IN_TILES; }
+    static BOTH constexpr int code_columns(int strips) { return ((strips - 1) * STRIP * DOWN + 8 * UP_TILES) / 4; }
+    // Rows of inputs begin in banks that are 16 bytes apart (modulo 128), rows of codes in different ones.
+    static int in_pitch(int strips) { return (in_columns(strips) / 8 | 1) * 8; }
+    static int code_pitch(int strips) { return SLOPES == MULTIPLY ? (code_columns(strips) / 4 | 1) * 4 : 0; }
+};
+
+// What a block works on: outputs, upsampled samples and inputs where it begins; how much there is.
+struct MmaTile {
+    int64_t map;
+    int out_y, out_x, up_y, up_x, in_y, in_x;
+    int rows, strips;
+};
+
+constexpr int TABLE = 16;  // slopes of two codes
+constexpr int MMA_HEAD = TABLE * sizeof(float2) + MMA_WARPS * sizeof(unsigned);  // bytes before the inputs
+
+struct MmaShared {
+    float2* table;       // [TABLE]
+    unsigned* largest;   // [MMA_WARPS]
+    unsigned short* in;
+    uint8_t* codes;
+};
+
+template <typename S, int UP, int DOWN> __device__ __forceinline__ MmaTile mma_tile(const MmaPlan& p) {
+    MmaTile t;
+    const int index = blockIdx.x % p.tiles, tile_h = p.rows * (MMA_WARPS / p.strips), tile_w = p.strips * STRIP;
+    t.map = p.first_map + blockIdx.x / p.tiles;
+    t.out_y = index / p.tiles_x * tile_h;
+    t.out_x = index % p.tiles_x * tile_w;
+    t.rows = smaller(tile_h, (p.n_out_y - t.out_y + STEP - 1) / STEP * STEP);
+    t.strips = smaller(p.strips, (p.n_out_x - t.out_x + STRIP - 1) / STRIP);
+    const int64_t up_y = (int64_t)t.out_y * DOWN - p.down_pad_y, up_x = (int64_t)t.out_x * DOWN - p.down_pad_x;
+    t.up_y = clamp_origin(up_y, p.n_up_y);
+    t.up_x = clamp_origin(up_x, p.n_up_x);
+    t.in_y = clamp_origin(ceil_div_floor(up_y - p.up_pad_y, UP), p.n_in_y);
+    t.in_x = clamp_origin(ceil_div_floor(up_x - p.up_pad_x, UP) & ~(int64_t)1, p.n_in_x);  // as tensor_cores.py has it
+    return t;
+}
+
+// The power of two by which inputs are multiplied whose largest finite magnitude has these bits. With a clamp never so
+// small that the clamp would vanish beside the inputs.
+__device__ __forceinline__ float scale_of(unsigned largest, float least) {
+    const int exponent = 2 * 127 + LARGEST_EXPONENT - 1 - (int)(largest >> 23);
+    const float scale = of_bits((unsigned)larger(smaller(exponent, 127 + 120), 127 - 120) << 23);
+    return larger(scale, least);
+}
+
+constexpr int IN_FLIGHT = 8;  // words that a thread asks for before it waits for the first of them
+
+// Inputs as they are from global to shared memory, zero outside of the image; returns the largest magnitudes of a thread's
+// even and odd columns. PAIRS: rows begin at multiples of two samples. A tile always does.
+template <int TYPE, bool PAIRS>
+__device__ __forceinline__ unsigned load_words(const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned* in) {
+    const unsigned short* const map = (const unsigned short*)p.x + t.map * p.n_in_y * p.n_in_x;
+    const Divisor pairs(columns / 2);
+    const int all = rows * (int)pairs.d;
+    unsigned largest = 0;
+    for (int first = threadIdx.x; first < all; first += MMA_THREADS * IN_FLIGHT) {
+        unsigned word[IN_FLIGHT];
+        int place[IN_FLIGHT];
+#pragma unroll
+        for (int i = 0; i < IN_FLIGHT; i++) {
+            const int item = first + i * MMA_THREADS, r = pairs(item), c = 2 * (item - r * (int)pairs.d);
+            const bool row_exists = item < all && inside(t.in_y, r, p.n_in_y);
+            const unsigned short* const sample = map + ((unsigned)(t.in_y + r) * p.n_in_x + (t.in_x + c));
+            place[i] = r * (p.in_pitch / 2) + c / 2;
+            word[i] = 0;
+            if constexpr (PAIRS) {
+                if (row_exists && inside(t.in_x, c, p.n_in_x)) word[i] = *(const unsigned*)sample;
+            } else {
+                if (row_exists && inside(t.in_x, c, p.n_in_x)) word[i] = sample[0];
+                if (row_exists && inside(t.in_x, c + 1, p.n_in_x)) word[i] |= (unsigned)sample[1] << 16;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < IN_FLIGHT; i++) {
+            if (first + i * MMA_THREADS >= all) break;
+            in[place[i]] = word[i];
+            largest = larger_halves<TYPE>(largest, word[i] & 0x7fff7fffu);
+        }
+    }
+    return largest;
+}
+
+// The largest of all threads' v. To be called by all of them; `of_warps` must not be in use.
+__device__ __forceinline__ float largest_of_block(float v, unsigned* of_warps) {
+    const unsigned of_warp = largest_of_warp(bits_of(v));  // v >= 0: its bits are in its order
+    if (threadIdx.x % LANES == 0) of_warps[threadIdx.x / LANES] = of_warp;
+    __syncthreads();
+    unsigned largest = of_warps[0];
+#pragma unroll
+    for (int i = 1; i < MMA_WARPS; i++) largest = larger(largest, of_warps[i]);
+    return of_bits(largest);
+}
+
+// The largest finite magnitude among the staged inputs, where the largest is not finite.
+template <int TYPE>
+__device__ __forceinline__ float largest_finite(
+    const MmaPlan& p, int rows, int columns, const unsigned short* in, unsigned* of_warps) {
+    float largest = 0;
+    for (int r = threadIdx.x / LANES; r < rows; r += MMA_WARPS)
+        for (int c = threadIdx.x % LANES; c < columns; c += LANES) {
+            const float v = fabsf(from_half_type(in[r * p.in_pitch + c], TYPE));
+            if (v < INFINITY) largest = larger(largest, v);
+        }
+    __syncthreads();
+    return largest_of_block(largest, of_warps);
+}
+
+// Inputs with bias, times the scale that is returned, in float16; zero outside of the image.
+template <int TYPE>
+__device__ __forceinline__ float stage_inputs(
+    const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned short* in, unsigned* of_warps) {
+    const unsigned both = p.pairs ? load_words<TYPE, true>(p, t, rows, columns, (unsigned*)in)
+                                  : load_words<TYPE, false>(p, t, rows, columns, (unsigned*)in);
+    const float low = from_half_type((unsigned short)both, TYPE), high = from_half_type((unsigned short)(both >> 16), TYPE);
+    float largest = largest_of_block(larger(low, high), of_warps);
+    if (!(largest < INFINITY)) largest = largest_finite<TYPE>(p, rows, columns, in, of_warps);
+    const float bias = p.bias ? p.bias[t.map % p.channels] : 0.f;
+    const float scale = scale_of(bits_of(smaller(largest + fabsf(bias), 3e38f)), p.least_scale), scaled_bias = bias * scale;
+    constexpr float MOST = 1 << LARGEST_EXPONENT;
+    const bool limited = scale == p.least_scale;  // a clamp that is smaller by far: nothing is lost beyond MOST
+    uint4* const vectors = (uint4*)in;
+    for (int i = threadIdx.x; i < rows * p.in_pitch / 8; i += MMA_THREADS) {
+        const uint4 four = vectors[i];
+        unsigned words[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            float v[2];
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float raw = from_half_type((unsigned short)(words[k] >> (16 * h)), TYPE);
+                v[h] = raw * scale + scaled_bias;
+                if (limited) {
+                    const float sum = raw + bias;
+                    v[h] = fabsf(sum) < INFINITY && fabsf(sum * scale) > MOST ? copysignf(MOST, sum) : sum * scale;
+                }
+            }
+            words[k] = pack_halves(v[0], v[1]);
+        }
+        vectors[i] = uint4{words[0], words[1], words[2], words[3]};
+    }
+    const int left = larger(-t.in_x, 0), right = p.n_in_x - t.in_x;
+    const bool whole = left == 0 && right >= columns && t.in_y >= 0 && rows <= p.n_in_y - t.in_y;
+    if (bias != 0 && !whole) {  // has made something of nothing outside of the image
+        __syncthreads();
+        for (int r = threadIdx.x / LANES; r < rows; r += MMA_WARPS) {
+            const bool row_exists = inside(t.in_y, r, p.n_in_y);
+            unsigned short* const row = in + r * p.in_pitch;
+            const int lane = threadIdx.x % LANES;
+            for (int c = lane; c < (row_exists ? smaller(left, columns) : columns); c += LANES) row[c] = 0;
+            for (int c = larger(right, 0) + lane; row_exists && c < columns; c += LANES) row[c] = 0;
+        }
+    }
+    return scale;
+}
+
+constexpr unsigned NOTHING = 0xaaaaaaaau;  // codes of slope 0
+
+// Codes of the tile's upsampled samples, from its first on, 16 to a word; those outside of the image: NOTHING.
+__device__ __forceinline__ void stage_codes(const MmaPlan& p, const MmaTile& t, int rows, int columns, uint8_t* codes) {
+    const unsigned* const map = (const unsigned*)(p.codes + t.map * p.n_up_y * p.code_bytes);
+    const int words_of_row = (int)(p.code_bytes / 4), shift = 2 * (t.up_x & 15), first_word = t.up_x >> 4;
+    const Divisor words(columns / 4);
+    const int all = rows * (int)words.d;
+    for (int first = threadIdx.x; first < all; first += MMA_THREADS * IN_FLIGHT) {
+        unsigned low[IN_FLIGHT], high[IN_FLIGHT];
+#pragma unroll
+        for (int i = 0; i < IN_FLIGHT; i++) {
+            const int item = first + i * MMA_THREADS, r = words(item), c = item - r * (int)words.d;
+            const bool row_exists = item < all && inside(t.up_y, r, p.n_up_y);
+            const unsigned* const word = map + (int64_t)(t.up_y + r) * words_of_row + (first_word + c);
+            low[i] = row_exists && inside(first_word, c, words_of_row) ? word[0] : 0u;
+            high[i] = shift && row_exists && inside(first_word, c + 1, words_of_row) ? word[1] : 0u;
+        }
+#pragma unroll
+        for (int i = 0; i < IN_FLIGHT; i++) {
+            const int item = first + i * MMA_THREADS, r = words(item), c = item - r * (int)words.d, x = t.up_x + 16 * c;
+            if (item >= all) break;
+            const int begin = smaller(larger(-x, 0), 16), end = smaller(larger(p.n_up_x - x, 0), 16);
+            const uint64_t exists = ((uint64_t)1 << (2 * end)) - ((uint64_t)1 << (2 * begin));  // begin < end, or nothing
+            const unsigned there = inside(t.up_y, r, p.n_up_y) && begin < end ? (unsigned)exists : 0u;
+            const unsigned word = (unsigned)(((uint64_t)high[i] << 32 | low[i]) >> shift);
+            *(unsigned*)(codes + r * p.code_pitch + 4 * c) = (word & there) | (NOTHING & ~there);
+        }
+    }
+}
+
+// Four registers at a time of this lane.
+template <int QUADS> __device__ __forceinline__ void load_registers(const uint4* from, unsigned (&to)[4 * QUADS]) {
+#pragma unroll
+    for (int i = 0; i < QUADS; i++) {
+        const uint4 four = from[i * LANES + threadIdx.x % LANES];
+        to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
+    }
+}
+
+// A warp's work.
+template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Strip {
+    using S = Shapes<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>;
+    static constexpr int WORDS = SLOPES == MULTIPLY ? S::UP_TILES / 2 : 1;  // of a lane's codes in a row
+
+    const MmaPlan& p;
+    const MmaTile& t;
+    const MmaShared& shared;
+    const int column, g, l;  // first output, counted from the tile's; this is lane 4 * g + l
+    const unsigned slope;    // in float16, twice
+    unsigned limit;          // the scaled clamp likewise
+    unsigned up[UP_TERMS][4 * S::UP_QUADS], down[DOWN_TERMS][4 * S::DOWN_QUADS];
+    float sums[2][4];        // of the STEP outputs before, and of those that begin with the band
+
+    __device__ __forceinline__ Strip(const MmaPlan& p, const MmaTile& t, const MmaShared& shared, int column)
+        : p(p), t(t), shared(shared), column(column), g(threadIdx.x % LANES / 4), l(threadIdx.x % 4),
+          slope(pack_halves(p.slope, p.slope)), limit(0), sums{} {
+#pragma unroll
+        for (int k = 0; k < UP_TERMS; k++) load_registers<S::UP_QUADS>(p.up + k * S::UP_QUADS * LANES, up[k]);
+#pragma unroll
+        for (int k = 0; k < DOWN_TERMS; k++) load_registers<S::DOWN_QUADS>(p.down + k * S::DOWN_QUADS * LANES, down[k]);
+    }
+
+    // Output rows [first, first + rows) of the tile, whose inputs are staged with this scale.
+    __device__ __forceinline__ void run(int first, int rows, float scale) {
+        limit = pack_halves(p.clamp * scale, p.clamp * scale);
+        const float unscale = 1 / scale;
+        const int end = t.out_y + first + rows;
+        const int own_y_end = end >= p.n_out_y ? p.n_up_y : end * DOWN;
+        const int right = t.out_x + column + STRIP;
+        const int own_x_end = right >= p.n_out_x ? p.n_up_x : right * DOWN;
+#pragma unroll 1
+        for (int r = 0; r <= rows; r += STEP) {
+            add_band<0>((first + r) * DOWN, own_y_end, own_x_end);
+            if constexpr (S::BANDS == 2) add_band<1>((first + r) * DOWN + BAND, own_y_end, own_x_end);
+            if (r > 0) write_outputs(first + r - STEP, unscale);
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[0][i] = sums[1][i], sums[1][i] = 0;
+        }
+    }
+
+    // A band that begins at row `band` of the upsampled tile, part HALF of those with which STEP outputs begin.
+    template <int HALF> __device__ __forceinline__ void add_band(int band, int own_y_end, int own_x_end) {
+        __syncwarp();
+        const int lane = 4 * g + l;
+        const unsigned short* const row =
+            shared.in + (band / UP + lane % 16) * p.in_pitch + column * DOWN / UP + lane / 16 * 8;
+        unsigned inputs[S::IN_TILES][2];
+#pragma unroll
+        for (int i = 0; i + 1 < S::IN_TILES; i += 2) load_transposed(inputs[i], inputs[i + 1], row + 8 * i);
+        if constexpr (S::IN_TILES % 2)
+            load_transposed(inputs[S::IN_TILES - 1], row - lane / 16 * 8 + 8 * (S::IN_TILES - 1));
+
+        unsigned rows[UP_TERMS][S::IN_TILES][2];
+#pragma unroll
+        for (int k = 0; k < UP_TERMS; k++)
+#pragma unroll
+            for (int i = 0; i < S::IN_TILES; i++) {
+                float sum[4] = {};
+                multiply_add(sum, {up[k][0], up[k][1], up[k][2], up[k][3]}, inputs[i]);
+                rows[k][i][0] = pack_halves(sum[0], sum[1]);
+                rows[k][i][1] = pack_halves(sum[2], sum[3]);
+            }
+
+        const int y = t.up_y + band, x = t.up_x + column * DOWN;
+        const bool whole = y >= 0 && x >= 0 && y + BAND <= p.n_up_y && x + 8 * S::UP_TILES <= p.n_up_x;
+        unsigned codes[2][WORDS] = {};
+        if constexpr (SLOPES == MULTIPLY) read_codes(band, codes);
+        float columns[DOWN_TERMS][2][4] = {};
+#pragma unroll
+        for (int s = 0; s < S::STEPS_X; s++) {
+            unsigned activated[2][2];  // [half of the rows][half of the columns]
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int tile = 2 * s + half, i = tile / UP, at = 4 + 2 * (tile % UP);
+                float sum[4] = {};
+#pragma unroll
+                for (int k = 0; k < UP_TERMS; k++)
+                    multiply_add(sum, {rows[k][i][0], rows[k][i][1], rows[k][i + 1][0], rows[k][i + 1][1]},
+                                 {up[k][at], up[k][at + 1]});
+                unsigned packed[2];
+                activate_tile(sum, tile, y, x, whole, codes, packed);
+                activated[0][half] = packed[0];
+                activated[1][half] = packed[1];
+            }
+#pragma unroll
+            for (int k = 0; k < DOWN_TERMS; k++)
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    multiply_add(columns[k][half],
+                                 {down[k][4 * s], down[k][4 * s + 1], down[k][4 * s + 2], down[k][4 * s + 3]},
+                                 activated[half]);
+        }
+        if constexpr (SLOPES == REMEMBER) write_codes(y, x, own_y_end, own_x_end, codes);
+
+#pragma unroll
+        for (int k = 0; k < DOWN_TERMS; k++) {
+            unsigned left[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) left[i] = pack_halves(columns[k][i / 2][i % 2 * 2], columns[k][i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {  // to the outputs before this is the later half of their rows
+                const int at = 4 * S::STEPS_X + 2 * (HALF + (1 - i) * S::STEPS_Y / 2);
+                multiply_add(sums[i], left, {down[k][at], down[k][at + 1]});
+            }
+        }
+    }
+
+    // The samples of 8 columns, activated and packed: [half of the rows]. `whole`: the band is all in the image.
+    __device__ __forceinline__ void activate_tile(
+        float (&v)[4], int tile, int y, int x, bool whole, unsigned (&codes)[2][WORDS], unsigned (&packed)[2]) const {
+        if constexpr (SLOPES == MULTIPLY) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float2 slopes = shared.table[codes[half][tile / 2] >> (16 * (tile % 2) + 4 * l) & 15];
+                packed[half] = pack_halves(v[2 * half] * slopes.x, v[2 * half + 1] * slopes.y);
+            }
+        } else {
+            if (!whole)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    if (!inside(y, g + i / 2 * 8, p.n_up_y) || !inside(x, 8 * tile + 2 * l + i % 2, p.n_up_x)) v[i] = 0.f;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const unsigned samples = pack_halves(v[2 * half], v[2 * half + 1]);
+                packed[half] = activate_halves(samples, slope, limit);
+                if constexpr (SLOPES == REMEMBER) {
+                    const unsigned clamped = at_least(packed[half] & 0x7fff7fffu, limit), negative = not_positive(samples);
+                    codes[half][0] += ((negative & ~clamped & 0x00010001u) | (clamped & 0x00020002u)) << (2 * tile);
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void read_codes(int band, unsigned (&codes)[2][WORDS]) const {
+        const uint8_t* const first = shared.codes + (band + g) * p.code_pitch + column * DOWN / 4;
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+            for (int i = 0; i < WORDS; i++)
+                codes[half][i] = *(const unsigned*)(first + 8 * half * p.code_pitch + 4 * i);
+    }
+
+    // Codes of a band to memory. Each lane has, of a row, those of a column of each tile in the low half of its word and of
+    // the next column in the high half; two lanes share bytes, and each writes every second one.
+    __device__ __forceinline__ void write_codes(int y, int x, int y_end, int x_end, unsigned (&codes)[2][WORDS]) const {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const unsigned mine = codes[half][0], other = of_neighbour(mine);
+            const unsigned first = l & 1 ? other : mine, second = l & 1 ? mine : other;
+            const unsigned low = (first & 0xffffu) | second << 16, high = first >> 16 | (second & 0xffff0000u);
+            const int row = y + g + 8 * half;
+            if (!inside(row, 0, p.n_up_y) || row >= y_end) continue;
+            uint8_t* const bytes = p.codes + (t.map * p.n_up_y + row) * p.code_bytes;
+#pragma unroll
+            for (int i = 0; i < S::UP_TILES / 2; i++) {
+                const int tile = 2 * i + (l & 1), its_x = x + 8 * tile + 4 * (l >> 1), shift = 2 * tile;
+                const unsigned evens = low >> shift & 0x00030003u, odds = high >> shift & 0x00030003u;
+                const unsigned pairs = evens | odds << 2;
+                if (its_x < x_end) bytes[its_x >> 2] = (uint8_t)(pairs | pairs >> 12);
+            }
+        }
+    }
+
+    // STEP rows of the strip, from row `first` of the tile on.
+    __device__ __forceinline__ void write_outputs(int first, float unscale) const {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int y = t.out_y + first + 2 * l + i % 2, x = t.out_x + column + g + i / 2 * 8;
+            if (y < p.n_out_y && x < p.n_out_x)
+                Samples<float>::write(p.y, (t.map * p.n_out_y + y) * p.n_out_x + x, p.type,
+                                      sums[0][i] * p.gain * unscale);
+        }
+    }
+};
+
+template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES>
+__global__ void __launch_bounds__(MMA_THREADS, DOWN == 4 && UP_TERMS > 1 ? 2 : 3) mma_kernel(const MmaPlan p) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+    using S = Shapes<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>;
+    const MmaTile t = mma_tile<S, UP, DOWN>(p);
+    unsigned char* const bytes = shared_memory<unsigned char>();
+    const MmaShared shared{(float2*)bytes, (unsigned*)(bytes + TABLE * sizeof(float2)),
+                           (unsigned short*)(bytes + MMA_HEAD), bytes + MMA_HEAD + p.in_bytes};
+    const int in_h = S::in_rows(t.rows), in_w = S::in_columns(t.strips);
+    if (SLOPES == MULTIPLY) {
+        const unsigned i = threadIdx.x;
+        if (i < TABLE) shared.table[i] = make_float2(slope_of(i & 3, p.slope), slope_of(i >> 2, p.slope));
+        stage_codes(p, t, BAND * S::bands(t.rows), S::code_columns(t.strips), shared.codes);
+    }
+    const int warp = threadIdx.x / LANES, strip = warp % p.strips, first = warp / p.strips * p.rows;
+    Strip<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES> work(p, t, shared, strip * STRIP);  // reads its filters meanwhile
+    const float scale = p.type == FLOAT16 ? stage_inputs<FLOAT16>(p, t, in_h, in_w, shared.in, shared.largest)
+                                          : stage_inputs<BFLOAT16>(p, t, in_h, in_w, shared.in, shared.largest);
+    __syncthreads();
+    if (strip < t.strips && first < t.rows) work.run(first, smaller(p.rows, t.rows - first), scale);
+#endif
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Host
+
+// Estimated time of a block, in instructions of a warp. A product takes as long as six others (benchmarks/kernel_costs.py).
+template <typename S, int UP_TERMS, int DOWN_TERMS> double mma_cost(int strips_wide, int rows_high, int strips, int rows) {
+    const int bands = S::bands(rows), most = MMA_WARPS / strips * rows;
+    const double products = UP_TERMS * (S::IN_TILES + S::UP_TILES) + DOWN_TERMS * (2 * S::STEPS_X + 2);
+    const double band = 6 * products + 16. * S::UP_TILES + 60;
+    const double staging = 14. * S::in_rows(most) * S::in_columns(strips) / 32;
+    const int across = (strips_wide + strips - 1) / strips, down = (rows_high + most - 1) / most;
+    const double working = (double)strips_wide * ((rows_high + rows - 1) / rows);  // warps of a map that have work
+    return across * down * (staging + 600) + working * (bands * band + 300);
+}
+
+template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> int launch_mma(const FilteredLReLU& op, void* stream) {
+    using S = Shapes<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>;
+    MmaPlan p{};
+    p.x = op.x, p.y = op.y, p.bias = (const float*)op.bias, p.codes = op.codes;
+    p.up = (const uint4*)op.up_registers, p.down = (const uint4*)op.down_registers;
+    p.channels = op.channels, p.code_bytes = op.code_bytes, p.type = op.type, p.slope = (float)op.slope;
+    const double unit = op.up_unit / op.up.gain;  // of an upsampled sample, as the products make it
+    p.clamp = (float)(op.clamp * unit);
+    p.least_scale = op.slopes == MULTIPLY || isinf(op.clamp) ? 0.f : (float)exp2(smaller(ceil(log2(0x1p-4 / (op.clamp * unit))), 120.));
+    p.gain = (float)(op.down.gain / op.down_unit / unit);
+    p.n_in_y = op.up.y.n_in, p.n_in_x = op.up.x.n_in, p.n_up_y = op.up.y.n_out, p.n_up_x = op.up.x.n_out;
+    p.n_out_y = op.down.y.n_out, p.n_out_x = op.down.x.n_out;
+    p.up_pad_y = op.up.y.pad0, p.up_pad_x = op.up.x.pad0;
+    p.down_pad_y = op.down.y.pad0, p.down_pad_x = op.down.x.pad0;
+    p.pairs = p.n_in_x % 2 == 0 && (uintptr_t)op.x % 4 == 0;
+    const int strips_wide = (p.n_out_x + STRIP - 1) / STRIP, rows_high = (p.n_out_y + STEP - 1) / STEP * STEP;
+    double best = INFINITY;
+    int shared_bytes = 0;
+    for (int strips = 1; strips <= MMA_WARPS; strips *= 2)
+        for (int rows = STEP; rows <= 96; rows += STEP) {
+            const int most = MMA_WARPS / strips * rows, in_bytes = S::in_rows(most) * S::in_pitch(strips) * 2;
+            const int bytes = MMA_HEAD + in_bytes + BAND * S::bands(most) * S::code_pitch(strips);
+            const int items = larger(S::in_rows(most) * S::in_columns(strips) / 2, BAND * S::bands(most) * S::code_columns(strips) / 4);
+            if ((items + MMA_THREADS * IN_FLIGHT) * S::in_columns(strips) / 2 >= 1 << 20) continue;  // for Divisor
+            const double cost = mma_cost<S, UP_TERMS, DOWN_TERMS>(strips_wide, rows_high, strips, rows);
+            if (bytes > SHARED_ALWAYS || cost >= best) continue;
+            best = cost, shared_bytes = bytes;
+            p.strips = strips, p.rows = rows;
+            p.in_pitch = S::in_pitch(strips), p.in_bytes = in_bytes, p.code_pitch = S::code_pitch(strips);
+        }
+    const int tile_h = MMA_WARPS / p.strips * p.rows;
+    p.tiles_x = (strips_wide + p.strips - 1) / p.strips;
+    p.tiles = p.tiles_x * ((p.n_out_y + tile_h - 1) / tile_h);
+    return launch_maps(&mma_kernel<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>, p, op.maps, p.tiles, MMA_THREADS,
+                       shared_bytes, stream);
+}
+
+// Forward: up 2 or 4, down 2, by terms of the filter down. Backward: up 2, by terms of the filter up, down 2 or 4.
+int launch_mma_activate(const FilteredLReLU& op, void* stream, bool* done);
+int launch_mma_remember(const FilteredLReLU& op, void* stream, bool* done);
+int launch_mma_multiply(const FilteredLReLU& op, void* stream, bool* done);
+
+}  // namespace multiscale
