@@ -32,7 +32,8 @@ from PIL import Image
 from dnnlib.errors import UserError
 from multiscale.config import GeneratorConfig, RunConfig, build, load_yaml, parse_assignment
 from multiscale.data.patches import PatchDataset
-from multiscale.data.prepare import read_photograph
+from multiscale.data.pictures import examine
+from multiscale.data.vips import Reading, Unreadable
 from multiscale.explorer.messages import parse_message
 from multiscale.metrics.features import load_features
 from multiscale.metrics.reals import RealFeatures
@@ -168,7 +169,7 @@ def formats(folder: Path) -> dict[str, Format]:
         "world": Format(b"3d0.4:-0.2~7:0.25_9@4-8", "world.txt", _text(World.parse), is_text=True),
         **{
             kind: Format(
-                picture(kind, **options), f"p.{kind}", read_photograph, (Exception,)
+                picture(kind, **options), f"p.{kind}", lambda path: examine(path, Reading(), 1 << 28), (Unreadable,)
             )  # its caller names the file
             for kind, options in {
                 "png": {},

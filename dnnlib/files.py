@@ -129,13 +129,13 @@ def new_temporary_folder(name: str, parent: Path | None = None) -> Path:
     return Path(tempfile.mkdtemp(prefix=f".{_shortened(name)}.{_owner()}-", suffix=".tmp", dir=parent))
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove temporary files and folders whose processes have ended; looks once in each folder.
+def remove_abandoned(folder: Path, *, again: bool = False) -> None:
+    """Remove temporary files and folders whose processes have ended; looks once in each folder, unless ``again``.
 
     Of another machine's (on a shared disk, or a container that had another name), and on Windows, no process can be asked
     for: those are removed that nobody has touched for ``UNTOUCHED_SECONDS``.
     """
-    if folder in _swept:
+    if folder in _swept and not again:
         return
     _swept.add(folder)
     with contextlib.suppress(OSError):

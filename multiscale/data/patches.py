@@ -82,6 +82,7 @@ class PatchDataset:
         num_channels: 1 (grey) or 3 (RGB).
         octaves: S = max(1, ceil(largest label)).
         patch_octaves: int64 [n], octave of each patch, 0 ... S - 1.
+        spans: Labels, lowest and highest, that each picture has which patches were cut from, as far as the set says.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -101,6 +102,7 @@ class PatchDataset:
         with _collector_paused():
             self._sources = open_sources(path)
             parts = [source.listing() for source in self._sources]
+        self.spans = [span for source in self._sources for span in source.spans]
         for source, (names, labels) in zip(self._sources, parts, strict=True):
             check_labels(source.path, names, labels)
         self._starts = [0, *itertools.accumulate(len(names) for names, _ in parts)]

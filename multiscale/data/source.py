@@ -61,6 +61,9 @@ class PatchSource(ABC):
         UserError: by the constructor, if it cannot be opened.
     """
 
+    spans: Sequence[tuple[float, float]] = ()
+    """Labels, lowest and highest, that each picture has which patches were cut from; empty where that is not known."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -137,7 +140,8 @@ class FilesSource(PatchSource):
             hint = f"; it stands at {inner[0]}, but must be at the top level" if inner else ""
             raise UserError(f"{path} holds no {LABELS_FILE}, which gives each patch its scale{hint}.")
         try:
-            pairs = json.loads(self.read_labels())["labels"]
+            facts = json.loads(self.read_labels())
+            pairs = facts["labels"]
             names = [str(name) for name, _ in pairs]
             values = [value if type(value) is float else _as_label(value) for _, value in pairs]
         except (*READ_ERRORS, KeyError, TypeError, RecursionError) as error:
@@ -145,7 +149,8 @@ class FilesSource(PatchSource):
             raise UserError(
                 f"{LABELS_FILE} in {path} is not of the form {form} ({type(error).__name__}: {error})."
             ) from error
-        del pairs  # most of the memory that opening takes
+        self.spans = _spans(facts.get("pictures"))
+        del facts, pairs  # most of the memory that opening takes
         labels = np.array(values, dtype=np.float64)
         names = _as_held(names, files)
         _match(path, names, files)
@@ -212,6 +217,15 @@ def _match(path: Path, names: list[str], files: list[str]) -> None:
         )
     if len(names) != len(labelled):
         raise UserError(f"{LABELS_FILE} in {path} names {counted(len(names) - len(labelled), 'patch')} twice.")
+
+
+def _spans(pictures: Any) -> list[tuple[float, float]]:
+    """Pairs of finite numbers; nothing if they are anything else, for they serve a chart only."""
+    try:
+        spans = [(float(low), float(high)) for low, high in pictures or ()]
+    except (TypeError, ValueError, OverflowError):
+        return []
+    return spans if np.isfinite(np.array(spans, dtype=np.float64)).all() else []
 
 
 def _as_label(value: Any) -> float:
