@@ -24,7 +24,7 @@ COPY . .
 RUN pip install --no-cache-dir --constraint constraints.txt '.[earth]'
 
 # Any user may run it: --user "$(id -u):$(id -g)" writes to a mounted folder as oneself.
-RUN useradd --uid 10001 --create-home multiscale && install -d -m 1777 /work && chmod 1777 /home/multiscale
+RUN useradd --uid 10001 --create-home multiscale && install -d -m 1777 /work && chown root /home/multiscale && chmod 1777 /home/multiscale
 ENV HOME=/home/multiscale USER=multiscale
 USER 10001
 WORKDIR /work

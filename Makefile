@@ -51,7 +51,7 @@ GPU_DOWNLOAD = $(PYTHON) -m pip download --quiet --disable-pip-version-check --c
   --only-binary=:all: --python-version $(GPU_PYTHON) $(foreach v,2_28 2_17,--platform manylinux_$(v)_x86_64)
 gpu-wheels:
 	$(GPU_DOWNLOAD) pydantic
-	$(GPU_DOWNLOAD) --no-deps click-option-group filelock pypng tensorboardX tifffile
+	$(GPU_DOWNLOAD) --no-deps click-option-group filelock pypng tifffile
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

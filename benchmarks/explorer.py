@@ -1,10 +1,12 @@
 """Frames a second and latency of the explorer, through its real server and WebSocket, for several clients at once.
 
     python benchmarks/explorer.py [--network RUN|FILE --clients 1 4 16 --seconds 20 --side 256 --minutes 10 --out FILE.json]
+                                  [--floods 8 --idle 600]
 
 Each client flies: its input moves 60 times a second, and it asks for the newest view as soon as the last frame has come. The
 latency of a frame goes from the input that it shows to its last byte. Memory is the server's, every few seconds;
-``--minutes 10`` adds a long flight of four clients for it. The client runs on the same processors as the server.
+``--minutes 10`` adds a long flight of four clients for it; ``--floods`` and ``--idle`` one among connections that ask without
+end, and others that ask nothing. The client runs on the same processors as the server.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
@@ -83,12 +86,61 @@ async def fly(url: str, client: int, side: int, octaves: float, until: float) ->
     return flight
 
 
+async def flood(url: str, client: int, side: int) -> None:
+    """Ask for other views as fast as the connection takes it, and read what comes; for ever."""
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}/ws", max_msg_size=0) as socket:
+
+        async def read() -> None:
+            async for _ in socket:
+                pass
+
+        reading, number = asyncio.create_task(read()), 0
+        try:
+            while True:
+                number += 1
+                request = {"type": "frame", "id": number, "slot": f"s{number % 12}", "world": f"{client}{number % 97}"}
+                request |= {"quality": "draft", **view(number / 50, client, side, 6)}
+                await socket.send_str(json.dumps(request))
+                await asyncio.sleep(0)
+        finally:
+            reading.cancel()
+
+
+async def idle(url: str, begun: bytes) -> None:
+    """Connections of which nothing, or half of a request, comes; opened again when the server has closed them."""
+    parts = urlsplit(url)
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            writer.write(begun)
+            await reader.read()
+            writer.close()
+        except OSError:
+            pass
+        await asyncio.sleep(1)
+
+
 async def resident(pid: int, samples: list[float]) -> None:
     """Append the server's resident memory in MB every few seconds."""
     while True:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         samples.append(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")))
         await asyncio.sleep(SAMPLE_SECONDS)
+
+
+async def attacked(url: str, pid: int, options: argparse.Namespace, octaves: float) -> dict[str, Any]:
+    """Fly the last number of clients alone, then among connections that flood, and others that are idle."""
+    clients = options.clients[-1]
+    quiet = await measure(url, pid, clients, options.seconds, options.side, octaves)
+    others = [asyncio.create_task(flood(url, i, options.side)) for i in range(options.floods)]
+    others += [asyncio.create_task(idle(url, b"GET / HT" if i % 2 else b"")) for i in range(options.idle)]
+    await asyncio.sleep(3)
+    under = await measure(url, pid, clients, options.seconds, options.side, octaves)
+    for other in others:
+        other.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    times = under["latency_ms"]["p95"] / quiet["latency_ms"]["p95"]
+    return {"floods": options.floods, "idle": options.idle, "quiet": quiet, "under": under, "p95_times": times}
 
 
 async def measure(url: str, pid: int, clients: int, seconds: float, side: int, octaves: float) -> dict[str, Any]:
@@ -133,6 +185,8 @@ async def flights(options: argparse.Namespace, url: str, pid: int) -> dict[str, 
     await measure(url, pid, 1, 3, options.side, octaves)  # warm-up
     rows = [await measure(url, pid, n, options.seconds, options.side, octaves) for n in options.clients]
     report = {"device": info["device"], "network": network["name"], "side": options.side, "flights": rows}
+    if options.floods or options.idle:
+        report["attacked"] = await attacked(url, pid, options, octaves)
     if options.minutes:
         report["long"] = await measure(url, pid, 4, options.minutes * 60, options.side, octaves)
     return report
@@ -146,6 +200,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of each flight (default 20)")
     parser.add_argument("--minutes", type=float, default=0, help="of a long flight of four clients (default none)")
     parser.add_argument("--side", type=int, default=256, help="side of a frame in pixels (default 256)")
+    parser.add_argument("--floods", type=int, default=0, help="connections that ask without end (default none)")
+    parser.add_argument("--idle", type=int, default=0, help="connections that ask nothing (default none)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     server, url = served(options.network)

@@ -8,15 +8,37 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from dnnlib.console import what_was_lost
-from dnnlib.errors import UserError, sentence_of
-from dnnlib.signals import ends_in_order
+import click
 
-DEBUG = "MULTISCALE_DEBUG"
-"""Environment variable: 1 shows the tracebacks of errors that are one sentence otherwise."""
+from dnnlib.console import what_was_lost
+from dnnlib.errors import DEBUG, REFUSED, UserError, sentence_for, sentence_of, shortened
+from dnnlib.signals import ends_in_order
 
 LONGEST = 4000
 """Characters of a sentence: what was given may be longer than anybody reads."""
+
+
+class Command(click.Command):
+    """A command whose options may be given once, but those that say otherwise, and whose words are not empty.
+
+    An empty word is a variable of a script that was not set, and would mean the current folder; of two values of one option
+    one would be lost without a word.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, after a look at what was typed."""
+        values, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for param in order:
+            given = values.get(param.name or "")
+            name = max(param.opts, key=len) if isinstance(param, click.Option) else param.make_metavar(ctx)
+            if any(
+                isinstance(word, str) and not word.strip() for word in (given if isinstance(given, list) else [given])
+            ):
+                ctx.fail(f"{name} is empty; give a value, or leave it out.")
+            repeatable = not isinstance(param, click.Option) or param.multiple or param.is_flag or param.count
+            if not repeatable and order.count(param) > 1:
+                ctx.fail(f"{name} was given {order.count(param)} times; give it once.")
+        return super().parse_args(ctx, args)
 
 
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,7 +53,7 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             with ends_in_order():
                 result = command(*args, **kwargs)
-        except (UserError, OSError, MemoryError, RecursionError) as error:
+        except (UserError, *REFUSED) as error:
             if os.environ.get(DEBUG) == "1":
                 raise
             print(f"Error: {_sentence(error)}", file=sys.stderr)
@@ -48,17 +70,4 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sentence(error: BaseException) -> str:
-    if isinstance(error, UserError):
-        return _shortened(sentence_of(str(error)), LONGEST)
-    if isinstance(error, MemoryError):
-        return "The memory does not hold what is asked for; ask for less, or close other programs."
-    if isinstance(error, RecursionError):
-        return "Something that was given is nested too deeply; give a file that this program has written, or a flatter one."
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-    name = getattr(error, "filename", None)
-    what = "the system" if name is None else _shortened(os.fsdecode(name) if not isinstance(name, int) else str(name))
-    return f"Cannot use {what}: {reason.rstrip('.')}. {DEBUG}=1 shows where."
-
-
-def _shortened(name: str, longest: int = 120) -> str:
-    return name if len(name) <= longest else f"{name[: longest // 2]}...{name[-longest // 2 :]}"
+    return shortened(sentence_of(str(error)), LONGEST) if isinstance(error, UserError) else sentence_for(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -24,6 +25,30 @@ def shown(value: object, longest: int = 80) -> str:
     """What somebody gave, as a message repeats it: cut off where it is long."""
     text = repr(value)
     return text if len(text) <= longest else f"{text[:longest]} ..."
+
+
+DEBUG = "MULTISCALE_DEBUG"
+"""Environment variable: 1 shows the tracebacks of errors that are one sentence otherwise."""
+
+REFUSED = (OSError, MemoryError, RecursionError)
+"""What the system raises where it refuses a file, memory or depth: at the edge of a process it becomes a sentence."""
+
+
+def sentence_for(error: BaseException) -> str:
+    """The sentence for an exception of ``REFUSED``."""
+    if isinstance(error, MemoryError):
+        return "The memory does not hold what is asked for; ask for less, or close other programs."
+    if isinstance(error, RecursionError):
+        return "Something that was given is nested too deeply; give a file that this program has written, or a flatter one."
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    name = getattr(error, "filename", None)
+    what = "the system" if name is None else shortened(os.fsdecode(name) if not isinstance(name, int) else str(name))
+    return f"Cannot use {what}: {reason.rstrip('.')}. {DEBUG}=1 shows where."
+
+
+def shortened(text: str, longest: int = 120) -> str:
+    """A text without its middle, where it is long."""
+    return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-longest // 2 :]}"
 
 
 def sentence_of(text: str) -> str:

@@ -17,6 +17,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -26,55 +27,96 @@ from dnnlib.errors import UserError
 _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]{1,10})-[0-9a-z_]{8}\.tmp", re.ASCII | re.DOTALL)
 _NAME_BYTES = 150
 """Of a file's own name in that of its temporary file: systems allow 255 in all."""
+UNTOUCHED_SECONDS = 2 * 86400.0
+"""After which a temporary file of a process that cannot be asked for, such as another machine's, is taken for abandoned."""
+_RELATIVE = {os.open, os.stat, os.unlink, os.rename} <= os.supports_dir_fd
+"""Whether this system can work within an open folder, whatever becomes of its path meanwhile."""
 _swept: set[Path] = set()
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """The name of a temporary file beside ``path``, which is renamed to ``path`` when the block ends well.
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """An open temporary file beside ``path``, which is renamed to ``path`` when the block ends well.
 
     The data are fsynced before the rename, and the folder's entry after it; if the block raises (Ctrl-C included) the
-    temporary file is removed and an older ``path`` stays as it was. Missing parent folders are made.
-
-    Raises:
-        UserError: the folder cannot be made or written, or the disk is full.
-    """
-    path = Path(path)
-    temporary: Path | None = None
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = _new_file_beside(path)
-            yield temporary
-            with open(temporary, "rb+") as stream:
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-            raise
-        _fsync_folder(path.parent)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """As :func:`atomic_path`, but with the temporary file open.
+    temporary file is removed and an older ``path`` stays as it was. Missing parent folders are made. The folder and the file
+    stay open throughout: in one that others may write, nothing that they put in place of either is written into.
 
     Args:
         path: Where the file shall stand.
         mode: ``"wb"`` (readable too: ``"w+b"``) or ``"w"`` for UTF-8 text.
 
     Raises:
-        UserError: the folder cannot be made or written, or the disk is full.
+        UserError: the folder cannot be made or written, somebody has replaced the temporary file, or the disk is full.
     """
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream,
-    ):
-        yield stream
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent)
+        with _Place(path.parent) as place:
+            name, descriptor = place.create(path.name)
+            try:
+                encoding = None if "b" in mode else "utf-8"
+                with open(path.parent / name, mode, encoding=encoding, opener=lambda *_: descriptor) as stream:
+                    yield stream
+                    stream.flush()
+                    os.fsync(descriptor)
+                    place.check(name, descriptor)
+                place.rename(name, path.name)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    place.remove(name)
+                raise
+            place.sync()
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+class _Place:
+    """A folder that is held open, so that names in it mean the same from beginning to end; where that cannot be, its path."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> _Place:
+        if _RELATIVE:
+            self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def create(self, name: str) -> tuple[str, int]:
+        """Name and descriptor of an empty hidden file of nobody else's, with the permissions of any new file."""
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        while True:
+            temporary = f".{_shortened(name)}.{_owner()}-{secrets.token_hex(4)}.tmp"
+            with contextlib.suppress(FileExistsError):
+                # 0o666 less the umask, by the system
+                return temporary, os.open(self._at(temporary), flags, 0o666, dir_fd=self._descriptor)
+
+    def check(self, name: str, descriptor: int) -> None:
+        """OSError if a name does not mean the open file any more."""
+        found = os.stat(self._at(name), dir_fd=self._descriptor, follow_symlinks=False)
+        if not os.path.samestat(found, os.fstat(descriptor)):
+            raise OSError(f"somebody else has replaced its temporary file {name}")
+
+    def rename(self, name: str, final: str) -> None:
+        os.replace(self._at(name), self._at(final), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+
+    def remove(self, name: str) -> None:
+        os.unlink(self._at(name), dir_fd=self._descriptor)
+
+    def sync(self) -> None:
+        """Make a rename durable; a no-op where folders cannot be opened (Windows)."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.fsync(self._descriptor)
+
+    def _at(self, name: str) -> str:
+        return name if self._descriptor is not None else str(self._folder / name)
 
 
 def new_temporary_folder(name: str, parent: Path | None = None) -> Path:
@@ -87,23 +129,38 @@ def new_temporary_folder(name: str, parent: Path | None = None) -> Path:
     return Path(tempfile.mkdtemp(prefix=f".{_shortened(name)}.{_owner()}-", suffix=".tmp", dir=parent))
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove temporary files and folders whose processes have ended; looks once in each folder."""
-    if folder in _swept or os.name == "nt":  # where to ask whether a process lives would end it
+def remove_abandoned(folder: Path, *, again: bool = False) -> None:
+    """Remove temporary files and folders whose processes have ended; looks once in each folder, unless ``again``.
+
+    Of another machine's (on a shared disk, or a container that had another name), and on Windows, no process can be asked
+    for: those are removed that nobody has touched for ``UNTOUCHED_SECONDS``.
+    """
+    if folder in _swept and not again:
         return
     _swept.add(folder)
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             match = _TEMPORARY.fullmatch(entry.name)
-            if match is None or match[1] != _host() or _lives(int(match[2])):
+            if match is None:
                 continue
             with contextlib.suppress(OSError):
-                if entry.stat(follow_symlinks=False).st_uid != os.geteuid():
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
+                if _is_abandoned(entry, match[1], int(match[2])):
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
+
+
+def _is_abandoned(entry: os.DirEntry[str], host: str, process: int) -> bool:
+    facts = entry.stat(follow_symlinks=False)
+    if os.name != "nt" and facts.st_uid != os.geteuid():
+        return False
+    if os.name != "nt" and host == _host():
+        return not _lives(process)
+    touched = [facts.st_mtime]
+    if entry.is_dir(follow_symlinks=False):
+        touched += [inner.stat(follow_symlinks=False).st_mtime for inner in os.scandir(entry.path)]
+    return time.time() - max(touched) > UNTOUCHED_SECONDS
 
 
 def cache_folder() -> Path:
@@ -124,13 +181,7 @@ def cache_folder() -> Path:
 
 @functools.cache
 def _homeless_cache() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"multiscale-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    facts = folder.lstat()
-    is_private = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
-    if not is_private:  # somebody else's, who could put anything there
-        folder = new_temporary_folder("multiscale-cache")
+    folder = private_cache()
     logging.getLogger(__name__).warning(
         "No home folder is known; what is fetched or compiled once is kept in %s. Set MULTISCALE_CACHE to keep it elsewhere.",
         folder,
@@ -138,23 +189,66 @@ def _homeless_cache() -> Path:
     return folder
 
 
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes as 64 hexadecimal digits."""
+def private_cache() -> Path:
+    """A cache folder among the system's temporary ones that nobody else can write; OSError if there can be none."""
+    folder = Path(tempfile.gettempdir()) / f"multiscale-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if folder.is_symlink() or not is_trusted(folder):  # somebody else's, who could put anything there
+        folder = new_temporary_folder("multiscale-cache")
+    return folder
+
+
+def is_trusted(path: str | Path) -> bool:
+    """Whether nobody but this user and root can have put there, or can exchange, what stands at a path.
+
+    All on the way to it, and what links on the way lead to, must belong to one of the two and not be writable by others; but a
+    folder with the sticky bit, such as ``/tmp``, where nobody can replace what others own, is allowed on the way. A group
+    that has no other member counts as its user. What is not there yet is as its folder is. Windows is believed.
+    """
+    if os.name == "nt":
+        return True
+    named, real = Path(os.path.abspath(path)), Path(os.path.realpath(path))
+    for final in {named, real}:
+        for place in (final, *final.parents):
+            try:
+                facts = place.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError:
+                return False
+            if facts.st_uid not in (0, os.geteuid()):
+                return False
+            if stat.S_ISLNK(facts.st_mode):
+                continue
+            sticky = place != final and stat.S_ISDIR(facts.st_mode) and facts.st_mode & stat.S_ISVTX
+            writers = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if writers == stat.S_IWGRP and _is_own_group(facts.st_gid):
+                writers = 0
+            if writers and not sticky:
+                return False
+    return True
+
+
+def _is_own_group(group: int) -> bool:
+    """Whether a group is the one that systems make for each user: called as the user, without other members."""
+    import grp
+    import pwd
+
+    try:
+        user, found = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == user.pw_name and set(found.gr_mem) <= {user.pw_name}
+
+
+def sha256(file: str | Path | IO[bytes]) -> str:
+    """SHA-256 of a file's bytes as 64 hexadecimal digits; of an open one, of those from its place on."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open(file, "rb") if isinstance(file, str | Path) else contextlib.nullcontext(file) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _new_file_beside(path: Path) -> Path:
-    """An empty hidden file of nobody else's, with the permissions of any new file."""
-    remove_abandoned(path.parent)
-    while True:
-        temporary = path.parent / f".{_shortened(path.name)}.{_owner()}-{secrets.token_hex(4)}.tmp"
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask, by the system
-            return temporary
 
 
 def _shortened(name: str) -> str:
@@ -182,13 +276,3 @@ def _lives(process: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Make a rename durable; a no-op where folders cannot be opened (Windows)."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -20,6 +20,7 @@ TEXT_BYTES = 1 << 20
 """Of a file of settings or facts, at most: ours have a few thousand."""
 DEPTH = 32
 """Of nesting, at most: ours is 4."""
+DIGITS = 40
 REASON_CHARACTERS = 200
 
 T = TypeVar("T")
@@ -100,5 +101,24 @@ def from_yaml(text: str) -> Any:
 
 
 def from_json(text: str | bytes) -> Any:
-    """Plain values of JSON; to be called by way of :func:`parsed`."""
-    return json.loads(text)
+    """Plain values of JSON; to be called by way of :func:`parsed`, for it raises what ``json`` raises, and ValueError.
+
+    Nesting beyond ``DEPTH`` is not allowed, nor whole numbers of more than ``DIGITS``, which no float can hold.
+    """
+    values = json.loads(text, parse_int=_whole_number)
+    _check_depth(values, DEPTH)
+    return values
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _check_depth(values: Any, left: int) -> None:
+    if isinstance(values, dict | list):
+        if not left:
+            raise ValueError(f"it is nested more than {DEPTH} deep")
+        for value in values.values() if isinstance(values, dict) else values:
+            _check_depth(value, left - 1)

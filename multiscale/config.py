@@ -7,7 +7,7 @@ range. Deep options are reached from the command line with ``--set path=value``,
 from __future__ import annotations
 
 import dataclasses
-import sysconfig
+import functools
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +100,9 @@ class GeneratorConfig:
     """Features at the input and after each layer in place of the rule (imported weights)."""
     published_geometry: bool = False
     """Feature positions of the published code (imported weights): no band limit, input grid over the padded layer."""
+    published_frequencies: bool = False
+    """Frequencies are kept as the published code has them (imported weights), in cycles over its grid: as float32 in ours they
+    would be rounded once more, which 256x shows."""
 
     def __post_init__(self) -> None:
         if self.num_layers <= self.num_critical + 1:
@@ -302,8 +305,10 @@ def parse_assignment(text: str) -> dict[str, Any]:
     """
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise UserError(f"--set {text!r} is not an assignment; write it as path=value, such as training.batch=8.")
-    nested: Any = parsed(lambda: from_yaml(value), f"--set {text!r}: the value {value!r} cannot be read: {{reason}}.")
+        raise UserError(f"--set {shown(text)} is not an assignment; write it as path=value, such as training.batch=8.")
+    nested: Any = parsed(
+        lambda: from_yaml(value), f"--set {shown(text)}: the value {shown(value)} cannot be read: {{reason}}."
+    )
     for key in reversed(path.strip().split(".")):
         nested = {key: nested}
     return nested
@@ -338,9 +343,10 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def _preset_folder() -> Path:
-    """``configs/`` of the checkout, or where an installed package has it."""
-    checkout = Path(__file__).resolve().parent.parent / "configs"
-    return checkout if checkout.is_dir() else Path(sysconfig.get_path("data"), "share", "multiscale-gan", "configs")
+    """Where an installed package has ``configs/``, or a checkout."""
+    here = Path(__file__).resolve().parent
+    installed = here / "presets"  # the same files, by [tool.setuptools.package-dir]
+    return installed if installed.is_dir() else here.parent / "configs"
 
 
 def check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:
@@ -357,5 +363,6 @@ def check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:
             check_keys(fields[key], value, source, f"{prefix}{key}.")
 
 
+@functools.cache
 def _field_types(schema: Any) -> dict[str, Any]:
     return typing.get_type_hints(schema)

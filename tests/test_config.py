@@ -30,7 +30,7 @@ def test_defaults_survive_yaml():
         ({"training": {"batch": "many"}}, "training.batch='many'"),
         ({"training": {"r1_gamma": float("nan")}}, "training.r1_gamma"),
         ({"generator": {"img_resolution": 48}}, "generator.img_resolution=48 .* 16, 32, 64"),
-        ({"generator": {"n_bins": 5}}, "generator.n_bins=5 .* less than or equal to 4"),
+        ({"generator": {"n_bins": 17}}, "generator.n_bins=17 .* less than or equal to 16"),
         ({"generator": {"channel_max": 15}}, "generator.channel_max=15"),
         ({"generator": {"num_layers": 4, "num_critical": 3}}, "must exceed num_critical"),
         ({"schedule": {"warmup_kimg": 5, "skew_kimg": 4}}, "must not be below warmup_kimg=5"),

@@ -106,6 +106,8 @@ def all_options() -> dict[str, set[str]]:
         else:
             found[f"{name}.py"] = options_of(main)
     found["multiscale.cli.pack"] = options_of(importlib.import_module("multiscale.cli.pack").main)
+    share = importlib.import_module("multiscale.share.__main__").main
+    found |= {f"multiscale.share {sub}": options_of(command) for sub, command in share.commands.items()}
     for script in [*(ROOT / "benchmarks").glob("*.py"), ROOT / "tests/training/golden_run.py"]:
         relative = script.relative_to(ROOT).as_posix()
         found[relative] = set(re.findall(r'"(--[a-z-]+)"', script.read_text(encoding="utf-8")))

@@ -78,13 +78,14 @@ def test_its_commands_run_from_any_folder(installed, name):
 def test_it_finds_its_presets_its_model_and_its_files(installed):
     program = """
 from pathlib import Path
-import multiscale.explorer, torch_utils.ops
+import multiscale.explorer, multiscale.site, torch_utils.ops
 from multiscale.config import load_preset, preset_names
 from multiscale.runs.snapshots import find_network, load_snapshot
 print("site-packages" in multiscale.__file__, *preset_names(), sep="\\n")
 assert load_preset("demo")
 assert load_snapshot(find_network(None)).generator.config.octaves == 6
 assert (Path(multiscale.explorer.__file__).parent / "static" / "index.html").exists()
+assert (Path(multiscale.site.__file__).parent / "static" / "main.js").exists()
 assert list((Path(torch_utils.ops.__file__).parent / "csrc").glob("*.cpp"))
 """
     first, *presets = run(installed, "-c", program).split()

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from dnnlib.errors import UserError, sentence_of
+from dnnlib.errors import REFUSED, UserError, sentence_for, sentence_of
 from dnnlib.signals import StopRequest
+from torch_utils.pulse import BEATS, Pulse, another_client, beating
 
 TIMEOUT = datetime.timedelta(minutes=10)
-"""Longest wait of a process for the others, at the start and in every collective call."""
+"""Longest wait of a process for the others, at the start and in every collective call; after half of it without a sign of life
+a stopped one is named, and the job ends."""
+
+PARENT_SECONDS = 2.0
+"""Between two looks whether the parent process is still there."""
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -62,7 +68,7 @@ def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: 
     )
     with StopRequest() as stop:
         try:
-            _wait(spawned, stop)
+            _wait(spawned, stop, Pulse(store, len(devices), TIMEOUT.total_seconds() / 2))
         except mp.ProcessRaisedException as error:
             if "UserError: " in str(error):
                 raise UserError(sentence_of(str(error))) from error
@@ -80,10 +86,14 @@ def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: 
                     process.kill()
 
 
-def _wait(spawned: mp.ProcessContext, stop: StopRequest) -> None:
-    """Until all processes have ended; they are told of the first signal, once."""
-    told = False
+def _wait(spawned: mp.ProcessContext, stop: StopRequest, pulse: Pulse) -> None:
+    """Until all processes have ended; they are told of the first signal, once. UserError if one is stopped."""
+    told, looked = False, time.monotonic()
     while not spawned.join(timeout=0.2):
+        if time.monotonic() - looked > pulse.silence_sec / BEATS:
+            looked = time.monotonic()
+            if stopped := pulse.stopped():
+                raise UserError(pulse.complaint(stopped))
         if stop.received and not told:
             told = True
             for process in spawned.processes:
@@ -102,14 +112,29 @@ def _worker(
     _end_with_parent()
     _share_cores(len(devices), os.environ.get("OMP_NUM_THREADS"))
     store = dist.TCPStore("127.0.0.1", port, None, False, timeout)
-    with _member(Process(devices[rank], rank, len(devices)), store, timeout) as process:
-        work(process, *arguments)
+    try:
+        with _member(Process(devices[rank], rank, len(devices)), store, timeout) as process:
+            work(process, *arguments)
+    except REFUSED as error:  # nothing else than its text reaches the process that talks to the user
+        raise UserError(f"In process {rank}: {sentence_for(error)}") from error
 
 
 def _end_with_parent() -> None:
-    """Have Linux kill this process when its parent is killed, so that nothing keeps hold of the run."""
+    """End this process when its parent is killed, so that nothing keeps hold of the run or of the rendezvous.
+
+    Linux sees to it at once; elsewhere a thread looks.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        return
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()
 
 
 def under_torchrun() -> bool:
@@ -124,6 +149,7 @@ def joined(*, on_cpu: bool, timeout: datetime.timedelta = TIMEOUT) -> Iterator[P
     Raises:
         UserError: this machine has fewer CUDA devices than processes, or another process does not come or answer in time.
     """
+    _end_with_parent()
     rank, world_size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     available = 0 if on_cpu else torch.cuda.device_count()
@@ -142,7 +168,7 @@ def joined(*, on_cpu: bool, timeout: datetime.timedelta = TIMEOUT) -> Iterator[P
             f"Rank {rank} on {socket.gethostname()} does not reach {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}, "
             f"where the processes are to meet ({_first_line(error)})."
         ) from error
-    with _member(Process(device, rank, world_size), store, timeout) as process:
+    with _member(Process(device, rank, world_size), store, timeout, watches=True) as process:
         yield process
 
 
@@ -153,8 +179,10 @@ def _share_cores(processes: int, chosen: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _member(process: Process, store: dist.Store, timeout: datetime.timedelta) -> Iterator[Process]:
-    """The process group, from rendezvous to its end."""
+def _member(
+    process: Process, store: dist.Store, timeout: datetime.timedelta, *, watches: bool = False
+) -> Iterator[Process]:
+    """The process group, from rendezvous to its end; with ``watches``, this process also looks out for stopped ones."""
     if process.device.type == "cuda":
         torch.cuda.set_device(process.device)
     roll = dist.PrefixStore("roll", store)
@@ -168,9 +196,11 @@ def _member(process: Process, store: dist.Store, timeout: datetime.timedelta) ->
         world_size=process.world_size,
         timeout=timeout,
     )
+    pulse = Pulse(another_client(store), process.world_size, timeout.total_seconds() / 2)
     try:
         check_collectives(process, roll, timeout)
-        yield process
+        with beating(pulse, process.rank, watches=watches):
+            yield process
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
+from dnnlib.reading import parsed, regular_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +31,20 @@ class WeightFile:
         Raises:
             UserError: the file is not the published one, cannot be read, or holds no table.
         """
+        damaged = f"Cannot read {what} weights from {path}; fetch it again from {self.url}."
+        regular_size(path, f"{what} weights")
         try:
-            digest = sha256(path)
-            if not digest.startswith(self.sha256):
-                raise UserError(
-                    f"{path} is not the published file: its SHA-256 starts with {digest[:8]} instead of "
-                    f"{self.sha256[:8]}; fetch it again from {self.url}."
-                )
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"Cannot read {what} weights from {path}; fetch it again from {self.url}.") from error
+            with open(path, "rb") as stream:  # one file from the check on, whatever takes its name meanwhile
+                digest = sha256(stream)
+                if not digest.startswith(self.sha256):
+                    raise UserError(
+                        f"{path} is not the published file: its SHA-256 starts with {digest[:8]} instead of "
+                        f"{self.sha256[:8]}; fetch it again from {self.url}."
+                    )
+                stream.seek(0)
+                state = parsed(lambda: torch.load(stream, map_location="cpu", weights_only=True), damaged)
+        except OSError as error:
+            raise UserError(damaged) from error
         if not isinstance(state, Mapping):
             raise UserError(f"{path} holds no table of weights; fetch it again from {self.url}.")
         return state

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click_option_group import optgroup
 
-from dnnlib.cli import reports_user_errors
+from dnnlib.cli import Command, reports_user_errors
 from multiscale.metrics.commands import Request, calc_metrics
 from multiscale.metrics.features import NAMES
 from multiscale.metrics.measure import KINDS
@@ -17,6 +17,7 @@ MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.uni
 
 
 @click.command(
+    cls=Command,
     context_settings={"show_default": True, "max_content_width": 110},
     epilog=f"\b\nMeasures, each with a number of its own if you like (msfid10k, swd500):\n{MEASURES}",
 )
@@ -25,7 +26,7 @@ MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.uni
     "--network",
     "networks",
     multiple=True,
-    metavar="RUN|FILE|PATTERN",
+    metavar="RUN|FILE|NAME|PATTERN",
     help="Several may be given: 'run/generator-*.safetensors'.  [default: newest run, else the bundled model]",
 )
 @optgroup.option("--data", required=True, metavar="ZIP|FOLDER|PATTERN", help="The patches that it was trained on.")

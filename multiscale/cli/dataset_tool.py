@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import click
 
-from dnnlib.cli import reports_user_errors
+from dnnlib.cli import Command, reports_user_errors
+from multiscale.cli.dataset_options import making_options, reading_options, tile_options, workers_option
+from multiscale.data.collect import make_collection
 from multiscale.data.earth import make_earth
 from multiscale.data.prepare import inspect_patches, make_demo, make_from_photographs, parse_counts
-
-workers_option = click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a CPU core]")
-
-
-def making_options(resolution: int, octaves: str, counts: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options that ``demo``, ``make`` and ``earth`` share, with their own defaults."""
-    options = [
-        click.option("--dest", required=True, metavar="ZIP|FOLDER", help="Where to write; a .zip name makes a ZIP."),
-        click.option(
-            "--resolution",
-            type=click.IntRange(16, 1024),
-            default=resolution,
-            help="Side of a patch in pixels, a power of two.",
-        ),
-        click.option("--octaves", type=click.IntRange(1, 10), help=f"Doublings of the zoom.  [default: {octaves}]"),
-        click.option(
-            "--counts", metavar="N,N,...", help=f"Patches of each octave, coarse to fine.  [default: {counts}]"
-        ),
-        click.option("--seed", type=click.IntRange(0), default=0, help="Seed of every draw."),
-        workers_option,
-        click.option("--force", is_flag=True, help="Replace an existing patch set."),
-    ]
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 @click.group(context_settings={"show_default": True, "max_content_width": 110})
@@ -46,7 +18,7 @@ def main() -> None:
     """Make and inspect sets of patches, each with its scale: s = log2 of the zoom, 0 for the whole scene."""
 
 
-@main.command()
+@main.command(cls=Command)
 @making_options(64, "6, or as many as --counts", "400,600,800,1000, then 1200 each")
 @reports_user_errors
 def demo(*, counts: str | None, **options: Any) -> None:
@@ -54,10 +26,14 @@ def demo(*, counts: str | None, **options: Any) -> None:
     make_demo(counts=parse_counts(counts), **options)
 
 
-@main.command()
-@click.option("--source", required=True, metavar="IMAGE|FOLDER", help="One large image, or a folder of photographs.")
+@main.command(cls=Command)
+@click.option(
+    "--source", required=True, metavar="IMAGE|FOLDER", help="One image of any size, or a folder of photographs."
+)
 @making_options(256, "as many as all images have, at most 6", "500,1500,4000, then 30000 each")
 @reports_user_errors
+@reading_options
+@tile_options
 def make(*, counts: str | None, **options: Any) -> None:
     """Sample an image, or a folder of photographs, each of which is a scale space of its own.
 
@@ -66,7 +42,28 @@ def make(*, counts: str | None, **options: Any) -> None:
     make_from_photographs(counts=parse_counts(counts), **options)
 
 
-@main.command()
+@main.command(cls=Command)
+@click.option("--source", required=True, metavar="FOLDER", help="Pictures of one kind of scene, searched to any depth.")
+@click.option(
+    "--scales",
+    required=True,
+    metavar="CSV|exif|geotiff|ome|REGEX",
+    help="Where the side of the scene that a picture's shorter side shows comes from: a table with columns file and extent, "
+    "camera distance and focal length, pixel size, or an expression that finds it in the file's name.",
+)
+@click.option("--world", type=float, help="Side of the world, s = 0, in the same unit.  [default: the largest]")
+@making_options(256, "as many as --counts, else as the pictures reach", "500,1500,4000, then 30000 each")
+@reports_user_errors
+@reading_options
+def collect(*, counts: str | None, **options: Any) -> None:
+    """Sample pictures that show a scene at different scales, none of which says where it was taken.
+
+    A picture gives patches of every zoom that it has, from all of it down to its own pixels.
+    """
+    make_collection(counts=parse_counts(counts), **options)
+
+
+@main.command(cls=Command)
 @making_options(64, "as many as --counts, else as the picture has, at most 6", "600,1000,2000,3000, then 4000 each")
 @reports_user_errors
 def earth(*, counts: str | None, **options: Any) -> None:
@@ -77,7 +74,7 @@ def earth(*, counts: str | None, **options: Any) -> None:
     make_earth(counts=parse_counts(counts), **options)
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("patches", metavar="ZIP|FOLDER")
 @click.option("--sheet", metavar="PNG", help="Also draw a contact sheet, one row an octave.")
 @workers_option

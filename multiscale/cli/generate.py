@@ -7,14 +7,14 @@ from typing import Any
 import click
 from click_option_group import optgroup
 
-from dnnlib.cli import reports_user_errors
+from dnnlib.cli import Command, reports_user_errors
 from dnnlib.errors import UserError
 from multiscale.rendering.commands import Request, generate, parse_centre, parse_keyframe, parse_size, parse_worlds
 from multiscale.rendering.video import Keyframe
 from multiscale.rendering.worlds import World
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("World")
 @optgroup.option("--seed", metavar="WORLD", help="A seed, or a world such as 3~7:0.25 or 3_7@4-8.  [default: 0]")
 @optgroup.option("--seeds", metavar="WORLDS", help="Several: 0-15 or 1,4~7:0.5,8-10; one file each.")
@@ -43,7 +43,10 @@ from multiscale.rendering.worlds import World
 @optgroup.group("Files")
 @optgroup.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Of a channel, in PNG and TIFF.")
 @optgroup.option(
-    "--network", metavar="RUN|FILE", help="A run's folder or a snapshot.  [default: newest run, else the bundled model]"
+    "--network",
+    metavar="RUN|FILE|NAME",
+    help="A run's folder, a snapshot, a published .pkl, https://..., hf://owner/repo.  "
+    "[default: newest run, else the bundled model]",
 )
 @optgroup.option("--out", metavar="FILE|FOLDER", default="out", help="A .png file, or a folder for one file a seed.")
 @reports_user_errors

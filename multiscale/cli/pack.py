@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from dnnlib.cli import reports_user_errors
+from dnnlib.cli import Command, reports_user_errors
 from multiscale.runs.packing import pack, pack_networks
 from multiscale.runs.snapshots import BUNDLED
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run")
 @click.argument("file", default=str(BUNDLED))
 @click.option("--networks", metavar="FILE", help="Also write both networks, for train.py --transfer.")

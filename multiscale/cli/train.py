@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 from click_option_group import optgroup
 
-from dnnlib.cli import reports_user_errors
+from dnnlib.cli import Command, reports_user_errors
 from multiscale.training.status import report_status
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("Data and output")
 @optgroup.option(
     "--data", metavar="ZIP|FOLDER|PATTERN", help="Patches with scale labels; several sets: 'part-*.zip'.  [required]"
@@ -19,7 +19,9 @@ from multiscale.training.status import report_status
 )
 @optgroup.option("--resume", metavar="FILE", help="Begin a run with the training state (state-*.pt) of another.")
 @optgroup.option(
-    "--transfer", metavar="FILE", help="Begin with its networks alone: a state-*.pt, or a generator-*.safetensors."
+    "--transfer",
+    metavar="FILE|NAME",
+    help="Begin with its networks alone: a state-*.pt, a generator-*.safetensors or a published .pkl.",
 )
 @optgroup.option("--fresh", is_flag=True, help="Begin another run; without it the same command goes on with its run.")
 @optgroup.group("Machine")

@@ -6,27 +6,59 @@ import os
 import sys
 import threading
 import webbrowser
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
 from click_option_group import optgroup
 
-from dnnlib.cli import reports_user_errors
-from multiscale.explorer.access import is_loopback, token_for
+from dnnlib.cli import Command, reports_user_errors
+from dnnlib.errors import UserError
+from dnnlib.reading import read_text
+from multiscale.explorer.access import is_loopback, parse_origin, parse_public_url, token_for
 from multiscale.explorer.server import Options, serve
+from multiscale.rendering.worlds import World
+from multiscale.site.write import export_site, export_tiles
+
+TOKEN_FILE_BYTES = 4096
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("Model")
 @optgroup.option(
     "--network",
-    metavar="RUN|FILE",
-    help="A run's folder, new snapshots included.  [default: newest run, else the bundled model]",
+    metavar="RUN|FILE|NAME",
+    help="A run's folder, new snapshots included; a snapshot, a published .pkl, https://..., hf://owner/repo.  "
+    "[default: newest run, else the bundled model]",
 )
+@optgroup.group("Export")
+@optgroup.option(
+    "--export", metavar="FOLDER", help="Write a page that renders the model in any browser, without a server; exit."
+)
+@optgroup.option(
+    "--tiles", is_flag=True, help="With --export: one world as Deep Zoom tiles, where browsers cannot compute."
+)
+@optgroup.option("--world", metavar="WORLD", help="With --tiles: which, such as 3 or 3~7:0.25.  [default: 3]")
 @optgroup.group("Server")
 @optgroup.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 for other machines, with a token.")
 @optgroup.option("--port", type=click.IntRange(1, 65535), help="Port.  [default: the first free one from 8000]")
-@optgroup.option("--token", help="What every request must have.  [default: made up if others can connect]")
+@optgroup.option(
+    "--token",
+    envvar="MULTISCALE_TOKEN",
+    help="What every request must have; other users of this machine see it, unless it comes from the variable "
+    "MULTISCALE_TOKEN or a file.  [default: made up if others can connect]",
+)
+@optgroup.option("--token-file", metavar="FILE", help="A file whose first line is the token.")
+@optgroup.option(
+    "--public-url", metavar="URL", help="Where a proxy serves this server, such as https://example.org/worlds."
+)
+@optgroup.option(
+    "--allow-origin",
+    "origins",
+    metavar="ORIGIN",
+    multiple=True,
+    help="Another site whose pages may have tiles, such as https://example.org; null: files; *: any.",
+)
 @optgroup.option("--no-browser", is_flag=True, help="Do not open the page in a browser.")
 @optgroup.option("--cache-mb", type=click.IntRange(0), default=512, help="Tiles for other viewers kept on disk, in MB.")
 @reports_user_errors
@@ -35,14 +67,40 @@ def main(
     host: str,
     port: int | None,
     token: str | None,
+    token_file: str | None,
+    public_url: str | None,
+    origins: tuple[str, ...],
     no_browser: bool,
     cache_mb: int,
+    export: str | None,
+    tiles: bool,
+    world: str | None,
 ) -> None:
     """Fly through the worlds of a model in the browser, and save images and films; Ctrl-C ends it."""
-    options = Options(network=network, host=host, port=port, token=token_for(host, token), cache_mb=cache_mb)
+    if (tiles and export is None) or (world is not None and not tiles):
+        raise UserError("--tiles goes with --export FOLDER, and --world with --tiles; give them together.")
+    if export is not None:
+        folder = Path(export)
+        print(export_tiles(network, folder, World.parse(world or "3")) if tiles else export_site(network, folder))
+        return
+    if token_file is not None:
+        if token is not None:
+            raise UserError("Both a token and --token-file were given; give one of them.")
+        token = (read_text(token_file, "the token", TOKEN_FILE_BYTES).splitlines() or [""])[0].strip()
+    options = Options(
+        network=network,
+        host=host,
+        port=port,
+        token=token_for(host, token, is_public=public_url is not None),
+        origins=[parse_origin(origin) for origin in origins],
+        public_url=None if public_url is None else parse_public_url(public_url),
+        cache_mb=cache_mb,
+    )
 
     def ready(url: str) -> None:
         print(f"Explore at {url} (Ctrl-C ends it)", flush=True)
+        if public_url is not None:
+            return
         if "SSH_CONNECTION" in os.environ and is_loopback(host):
             number = urlsplit(url).port
             print(

@@ -315,6 +315,10 @@ class ZipSource(FilesSource):
             raise ValueError("is damaged inside the ZIP (its checksum is wrong)")
         return data
 
+    def checksums(self, count: int) -> np.ndarray:
+        """As :meth:`PatchSource.checksums`, out of the directory, which ``read`` holds each file to."""
+        return self._members["crc"][:count].copy()
+
     def ends(self, index: int, head: int, tail: int) -> tuple[bytes, bytes]:
         """The first and last bytes of a file, as many as asked for, without reading what lies between."""
         offset, stored, _, _, method = self._members[index].item()

@@ -37,10 +37,11 @@ class PatchWriter:
     patches and labels give equal bytes (the ZIP's time stamps are fixed, and its files are stored, not deflated).
     """
 
-    def __init__(self, dest: str | Path, *, force: bool = False) -> None:
+    def __init__(self, dest: str | Path, *, force: bool = False, facts: dict[str, Any] | None = None) -> None:
         """Args:
             dest: The ZIP or folder to make.
             force: Replace an existing ZIP or patch folder.
+            facts: Of the set, written beside the labels; keys other than ``labels``.
 
         Raises:
             UserError: ``dest`` exists and ``force`` is not given, or it is something other than a patch set.
@@ -48,6 +49,7 @@ class PatchWriter:
         self.dest = Path(dest)
         self.is_zip = self.dest.suffix.lower() == ".zip"
         self.force = force
+        self.facts = facts or {}
         self._labels: list[tuple[str, float]] = []
         check_dest(self.dest, force=force)
 
@@ -61,7 +63,7 @@ class PatchWriter:
     ) -> bool | None:
         try:
             if kind is None:
-                self._write(LABELS_FILE, json.dumps({"labels": self._labels}).encode())
+                self._write(LABELS_FILE, json.dumps({**self.facts, "labels": self._labels}).encode())
         except BaseException as own:
             self._stack.__exit__(type(own), own, own.__traceback__)
             raise

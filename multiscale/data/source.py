@@ -5,8 +5,12 @@ A store of another kind, such as a database, is one class of :class:`PatchSource
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import json
 import struct
+import unicodedata
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +23,8 @@ from dnnlib.errors import UserError
 LABELS_FILE = "dataset.json"
 MAX_LABEL = 32.0
 """Labels are log2 of a zoom; a label above this is a zoom factor written by mistake."""
+NEAR = 1000
+"""Names among which a near miss is looked for."""
 READ_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, EOFError, struct.error)
 """What reading a patch that is missing or broken may raise; anything else is a mistake in a program."""
 
@@ -55,6 +61,9 @@ class PatchSource(ABC):
         UserError: by the constructor, if it cannot be opened.
     """
 
+    spans: Sequence[tuple[float, float]] = ()
+    """Labels, lowest and highest, that each picture has which patches were cut from; empty where that is not known."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -77,6 +86,14 @@ class PatchSource(ABC):
         """The first and last bytes of a patch, as many as asked for; of use where they are had without the others."""
         data = self.read(index)
         return data[:head], data[-tail:]
+
+    def checksums(self, count: int) -> np.ndarray:
+        """CRC-32 of each of the ``count`` patches' files, uint32; 0 for one that cannot be read. A set is known by them."""
+        found = np.zeros(count, np.uint32)
+        for i in range(count):
+            with contextlib.suppress(*READ_ERRORS):
+                found[i] = zlib.crc32(self.read(i))
+        return found
 
     def unlike(self, count: int, begin: bytes, end: bytes) -> list[int]:
         """Which of the ``count`` patches do not begin and end with these bytes, or cannot be read."""
@@ -123,7 +140,8 @@ class FilesSource(PatchSource):
             hint = f"; it stands at {inner[0]}, but must be at the top level" if inner else ""
             raise UserError(f"{path} holds no {LABELS_FILE}, which gives each patch its scale{hint}.")
         try:
-            pairs = json.loads(self.read_labels())["labels"]
+            facts = json.loads(self.read_labels())
+            pairs = facts["labels"]
             names = [str(name) for name, _ in pairs]
             values = [value if type(value) is float else _as_label(value) for _, value in pairs]
         except (*READ_ERRORS, KeyError, TypeError, RecursionError) as error:
@@ -131,8 +149,10 @@ class FilesSource(PatchSource):
             raise UserError(
                 f"{LABELS_FILE} in {path} is not of the form {form} ({type(error).__name__}: {error})."
             ) from error
-        del pairs  # most of the memory that opening takes
+        self.spans = _spans(facts.get("pictures"))
+        del facts, pairs  # most of the memory that opening takes
         labels = np.array(values, dtype=np.float64)
+        names = _as_held(names, files)
         _match(path, names, files)
         ordered = sorted(names)
         if ordered != names:
@@ -151,21 +171,61 @@ def check_labels(path: Path, names: Sequence[str], labels: np.ndarray) -> None:
         )
 
 
+def _as_held(names: list[str], files: list[str]) -> list[str]:
+    """The names as the container writes them: with ``\\`` between folders, another form of Unicode, or UTF-8 taken for cp437.
+
+    Names that are there, and those that could be two files, stay as they are.
+    """
+    held = set(files)
+    if all(name in held for name in names):
+        return names
+    by_form: dict[str, list[str]] = {}
+    for file in held.difference(names):
+        by_form.setdefault(_form(file), []).append(file)
+    found = [name if name in held else by_form.get(_form(name), [name]) for name in names]
+    return [
+        one if isinstance(one, str) else one[0] if len(one) == 1 else name
+        for one, name in zip(found, names, strict=True)
+    ]
+
+
+def _form(name: str) -> str:
+    """One way to write a name that tools write in several."""
+    with contextlib.suppress(UnicodeError):
+        if not name.isascii():
+            name = name.encode("cp437").decode(
+                "utf-8"
+            )  # what Python's and others' readers make of UTF-8 without its flag
+    return unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
+
+
 def _match(path: Path, names: list[str], files: list[str]) -> None:
     """Refuse patches without a label, labels without a patch, and two labels of one patch."""
     labelled, held = set(names), set(files)
     unlabelled = sorted(name for name in held - labelled if name.lower().endswith(".png") and not is_hidden(name))
     if not names and not unlabelled:
         raise UserError(f"{path} holds no patches.")
-    if unlabelled:
-        raise UserError(f"{counted(len(unlabelled), 'patch')} in {path} without a label: {listed(unlabelled)}.")
     absent = sorted(labelled - held)
+    if unlabelled:
+        plain = {name.casefold(): name for name in absent[:NEAR]}
+        near = difflib.get_close_matches(unlabelled[0].casefold(), plain, n=1, cutoff=0.7)
+        hint = f"; {LABELS_FILE} names {plain[near[0]]}, which is not there" if near else ""
+        raise UserError(f"{counted(len(unlabelled), 'patch')} in {path} without a label: {listed(unlabelled)}{hint}.")
     if absent:
         raise UserError(
             f"{LABELS_FILE} in {path} names {counted(len(absent), 'patch')} that {path} lacks: {listed(absent)}."
         )
     if len(names) != len(labelled):
         raise UserError(f"{LABELS_FILE} in {path} names {counted(len(names) - len(labelled), 'patch')} twice.")
+
+
+def _spans(pictures: Any) -> list[tuple[float, float]]:
+    """Pairs of finite numbers; nothing if they are anything else, for they serve a chart only."""
+    try:
+        spans = [(float(low), float(high)) for low, high in pictures or ()]
+    except (TypeError, ValueError, OverflowError):
+        return []
+    return spans if np.isfinite(np.array(spans, dtype=np.float64)).all() else []
 
 
 def _as_label(value: Any) -> float:

@@ -6,17 +6,20 @@ the web reaches it under a name of its own (DNS rebinding). With one, every requ
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import ipaddress
 import re
 import secrets
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from dnnlib.errors import UserError
+from multiscale.explorer.messages import split_options
 
 POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; "
@@ -32,17 +35,19 @@ _TOKEN = re.compile(r"[\x21-\x7e]{8,200}")
 _COOKIE_SECONDS = 30 * 24 * 3600
 
 
-def token_for(host: str, token: str | None) -> str | None:
-    """The token of a server at ``host``: the one given; made up where the address is not loopback; else none.
+def token_for(host: str, token: str | None, *, is_public: bool = False) -> str | None:
+    """The token of a server at ``host``: the one given; made up where others than this machine can connect; else none.
+
+    ``is_public``: a proxy lets others in.
 
     Raises:
         UserError: the one given is too short, or has characters that are not in addresses.
     """
     if token is None:
-        return None if is_loopback(host) else secrets.token_urlsafe(18)
+        return None if is_loopback(host) and not is_public else secrets.token_urlsafe(18)
     if not _TOKEN.fullmatch(token):
         raise UserError(
-            "--token must have 8 to 200 letters, digits or signs of ASCII, without spaces; leave it out to have one made up."
+            "A --token must have 8 to 200 letters, digits or signs of ASCII, without spaces; leave it out to have one made up."
         )
     return token
 
@@ -57,15 +62,51 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def parse_origin(text: str) -> str:
+    """An origin, such as ``https://example.org``, as browsers write it; ``null`` is that of files, ``*`` means any.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if text in ("*", "null"):
+        return text
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(text.rstrip("/"))
+        if parts.scheme in ("http", "https") and parts.hostname and not (parts.path or parts.query or parts.fragment):
+            return f"{parts.scheme}://{parts.netloc.lower()}"
+    raise UserError(f"--allow-origin {text[:80]} is no origin; give one such as https://example.org, or * for any.")
+
+
+def parse_public_url(text: str) -> str:
+    """The address under which others reach the server through a proxy, without a slash at its end.
+
+    Raises:
+        UserError: it is no http or https address, or has a query.
+    """
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(text)
+        if (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and not (parts.query or parts.fragment or parts.username)
+        ):
+            return text.rstrip("/")
+    raise UserError(f"--public-url {text[:80]} is no address; give one such as https://example.org/worlds.")
+
+
 class Access:
     """The check of every request.
 
     Args:
         token: What a request must have; None: it must be addressed to a loopback name.
+        origins: Of other sites whose pages may have tiles, as of :func:`parse_origin`.
+        public_url: Where a proxy serves this server, as of :func:`parse_public_url`.
     """
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: str | None, *, origins: Collection[str] = (), public_url: str | None = None) -> None:
         self.token = token
+        self.origins = frozenset(origins)
+        self.public_url = public_url
         digest = hashlib.sha256(f"multiscale explorer {token}".encode()).hexdigest()
         self._cookie = f"multiscale-{digest[:8]}", digest[8:]
 
@@ -77,8 +118,10 @@ class Access:
                 raise web.HTTPForbidden(text="This server answers to loopback names only; give zoom.py a --token.")
         elif not self._admitted(request):
             raise web.HTTPForbidden(text="The token is missing or wrong; open the address that zoom.py has printed.")
-        if (request.method not in ("GET", "HEAD") or _is_upgrade(request)) and not _of_own_page(request):
-            raise web.HTTPForbidden(text="Another site's page may not do this.")
+        changes = request.method not in ("GET", "HEAD") or _is_upgrade(request)
+        is_open = not changes and (request.path == "/" or self.allows(request))
+        if not is_open and not self._of_own_page(request):
+            raise web.HTTPForbidden(text="Another site's page may not do this; for tiles, see zoom.py --allow-origin.")
         if self.token is not None and request.path == "/" and "token" in request.query:
             return self._kept_in_cookie(request)
         return await handler(request)
@@ -86,7 +129,7 @@ class Access:
     def _admitted(self, request: web.Request) -> bool:
         assert self.token is not None
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        given = [request.query.get("token", ""), bearer if scheme.lower() == "bearer" else ""]
+        given = [request.query.get("token", ""), bearer if scheme.lower() == "bearer" else "", _token_in_path(request)]
         name, value = self._cookie
         same = [hmac.compare_digest(text.encode(errors="replace"), self.token.encode()) for text in given]
         same.append(hmac.compare_digest(request.cookies.get(name, "").encode(errors="replace"), value.encode()))
@@ -94,12 +137,47 @@ class Access:
 
     def _kept_in_cookie(self, request: web.Request) -> web.Response:
         rest = request.rel_url.without_query_params("token").query_string
-        response = web.Response(status=303, headers={"Location": f"/?{rest}" if rest else "/"})
+        response = web.Response(status=303, headers={"Location": f"./?{rest}" if rest else "./"})
         name, value = self._cookie
+        public = urlsplit(self.public_url or "")
         response.set_cookie(
-            name, value, max_age=_COOKIE_SECONDS, httponly=True, samesite="Strict", secure=request.secure, path="/"
+            name,
+            value,
+            max_age=_COOKIE_SECONDS,
+            httponly=True,
+            samesite="Strict",
+            secure=request.secure or public.scheme == "https",
+            path=f"{public.path}/",
         )
         return response
+
+    def allows(self, request: web.Request) -> bool:
+        """Whether a request is for tiles, by a page of another site that may have them."""
+        is_tile = request.path.startswith(("/tiles/", "/iiif/"))
+        return is_tile and ("*" in self.origins or _origin_of(request) in self.origins)
+
+    def shared_headers(self, request: web.Request) -> dict[str, str]:
+        """Headers of tiles that let other sites' pages read them, where those may."""
+        if "*" in self.origins:
+            return {"Access-Control-Allow-Origin": "*"}
+        if not self.origins:
+            return {}
+        origin = request.headers.get("Origin")
+        shared = {"Access-Control-Allow-Origin": origin} if origin is not None and self.allows(request) else {}
+        return {**shared, "Vary": "Origin"}
+
+    def _of_own_page(self, request: web.Request) -> bool:
+        """Whether a request comes from the server's page, or from no page at all; browsers always say."""
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return request.headers.get("Sec-Fetch-Site", "none") in ("same-origin", "none")
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
+        if self.public_url is not None and origin.lower() == origin_of_address(self.public_url):
+            return True
+        return parts.scheme in ("http", "https") and parts.netloc.lower() == request.host.lower()
 
 
 def _name_of(host: str) -> str:
@@ -114,13 +192,20 @@ def _is_upgrade(request: web.Request) -> bool:
     return "upgrade" in request.headers.get("Connection", "").lower() or "Upgrade" in request.headers
 
 
-def _of_own_page(request: web.Request) -> bool:
-    """Whether a request comes from the server's page, or from no page at all; browsers always say."""
-    origin = request.headers.get("Origin")
-    if origin is None:
-        return True
+def origin_of_address(address: str) -> str:
+    """Scheme, name and port of an address; empty if it cannot be read."""
     try:
-        parts = urlsplit(origin)
+        parts = urlsplit(address)
     except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and parts.netloc.lower() == request.host.lower()
+        return ""
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def _origin_of(request: web.Request) -> str:
+    """The site whose page asks: browsers name it for some requests, and for others the page that it stands on."""
+    return request.headers.get("Origin") or origin_of_address(request.headers.get("Referer", ""))
+
+
+def _token_in_path(request: web.Request) -> str:
+    """The token among the options behind a world (see :func:`multiscale.explorer.messages.split_options`)."""
+    return split_options(request.match_info.get("world", ""))[1].get("token", "")

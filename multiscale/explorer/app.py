@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import time
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from aiohttp.typedefs import Handler
 
 from dnnlib.errors import UserError
 from multiscale.explorer.access import HEADERS, Access
+from multiscale.explorer.connections import Connections
 from multiscale.explorer.films import Film
 from multiscale.explorer.images import Images
 from multiscale.explorer.messages import LIMITS, MESSAGE_BYTES, FilmRequest, parse_json
@@ -23,6 +25,10 @@ from multiscale.rendering.worlds import World
 
 STATIC = Path(__file__).with_name("static")
 SOCKETS = 64
+SILENT_SECONDS = 30.0
+"""After which a page that has said nothing makes room for another; a page says something every few seconds."""
+BODY_SECONDS = 20.0
+"""In which the body of a request must have come."""
 REQUESTS = 256
 SCAN_SECONDS = 3.0
 HEARTBEAT_SECONDS = 60.0
@@ -38,11 +44,12 @@ class Explorer:
         self.services = services
         self.sessions: set[Session] = set()
         self._requests = 0
+        self.connections = Connections()
         self.app = web.Application(
             middlewares=[self._answering, self._bounding, access.check], client_max_size=MESSAGE_BYTES
         )
         self.app.on_response_prepare.append(_add_headers)
-        images, tiles = Images(services), Tiles(services, public=access.token is None)
+        images, tiles = Images(services), Tiles(services, access)
         self.app.router.add_get("/", self._page)
         self.app.router.add_get("/static/{name}", self._static)
         self.app.router.add_get("/ws", self._socket, allow_head=False)
@@ -59,6 +66,7 @@ class Explorer:
         while True:
             await asyncio.sleep(SCAN_SECONDS)
             try:
+                self.services.films.forget_oldest()
                 if await self.services.on_disk(self.services.library.scan):
                     networks = self.services.library.listing()
                     for session in self.sessions:
@@ -92,10 +100,10 @@ class Explorer:
         return web.json_response(facts, headers=UNKEPT)
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:
-        if len(self.sessions) >= SOCKETS:
+        if len(self.sessions) >= SOCKETS and not await self._make_room():
             raise web.HTTPServiceUnavailable(text=f"{SOCKETS} pages are connected already; close one of them.")
         answer = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, heartbeat=HEARTBEAT_SECONDS, compress=False)
-        session = Session(self.services, answer)
+        session = Session(self.services, answer, request.transport)
         self.sessions.add(session)
         try:
             await answer.prepare(request)
@@ -104,8 +112,21 @@ class Explorer:
             self.sessions.discard(session)
         return answer
 
+    async def _make_room(self) -> bool:
+        """End the connection that has been silent longest; False if none has been for long."""
+        silent = min(self.sessions, key=lambda session: session.heard)
+        if time.monotonic() - silent.heard < SILENT_SECONDS:
+            return False
+        self.sessions.discard(silent)
+        silent.end()
+        return True
+
     async def _start_film(self, request: web.Request) -> web.Response:
-        wanted = parse_json(FilmRequest, await request.read())
+        try:
+            body = await asyncio.wait_for(request.read(), BODY_SECONDS)
+        except asyncio.TimeoutError:
+            raise web.HTTPRequestTimeout(text="The request did not come whole in time.") from None
+        wanted = parse_json(FilmRequest, body)
         network = await self.services.library.get(wanted.network)
         film = self.services.films.start(network, World.parse(wanted.world), wanted)
         return web.json_response(film.facts(), status=202, headers=UNKEPT)
@@ -156,10 +177,12 @@ class Explorer:
         if self._requests >= REQUESTS:
             raise web.HTTPServiceUnavailable(text="The server is busy; try again.")
         self._requests += 1
+        self.connections.begin(request.protocol)
         try:
             return await handler(request)
         finally:
             self._requests -= 1
+            self.connections.end(request.protocol)
 
 
 def device_name(device: torch.device) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
+import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +29,10 @@ from multiscale.view import Region
 UNFINISHED = 8
 KEPT = 16
 KEPT_BYTES = 2 << 30
+FILM_BYTES = 1 << 29
+"""Of a film, at most; with the finished ones that are kept it makes ``KEPT_BYTES``."""
+KEPT_SECONDS = 3600.0
+"""For which a finished film can be fetched."""
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +46,8 @@ class Film:
     state: Literal["rendering", "done", "failed", "cancelled"] = "rendering"
     progress: float = 0.0
     message: str = ""
+    ended: float = math.inf
+    """When it was finished, in seconds of ``time.monotonic``."""
     owner: Owner = field(default_factory=Owner)
 
     def facts(self) -> dict[str, Any]:
@@ -59,15 +69,17 @@ class Films:
         """Have a film rendered after those that wait.
 
         Raises:
-            UserError: too many wait already.
+            UserError: too many wait already, or the disk has no room.
         """
         if sum(film.state == "rendering" for film in self._films.values()) >= UNFINISHED:
             raise UserError(f"{UNFINISHED} films are waiting or being rendered; wait for one, or cancel it.")
         if self.folder is None:
             self.folder = new_temporary_folder("multiscale-films")
+        self.forget_oldest()
+        if shutil.disk_usage(self.folder).free < 2 * FILM_BYTES:
+            raise UserError("The server's disk has no room for a film; try again when there is.")
         name = secrets.token_hex(12)
         film = self._films[name] = Film(name, self.folder / f"{name}.mp4")
-        self._forget_oldest()
         loop = asyncio.get_running_loop()
         loop.run_in_executor(self._thread, self._render, film, network, world, request)
         return film
@@ -100,6 +112,11 @@ class Films:
 
         def advance(share: float) -> None:
             film.progress = min(share, 1.0)
+            check_room()
+
+        def check_room() -> None:
+            if _bytes_below(film.path.parent) > KEPT_BYTES:
+                raise UserError("The film takes too much room on the server; ask for fewer or smaller frames.")
 
         renderer = QueuedRenderer(network.renderer, self._queue, film.owner)
         keyframes = [Keyframe(keyframe.zoom, keyframe.x, keyframe.y) for keyframe in request.keyframes]
@@ -120,27 +137,43 @@ class Films:
                 progress=advance,
                 cancelled=cancelled,
             )
+            check_room()
             if film.state == "rendering":
                 film.progress, film.state = 1.0, "done"
         except Cancelled:
             film.state = "cancelled"
         except UserError as error:
-            film.message, film.state = str(error), "failed"
+            log.info("A film failed: %s", error)
+            film.message, film.state = str(error).replace(str(film.path), "the film"), "failed"
         except Exception:
             log.exception("A film failed.")
             film.message, film.state = "The film failed; the server's log says why.", "failed"
+        finally:
+            film.ended = time.monotonic()
+            if film.state != "done":
+                film.path.unlink(missing_ok=True)
 
-    def _forget_oldest(self) -> None:
-        """Keep to the bounds of count and bytes; films being rendered stay."""
+    def forget_oldest(self) -> None:
+        """Keep to the bounds of count, bytes and age; films being rendered stay."""
         finished = [film for film in self._films.values() if film.state != "rendering"]
         sizes = [film.path.stat().st_size if film.path.exists() else 0 for film in finished]
-        while finished and (len(finished) > KEPT or sum(sizes) > KEPT_BYTES):
+        latest = time.monotonic() - KEPT_SECONDS
+        while finished and (len(finished) > KEPT or sum(sizes) > KEPT_BYTES - FILM_BYTES or finished[0].ended < latest):
             self._forget(finished.pop(0))
             sizes.pop(0)
 
     def _forget(self, film: Film) -> None:
         del self._films[film.id]
         film.path.unlink(missing_ok=True)
+
+
+def _bytes_below(folder: Path) -> int:
+    """Of the files of a folder; those that disappear meanwhile are left out."""
+    total = 0
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):
+            total += entry.stat().st_size
+    return total
 
 
 class QueuedRenderer(Renderer):

@@ -6,7 +6,6 @@ threads. Shapes: C channels, H and W height and width in pixels.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dnnlib.errors import UserError
 from multiscale.explorer.messages import FrameRequest
 from multiscale.explorer.networks import Network
 from multiscale.explorer.scheduler import Cancelling
+from multiscale.rendering.files import encode_jpeg
 from multiscale.rendering.renderer import Renderer, placed, to_uint8
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
@@ -94,14 +93,9 @@ def image(
 
 def encode(frame: Frame, quality: str) -> bytes:
     """JPEG: small for a draft, without loss of colour resolution otherwise."""
-    stream = io.BytesIO()
-    pixels = frame.pixels
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if quality == "draft":
-        picture.save(stream, "jpeg", quality=DRAFT_QUALITY)
-    else:
-        picture.save(stream, "jpeg", quality=SHARP_QUALITY, subsampling=0)
-    return stream.getvalue()
+        return encode_jpeg(frame.pixels, DRAFT_QUALITY, subsampling=2)
+    return encode_jpeg(frame.pixels, SHARP_QUALITY)
 
 
 def _error(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from functools import partial
 
 import numpy as np
@@ -17,7 +19,9 @@ from multiscale.rendering.renderer import to_uint8, to_uint16
 from multiscale.rendering.worlds import World
 
 AT_ONCE = 2
-"""Images in memory; others wait."""
+"""Images that are rendered; others wait."""
+HELD_BYTES = 1 << 29
+"""Of images that are rendered or not sent yet, counted by their pixels; one may have more."""
 
 
 class Images:
@@ -26,8 +30,10 @@ class Images:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._changed = asyncio.Condition()
+        self._bytes = 0
 
-    async def get(self, request: web.Request) -> web.Response:
+    async def get(self, request: web.Request) -> web.StreamResponse:
         """Render an image and send it as a file, which says in its metadata what it shows."""
         query = parse_query(ImageQuery, request.query)
         network = await self._services.library.get(query.network)
@@ -51,9 +57,28 @@ class Images:
             "truncation_psi": query.trunc,
             **network.provenance,
         }
-        async with self._places:
-            pixels = await self._services.rendered(Owner(), Rank.LONG, work)
-            png = await self._services.encoded(partial(encode_png, pixels, facts))
         name = f"world-{world}-{region.zoom:.6g}x-{region.width}x{region.height}.png".replace(":", "=")
         headers = {"Content-Disposition": f'attachment; filename="{name[-200:]}"', "Cache-Control": "no-store"}
-        return web.Response(body=png, content_type="image/png", headers=headers)
+        size = region.width * region.height * network.renderer.generator.config.img_channels * np.dtype(dtype).itemsize
+        async with self._held(size):
+            async with self._places:
+                pixels = await self._services.rendered(Owner(), Rank.LONG, work)
+                png = await self._services.encoded(partial(encode_png, pixels, facts))
+                del pixels
+            answer = web.Response(body=png, content_type="image/png", headers=headers)
+            await answer.prepare(request)
+            await answer.write_eof()  # returns when the client has read all but the last bytes; who does not is cut off
+        return answer
+
+    @contextlib.asynccontextmanager
+    async def _held(self, size: int) -> AsyncIterator[None]:
+        """Wait until there is room for an image of ``size`` bytes, and hold it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._bytes or self._bytes + size <= HELD_BYTES)
+            self._bytes += size
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._bytes -= size
+                self._changed.notify_all()

@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -16,6 +17,8 @@ from multiscale.view import Region
 FRAME_PX = 1 << 22
 SIDE_PX = 8192
 IMAGE_PX = 1 << 26
+FILM_TOTAL_PX = 1 << 36
+"""Of all frames of a film together: 40 minutes of 1280 x 720 at 30 a second."""
 FILM_PX = 3840 * 2160
 FILM_FRAMES = 36_000
 KEYFRAMES = 64
@@ -126,6 +129,10 @@ class FilmRequest(_Looks):
     def _bounded(self) -> FilmRequest:
         if self.fps * self.seconds > FILM_FRAMES:
             raise ValueError(f"{self.fps * self.seconds:.0f} frames are more than {FILM_FRAMES}")
+        if self.fps * self.seconds * self.width * self.height > FILM_TOTAL_PX:
+            raise ValueError(
+                f"{self.fps * self.seconds:.0f} frames of {self.width} x {self.height} pixels are too many"
+            )
         return _at_most(self, FILM_PX)
 
 
@@ -159,6 +166,23 @@ def parse_query(model: type[M], query: Mapping[str, str]) -> M:
         return model.model_validate_strings({name: value for name, value in query.items() if value != ""})
     except ValidationError as error:
         raise UserError(f"The address cannot be understood: {_first(error)}.") from None
+
+
+def split_options(text: str) -> tuple[str, dict[str, str]]:
+    """A world in the path of an address, and the options behind it: ``3;trunc=0.7`` -> ``3``, ``{"trunc": "0.7"}``.
+
+    Viewers put what they want behind the addresses that they are given, so that options in a query are lost. Values may be
+    quoted, as :func:`join_options` does.
+    """
+    world, *options = text.split(";")
+    return world, {name: unquote(value) for name, _, value in (option.partition("=") for option in options)}
+
+
+def join_options(world: str, options: Mapping[str, str]) -> str:
+    """The inverse, for the path of an address: quoted twice, for the server takes the one off before anybody looks."""
+    return quote(world, safe=":~@") + "".join(
+        f";{name}={quote(quote(value, safe=''))}" for name, value in options.items()
+    )
 
 
 def parse_world(text: str) -> World:

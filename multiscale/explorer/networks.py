@@ -12,12 +12,17 @@ from typing import Any
 
 import torch
 
-from dnnlib.errors import UserError
+from dnnlib.errors import REFUSED, UserError
 from multiscale.explorer.scheduler import Owner, Rank, RenderQueue
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.runs.snapshots import BUNDLED, Snapshot, find_network, load_snapshot, read_header, snapshots_of
 
 LOADED = 3
+UNKNOWN: dict[str, Any] = dict.fromkeys(("kimg", "resolution", "octaves", "world_px", "layers", "channels", "licence"))
+"""What is said of a snapshot that cannot be read."""
+
+LICENCE_CHARACTERS = 200
+"""Of a licence's name that clients are told."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Library:
         self._loaded: OrderedDict[tuple[str, tuple[int, int]], Network] = OrderedDict()
         self._arriving: dict[tuple[str, tuple[int, int]], asyncio.Task[Network]] = {}
         self._loader = ThreadPoolExecutor(1, "load")
+        self._broken: set[tuple[str, tuple[int, int]]] = set()
         self.scan()
         if not self.entries:
             raise UserError(f"Cannot read the network {path}: it has just disappeared.")
@@ -97,14 +103,38 @@ class Library:
 
     @property
     def default(self) -> str:
-        """Name of the newest network whose header can be read."""
-        readable = [name for name, entry in self.entries.items() if entry.facts["octaves"] is not None]
+        """Name of the newest network that can be read, as far as is known."""
+        readable = [name for name, entry in self.entries.items() if self._is_usable(entry)]
         return (readable or list(self.entries))[-1]
+
+    def _is_usable(self, entry: Entry) -> bool:
+        return entry.facts["octaves"] is not None and (entry.name, entry.stamp) not in self._broken
+
+    async def first(self) -> Network:
+        """The newest network that can be read; what is wrong with newer ones is printed.
+
+        Raises:
+            UserError: none can; says what is wrong with the newest.
+        """
+        reason: UserError | None = None
+        for _ in range(len(self.entries)):
+            name = self.default
+            try:
+                return await self.get(name)
+            except UserError as error:
+                reason = reason or error
+                self._broken.add((name, self.entries[name].stamp))
+                if any(self._is_usable(entry) for entry in self.entries.values()):
+                    print(f"{error} An older one of the run is shown.", flush=True)
+        raise reason or UserError("There is no network.")
 
     def listing(self) -> list[dict[str, Any]]:
         """What clients are told."""
         default = self.default
-        return [{"name": name, **entry.facts, "current": name == default} for name, entry in self.entries.items()]
+        return [
+            {"name": name, **(entry.facts if self._is_usable(entry) else UNKNOWN), "current": name == default}
+            for name, entry in self.entries.items()
+        ]
 
     async def get(self, name: str | None) -> Network:
         """A network by name (None: the default), loaded if need be.
@@ -128,6 +158,7 @@ class Library:
         try:
             snapshot = await asyncio.get_running_loop().run_in_executor(self._loader, load_snapshot, entry.path)
         except UserError as error:  # for clients, who need not know where it is
+            self._broken.add((entry.name, entry.stamp))
             raise UserError(str(error).replace(str(entry.path), entry.path.name)) from error
         job = self.queue.call(self._owner, Rank.DRAFT, lambda _: self._placed(entry, snapshot))
         try:
@@ -164,10 +195,10 @@ class Library:
 
 def header_facts(path: Path) -> dict[str, Any]:
     """What a snapshot's header says, without reading weights; None for each thing that it does not."""
-    facts: dict[str, Any] = dict.fromkeys(("kimg", "resolution", "octaves", "world_px", "layers", "channels"))
+    facts = dict(UNKNOWN)
     try:
         config, info = read_header(path)
-    except UserError:
+    except (UserError, *REFUSED):
         return facts
     kimg = info.get("kimg")
     facts |= {
@@ -176,5 +207,6 @@ def header_facts(path: Path) -> dict[str, Any]:
         "world_px": config.img_resolution << config.octaves,
         "layers": config.num_layers + 1,
         "channels": config.img_channels,
+        "licence": str(info["licence"])[:LICENCE_CHARACTERS] if "licence" in info else None,
     }
     return facts | {"kimg": kimg if isinstance(kimg, int | float) and math.isfinite(kimg) else None}

@@ -1,7 +1,8 @@
 """One thread does everything that a device computes, in pieces: between two pieces, whatever is more urgent goes first.
 
 A job is a generator; each step of it is one piece, such as a tile of an image or a frame of a film. Drafts come before sharp
-images and these before long jobs; among equals, whoever has waited longest since being served last.
+images and these before long jobs; among equals, whoever has waited longest since being served last. But whoever has taken more
+of the thread lately than another who waits comes after them, however urgent: nobody's drafts keep others from sharp images.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ PATIENCE_SECONDS = 3.0
 """A rank that has waited this long gets a piece, however urgent the others are."""
 
 
+SHARE_SECONDS = 0.15
+"""Of the thread, that an owner may have taken more than the one who has taken least, of those who wait."""
+FORGET_SECONDS = 2.0
+"""In which what an owner has taken counts for half."""
+
+
 class Rank(IntEnum):
     """How urgent a job is."""
 
@@ -40,6 +47,16 @@ class Owner:
     def __init__(self) -> None:
         self.served = 0
         self.unsent = 0
+        self._taken = 0.0
+        self._noted = 0.0
+
+    def taken(self, now: float) -> float:
+        """Seconds of the thread that were spent on its jobs, those of long ago forgotten by and by."""
+        return self._taken * 0.5 ** ((now - self._noted) / FORGET_SECONDS)
+
+    def take(self, seconds: float, now: float) -> None:
+        """Note seconds that were spent."""
+        self._taken, self._noted = self.taken(now) + seconds, now
 
 
 class Job(Generic[T]):
@@ -166,9 +183,11 @@ class RenderQueue:
             job.owner.served = self._count
             if job.began is None:
                 job.began = time.perf_counter()
+        start = time.monotonic()
         ended = job.advance()
         with self._changed:
-            self._served_at[job.rank] = time.monotonic()
+            now = self._served_at[job.rank] = time.monotonic()
+            job.owner.take(now - start, now)
             if ended:
                 self._jobs.remove(job)
                 if not job.closed:
@@ -182,11 +201,17 @@ class RenderQueue:
         ready = [job for job in self._jobs if job.closed or job.owner.unsent < UNSENT]
         if not ready:
             return None
-        late = time.monotonic() - PATIENCE_SECONDS
-        return min(
-            ready,
-            key=lambda job: (not job.closed, self._served_at[job.rank] > late, job.rank, job.owner.served),
-        )
+        now = time.monotonic()
+        late = now - PATIENCE_SECONDS
+        least = min((job.owner.taken(now) for job in ready if job.rank < Rank.LONG), default=0.0)
+
+        def place(job: Job[Any]) -> tuple[bool, bool, bool, bool, Rank, int]:
+            is_long = job.rank == Rank.LONG
+            has_had_enough = not is_long and job.owner.taken(now) > least + SHARE_SECONDS
+            patient = self._served_at[job.rank] > late
+            return not job.closed, patient, is_long, has_had_enough, job.rank, job.owner.served
+
+        return min(ready, key=place)
 
 
 def one_piece(function: Callable[[Cancelling], T]) -> Work[T]:

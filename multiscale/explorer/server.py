@@ -9,8 +9,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import quote
 
 import torch
@@ -23,6 +24,7 @@ from dnnlib.files import cache_folder
 from dnnlib.signals import are_heard
 from multiscale.explorer.access import Access
 from multiscale.explorer.app import Explorer
+from multiscale.explorer.connections import Connections
 from multiscale.explorer.films import Films
 from multiscale.explorer.networks import Library, Network
 from multiscale.explorer.scheduler import Owner, Rank, RenderQueue
@@ -30,8 +32,6 @@ from multiscale.explorer.services import Services
 from torch_utils.devices import default_device, keep_freed_memory
 
 FIRST_PORT, PORTS = 8000, 100
-CONNECTIONS = 512
-"""Open at once, of any kind."""
 END_SECONDS = 0.4
 """What connections get to end by themselves, then requests, then the render thread."""
 
@@ -45,7 +45,11 @@ class Options:
     port: int | None = None
     """None: the first free one."""
     token: str | None = None
-    """What every request must have; None only where the host is loopback."""
+    """What every request must have; None only where the host is loopback and there is no ``public_url``."""
+    origins: Sequence[str] = ()
+    """Of other sites whose pages may have tiles."""
+    public_url: str | None = None
+    """Where a proxy serves this server."""
     cache_mb: int = 512
 
 
@@ -79,19 +83,21 @@ def _leave_a_core() -> None:
 async def _serve(options: Options, ready: Callable[[str], None]) -> None:
     queue = RenderQueue()
     library = Library(options.network, default_device(), queue)
-    network = await library.get(None)  # what is wrong with it is said now
+    network = await library.first()  # what is wrong with it is said now
     services = Services(library, queue, Films(queue), DiskCache(cache_folder() / "tiles", options.cache_mb << 20))
-    explorer = Explorer(services, Access(options.token))
+    access = Access(options.token, origins=options.origins, public_url=options.public_url)
+    explorer = Explorer(services, access)
     runner = web.AppRunner(explorer.app, access_log=None, handler_cancellation=True, shutdown_timeout=END_SECONDS)
     await runner.setup()
     try:
-        listener, port = await _listen(runner, options.host, options.port)
+        listener, port = await _listen(runner, explorer.connections, options.host, options.port)
         stop = _stop_event()
-        watching = asyncio.create_task(explorer.watch())
+        watching = [asyncio.create_task(watch()) for watch in (explorer.watch, explorer.connections.watch)]
         _warm_up(queue, network)
-        ready(address(options.host, port, options.token))
+        ready(address(options.host, port, options.token, options.public_url))
         await stop.wait()
-        watching.cancel()
+        for watch in watching:
+            watch.cancel()
         listener.close()
         queue.stop(0)
         await asyncio.wait([asyncio.create_task(explorer.close())], timeout=END_SECONDS)
@@ -106,14 +112,12 @@ def _warm_up(queue: RenderQueue, network: Network) -> None:
     job.future.add_done_callback(lambda _: job.close())
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int | None) -> tuple[asyncio.Server, int]:
+async def _listen(
+    runner: web.AppRunner, connections: Connections, host: str, port: int | None
+) -> tuple[asyncio.Server, int]:
     """Listen at a port, or at the first free one; what listens, and the port."""
-    served = runner.server
-    assert served is not None
-
-    def connected() -> asyncio.BaseProtocol:
-        return served() if len(served.connections) < CONNECTIONS else _Refusal()
-
+    assert runner.server is not None
+    connected = partial(connections.protocol_for, runner.server)
     for candidate in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
         try:
             return await asyncio.get_running_loop().create_server(connected, host, candidate), candidate
@@ -125,13 +129,6 @@ async def _listen(runner: web.AppRunner, host: str, port: int | None) -> tuple[a
             advice = "give another --port, or none for the first free one" if taken else "give another --host or --port"
             raise UserError(f"Cannot listen at {host} port {candidate}: {reason}; {advice}.") from error
     raise UserError(f"No port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free; give one with --port.")
-
-
-class _Refusal(asyncio.Protocol):
-    """Ends a connection as soon as it is made."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
 
 
 def _stop_event() -> asyncio.Event:
@@ -148,9 +145,12 @@ def is_news(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
-def address(host: str, port: int, token: str | None) -> str:
+def address(host: str, port: int, token: str | None, public_url: str | None = None) -> str:
     """What to open in a browser."""
+    query = f"?token={quote(token)}" if token else ""
+    if public_url is not None:
+        return f"{public_url}/{query}"
     if host in ("0.0.0.0", "::", ""):
         host = socket.gethostname()
     name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}/" + (f"?token={quote(token)}" if token else "")
+    return f"http://{name}:{port}/{query}"

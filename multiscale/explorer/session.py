@@ -21,6 +21,11 @@ from multiscale.rendering.renderer import Cancelled
 
 SLOTS = 16
 """Slots of a connection that may wait at once."""
+MESSAGES_A_SECOND, BURST = 100.0, 400.0
+"""Messages of a connection that are heard at once, in the long run and after a silence; later ones wait their turn."""
+REQUESTS_A_SECOND, REQUESTS_BURST = 20.0, 60.0
+"""Requests of a connection that are taken up beyond those whose frames have been sent; of the others, each slot's newest is,
+later."""
 
 
 @dataclass(eq=False)
@@ -43,22 +48,33 @@ class Errand:
 class Session:
     """What one connection has asked for."""
 
-    def __init__(self, services: Services, socket: web.WebSocketResponse) -> None:
+    def __init__(
+        self, services: Services, socket: web.WebSocketResponse, transport: asyncio.Transport | None = None
+    ) -> None:
         self._services = services
         self._socket = socket
+        self._transport = transport
         self._owner = Owner()
         self._newest: dict[str, tuple[Errand, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_turn = asyncio.Lock()
         self._announcing: asyncio.Task[None] | None = None
+        self.heard = time.monotonic()
+        """When its last message came."""
+        self._allowance = BURST
+        self._waiting: dict[str, Errand] = {}
+        self._taking: asyncio.Task[None] | None = None
+        self._requests = REQUESTS_BURST
+        self._counted = self.heard
 
     async def run(self) -> None:
         """Serve the connection until it is closed."""
         try:
             async for message in self._socket:
+                await self._in_rate()
                 await self._hear(message)
         finally:
-            tasks = [*self._tasks, *filter(None, [self._announcing])]
+            tasks = [*self._tasks, *filter(None, [self._announcing, self._taking])]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -69,9 +85,22 @@ class Session:
             self._announcing.cancel()
         self._announcing = asyncio.create_task(self._say({"type": "networks", "networks": networks}))
 
+    def end(self) -> None:
+        """End the connection at once: nobody may be at its other end any more."""
+        if self._transport is not None:
+            self._transport.abort()
+
     async def close(self) -> None:
         """End the connection, because the server ends."""
         await self._socket.close(code=1001, message=b"The server ends.")
+
+    async def _in_rate(self) -> None:
+        """Wait, and read nothing, where more has come than is heard at once."""
+        now = time.monotonic()
+        self._allowance = min(self._allowance + (now - self.heard) * MESSAGES_A_SECOND, BURST) - 1
+        self.heard = now
+        if self._allowance < 0:
+            await asyncio.sleep(-self._allowance / MESSAGES_A_SECOND)
 
     async def _hear(self, message: WSMessage) -> None:
         if message.type is not WSMsgType.TEXT:
@@ -85,20 +114,49 @@ class Session:
         if isinstance(said, Ping):
             await self._say({"type": "pong", "id": said.id})
         elif isinstance(said, CancelRequest):
+            self._waiting.pop(said.slot, None)
             if said.slot in self._newest:
                 self._newest.pop(said.slot)[1].cancel()
-        elif said.slot not in self._newest and len(self._newest) >= SLOTS:
+        elif len({*self._newest, *self._waiting, said.slot}) > SLOTS:
             await self._complain(f"At most {SLOTS} slots may wait at once.", said.id, said.slot)
         else:
             self._ask(said)
 
     def _ask(self, request: FrameRequest) -> None:
-        """Take up a request in place of the slot's older one."""
+        """Take up a request in place of the slot's older one, now or when there have not been too many."""
+        if self._taking is None and self._may_take():
+            self._take(Errand(request))
+            return
+        self._waiting[request.slot] = Errand(request)
+        if self._taking is None:
+            self._taking = asyncio.create_task(self._take_by_and_by())
+
+    def _may_take(self) -> bool:
+        """Whether another request is within the rate; counts it if so."""
+        now = time.monotonic()
+        self._requests = min(self._requests + (now - self._counted) * REQUESTS_A_SECOND, REQUESTS_BURST)
+        self._counted = now
+        if self._requests < 1:
+            return False
+        self._requests -= 1
+        return True
+
+    async def _take_by_and_by(self) -> None:
+        try:
+            while self._waiting:
+                if self._may_take():
+                    self._take(self._waiting.pop(next(iter(self._waiting))))
+                else:
+                    await asyncio.sleep(1 / REQUESTS_A_SECOND)
+        finally:
+            self._taking = None
+
+    def _take(self, errand: Errand) -> None:
+        request = errand.request
         if request.slot in self._newest:
             older, task = self._newest[request.slot]
             if not (older.is_draft and older.begun):  # frames keep coming while the view moves
                 task.cancel()
-        errand = Errand(request)
         task = asyncio.create_task(self._fetch(errand))
         self._newest[request.slot] = errand, task
         self._tasks.add(task)
@@ -147,6 +205,7 @@ class Session:
                     "error_db": frame.error_db,
                 }
                 await self._socket.send_bytes(pack(header, image))
+                self._requests += 1
         finally:
             job.close()
 

@@ -13,11 +13,12 @@ from aiohttp import web
 
 from dnnlib.errors import UserError
 from multiscale.explorer import frames
-from multiscale.explorer.messages import TileQuery, parse_query, parse_world
+from multiscale.explorer.access import Access
+from multiscale.explorer.messages import TileQuery, join_options, parse_query, parse_world, split_options
 from multiscale.explorer.networks import Network
 from multiscale.explorer.scheduler import Owner, Rank
 from multiscale.explorer.services import Services
-from multiscale.rendering.files import encode_png
+from multiscale.rendering.files import encode_jpeg, encode_png
 from multiscale.rendering.pyramid import Pyramid
 from multiscale.view import Region
 
@@ -34,6 +35,9 @@ class Asked:
 
     network: Network
     pyramid: Pyramid
+    world: str
+    options: dict[str, str]
+    """Those of the address that were given, for further addresses."""
     headers: dict[str, str]
     """Of the answer."""
 
@@ -43,13 +47,13 @@ class Tiles:
 
     Args:
         services: The server's.
-        public: Whether pages of other sites may read tiles.
+        access: Whose pages may read tiles, and where the server is for them.
     """
 
-    def __init__(self, services: Services, *, public: bool) -> None:
+    def __init__(self, services: Services, access: Access) -> None:
         self._services = services
+        self._access = access
         self._owner = Owner()
-        self._shared = {"Access-Control-Allow-Origin": "*"} if public else {}
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         """Add the routes."""
@@ -59,7 +63,7 @@ class Tiles:
             "/tiles/{world}.dzi": self._dzi,
             "/iiif/{world}": self._iiif,
             "/iiif/{world}/info.json": self._iiif_info,
-            "/iiif/{world}/{region}/{size}/0/default.png": self._iiif_image,
+            "/iiif/{world}/{region}/{size}/0/default.{format:png|jpg}": self._iiif_image,
         }.items():
             router.add_get(path, handler)
 
@@ -82,45 +86,57 @@ class Tiles:
         asked = await self._asked(request)
         with _found():
             region = asked.pyramid.iiif_region(request.match_info["region"], request.match_info["size"])
-        return await self._tile(request, asked, region)
+        return await self._tile(request, asked, region, request.match_info["format"])
 
     async def _dzi(self, request: web.Request) -> web.Response:
         asked = await self._asked(request)
         return web.Response(text=asked.pyramid.dzi(), content_type="application/xml", headers=asked.headers)
 
     async def _iiif(self, request: web.Request) -> web.Response:
-        return web.Response(status=303, headers={**self._shared, "Location": f"{request.rel_url.raw_path}/info.json"})
+        world, options = _with_options(request)
+        headers = {**self._access.shared_headers(request), "Location": f"{join_options(world, options)}/info.json"}
+        return web.Response(status=303, headers=headers)
 
     async def _iiif_info(self, request: web.Request) -> web.Response:
         asked = await self._asked(request)
-        own = str(request.url.with_query(None)).removesuffix("/info.json")
-        text = json.dumps(asked.pyramid.iiif_info(own))
+        base = self._access.public_url or str(request.url.origin())
+        text = json.dumps(asked.pyramid.iiif_info(f"{base}/iiif/{join_options(asked.world, asked.options)}"))
         return web.Response(text=text, headers={**asked.headers, "Content-Type": INFO_TYPE})
 
     async def _asked(self, request: web.Request) -> Asked:
-        query = parse_query(TileQuery, request.query)
-        world = parse_world(request.match_info["world"])
+        text, options = _with_options(request)
+        world, query = parse_world(text), parse_query(TileQuery, options)
         network = await self._services.library.get(query.network)
-        whose = "public" if self._shared else "private"
+        whose = "public" if self._access.token is None else "private"
         fresh = f"max-age={FRESH_SECONDS}" if query.network else "no-cache"  # the default may be another one soon
-        headers = {**self._shared, "Cache-Control": f"{whose}, {fresh}"}
-        return Asked(network, Pyramid(network.renderer, world, query.trunc), headers)
+        headers = {**self._access.shared_headers(request), "Cache-Control": f"{whose}, {fresh}"}
+        return Asked(network, Pyramid(network.renderer, world, query.trunc), str(world), options, headers)
 
-    async def _tile(self, request: web.Request, asked: Asked, region: Region) -> web.Response:
+    async def _tile(self, request: web.Request, asked: Asked, region: Region, kind: str = "png") -> web.Response:
         """A tile out of the cache, or a new one."""
         pyramid, services = asked.pyramid, self._services
         key = f"{FORMAT} {asked.network.digest} {pyramid.world} {pyramid.truncation_psi!r} {region}"
+        key += "" if kind == "png" else f" {kind}"
         tag = hashlib.sha256(key.encode()).hexdigest()[:32]
         headers = {**asked.headers, "ETag": f'"{tag}"'}
         if any(known.value == tag for known in request.if_none_match or ()):
             return web.Response(status=304, headers=headers)
-        png = await services.on_disk(partial(services.cache.get, key))
-        if png is None:
+        data = await services.on_disk(partial(services.cache.get, key))
+        if data is None:
             work = partial(frames.image, pyramid.renderer, pyramid.world, region, pyramid.truncation_psi)
             pixels = await services.rendered(self._owner, Rank.LONG, work)
-            png = await services.encoded(partial(encode_png, pixels))
-            await services.on_disk(partial(services.cache.put, key, png))
-        return web.Response(body=png, content_type="image/png", headers=headers)
+            encode = encode_png if kind == "png" else encode_jpeg
+            data = await services.encoded(partial(encode, pixels))
+            await services.on_disk(partial(services.cache.put, key, data))
+        content_type = "image/png" if kind == "png" else "image/jpeg"
+        return web.Response(body=data, content_type=content_type, headers=headers)
+
+
+def _with_options(request: web.Request) -> tuple[str, dict[str, str]]:
+    """The text of a request's world, and the options that came with it, in the path or in the query."""
+    world, options = split_options(request.match_info["world"])
+    given = {**options, **request.query}
+    return world, {name: given[name] for name in (*TileQuery.model_fields, "token") if given.get(name)}
 
 
 @contextlib.contextmanager

@@ -7,15 +7,17 @@ The published grid spans the padded layer, so a translation t of its transforms 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.reading import parsed
 from multiscale.config import DiscriminatorConfig, GeneratorConfig, build
 from multiscale.networks.discriminator import ResidualDiscriminator
 from multiscale.networks.generator import Generator
-from multiscale.networks.plan import Plan, make_plan, split_features
+from multiscale.networks.plan import LayerPlan, Plan, make_plan, split_features
 
 
 def generator_from_official(
@@ -28,6 +30,8 @@ def generator_from_official(
     octaves: int,
     z_dim: int = 512,
     w_dim: int = 512,
+    settings: Mapping[str, Any] | None = None,
+    features: Sequence[torch.Tensor] | None = None,
 ) -> Generator:
     """Build our generator with the weights of a published one.
 
@@ -42,6 +46,8 @@ def generator_from_official(
         octaves: Octaves that the data spanned.
         z_dim: Size of z.
         w_dim: Size of w.
+        settings: Others of :class:`~multiscale.config.GeneratorConfig`, where they are not the published defaults.
+        features: For the input and each layer the indices of its features, int64; None: by radius, as published.
 
     Returns:
         The generator, float32, in evaluation mode.
@@ -49,29 +55,46 @@ def generator_from_official(
     Raises:
         UserError: a tensor is missing or has another shape than the configuration asks for; the message names it.
     """
-    source = _Source(state)
+    return parsed(
+        lambda: _generator(
+            _Source(state),
+            features,
+            img_resolution=img_resolution,
+            octaves=octaves,
+            n_bins=n_bins,
+            channel_base=channel_base,
+            channel_max=channel_max,
+            z_dim=z_dim,
+            w_dim=w_dim,
+            **(settings or {}),
+        ),
+        MISFIT,
+    )
+
+
+def _generator(source: _Source, features: Sequence[torch.Tensor] | None, **settings: Any) -> Generator:
     layers = source.layer_prefixes()
     radii = source["synthesis.input.freqs"].double().norm(dim=1)
-    order = radii.argsort(stable=True)
+    order = radii.argsort(stable=True) if features is None else torch.cat(list(features))
+    if not torch.equal(order.sort().values, torch.arange(len(radii))):
+        raise UserError("The published weights do not give each feature to one layer; get them again.")
     base = {
-        "img_resolution": img_resolution,
+        **settings,
         "img_channels": source[f"{layers[-1]}.weight"].shape[0],
-        "octaves": octaves,
-        "n_bins": n_bins,
-        "channel_base": channel_base,
-        "channel_max": channel_max,
-        "z_dim": z_dim,
-        "w_dim": w_dim,
         "mapping_layers": source.count(r"mapping\.fc\d+\.weight"),
         "num_layers": len(layers) - 1,
         "rho_max": float(radii.max()),
         "widths": tuple(source[f"{name}.weight"].shape[0] for name in layers),
         "published_geometry": True,
+        "published_frequencies": True,
     }
-    split = _split_radii(make_plan(build(GeneratorConfig, base)), radii[order].tolist())
+    if features is None:
+        split = _split_radii(make_plan(build(GeneratorConfig, base)), radii[order].tolist())
+    else:
+        split = [len(indices) for indices in features]
+        if not split or not split[0]:
+            raise UserError("The published weights leave the input no feature; get them again.")
     config = build(GeneratorConfig, {**base, "feature_split": tuple(split)})
-    generator = Generator(config)
-
     ours = {"mapping.w_avg": source["mapping.w_avg"], "synthesis.input_weight": source["synthesis.input.weight"]}
     for i in range(config.mapping_layers):
         for part in ("weight", "bias"):
@@ -79,8 +102,12 @@ def generator_from_official(
     for i, name in enumerate(layers):
         for part in ("weight", "bias", "magnitude_ema", "affine.weight", "affine.bias"):
             ours[f"synthesis.layers.{i}.{part}"] = source[f"{name}.{part}"]
-    ours.update(_features(source, order, split, generator.plan))
+    ours.update(_features(source, order, split))
+    with torch.device("meta"):
+        _check_shapes(Generator(config), ours)  # before it is built: a damaged configuration may claim any size
+    generator = Generator(config)
     _load(generator, ours)
+    _check_layout(source, layers, generator)
     return generator.eval()
 
 
@@ -92,8 +119,11 @@ def discriminator_from_official(
     Raises:
         UserError: a tensor is missing or has another shape than the configuration asks for; the message names it.
     """
-    source = _Source(state)
     config = DiscriminatorConfig(channel_base=channel_base, channel_max=channel_max)
+    return parsed(lambda: _discriminator(_Source(state), config, img_resolution), MISFIT)
+
+
+def _discriminator(source: _Source, config: DiscriminatorConfig, img_resolution: int) -> ResidualDiscriminator:
     img_channels = source[f"b{img_resolution}.fromrgb.weight"].shape[1]
     discriminator = ResidualDiscriminator(config, img_resolution=img_resolution, img_channels=img_channels)
     ours = {
@@ -107,6 +137,10 @@ def discriminator_from_official(
 def centre_from_official(translation: torch.Tensor, plan: Plan) -> torch.Tensor:
     """World centres c = t n_0/r_0 of the published code's translations t, [B, 2] -> [B, 2]."""
     return translation * (plan.input_size / plan.input_rate)
+
+
+MISFIT = "The published weights do not fit together ({reason}); give the state of a whole generator or discriminator."
+"""Whatever tensors of other shapes, or other things than tensors, make of the rules."""
 
 
 class _Source(dict[str, torch.Tensor]):
@@ -140,29 +174,47 @@ def _split_radii(plan: Plan, radii: Iterable[float]) -> list[int]:
     return split
 
 
-def _features(source: _Source, order: torch.Tensor, split: list[int], plan: Plan) -> dict[str, torch.Tensor]:
-    """omega = freqs r_i/(n_i - 1) and the phases of every injection point."""
-    freqs, phases = source["synthesis.input.freqs"][order], source["synthesis.input.phases"][order]
+def _features(source: _Source, order: torch.Tensor, split: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Frequencies, as they are, and phases of every injection point."""
     tensors: dict[str, torch.Tensor] = {}
-    taken = 0
-    for point, count in enumerate(split):
-        if not count:
-            continue
-        prefix = "synthesis.input" if point == 0 else f"synthesis.injections.{point - 1}"
-        size = plan.input_size if point == 0 else plan.layers[point - 1].out_size
-        rate = plan.input_rate if point == 0 else plan.layers[point - 1].out_rate
-        tensors[f"{prefix}.omega"] = freqs[taken : taken + count] * (rate / (size - 1))
-        tensors[f"{prefix}.phase"] = phases[taken : taken + count]
-        taken += count
+    points = ["synthesis.input", *(f"synthesis.injections.{i}" for i in range(len(split) - 1))]
+    for prefix, indices in zip(points, order.split(list(split)), strict=True):
+        if len(indices):
+            tensors[f"{prefix}.omega"] = source["synthesis.input.freqs"][indices]
+            tensors[f"{prefix}.phase"] = source["synthesis.input.phases"][indices]
     return tensors
 
 
-def _load(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copy ``tensors`` into ``module``, whole and in shape."""
+def _check_shapes(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, target in module.state_dict().items():
-        if tensors[name].shape != target.shape:
+        if name not in tensors or tensors[name].shape != target.shape:
+            given = list(tensors[name].shape) if name in tensors else "none"
             raise UserError(
-                f"The published weights give {name} the shape {list(tensors[name].shape)}, but this configuration "
+                f"The published weights give {name} the shape {given}, but this configuration "
                 f"needs {list(target.shape)}; check img_resolution, channel_base, channel_max and n_bins."
             )
+
+
+def _load(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy ``tensors`` into ``module``, whole, in shape and finite."""
+    _check_shapes(module, tensors)
+    if broken := [name for name in module.state_dict() if not tensors[name].isfinite().all()]:
+        raise UserError(f"The published weights are not finite ({broken[0]}); get them again.")
     module.load_state_dict({name: tensors[name].float() for name in module.state_dict()})
+
+
+def _check_layout(source: _Source, layers: Sequence[str], generator: Generator) -> None:
+    """Refuse layers that are laid out, or filter, as no configuration of ours does; where the state says how they do."""
+    for prefix, layer in zip(layers, generator.synthesis.layers, strict=True):
+        size = int(prefix.rpartition(".")[2].split("_")[1])
+        plan: LayerPlan = layer.plan  # type: ignore[assignment]
+        kept = [(name, source.get(f"{prefix}.{name}"), getattr(layer, name)) for name in ("up_filter", "down_filter")]
+        if size != plan.out_size or any(theirs is not None and not _alike(theirs, own) for _, theirs, own in kept):
+            raise UserError(
+                f"The published weights have a layer {prefix.rpartition('.')[2]} whose grid or filters are not those of this "
+                "configuration; only networks with the published cutoffs can be opened."
+            )
+
+
+def _alike(theirs: torch.Tensor, own: torch.Tensor | None) -> bool:
+    return own is not None and theirs.shape == own.shape and bool((theirs.float() - own).abs().max() < 1e-5)

@@ -24,6 +24,7 @@ from multiscale.metrics.reals import content_digest
 from multiscale.metrics.report import Measured, table_lines, write_report
 from multiscale.metrics.scales import Evaluation
 from multiscale.networks.generator import Generator
+from multiscale.runs.named import is_remote
 from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot, snapshots_of
 from torch_utils import distributed
 from torch_utils.devices import choose_devices, float32_products
@@ -92,7 +93,7 @@ def find_networks(texts: Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     for text in texts:
-        if glob.has_magic(text) and not Path(text).exists():
+        if glob.has_magic(text) and not is_remote(text) and not Path(text).exists():
             matches = [Path(name) for name in glob.glob(text)]
             if not matches:
                 raise UserError(f"No file matches --network {text!r}; give a file, the folder of a run or a pattern.")

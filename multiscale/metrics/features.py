@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from dnnlib.errors import UserError, nearest_name
-from dnnlib.files import cache_folder, sha256
+from dnnlib.files import cache_folder
 from multiscale.metrics.dinov2 import Dinov2
 from multiscale.metrics.inception import Inception
 from torch_utils.devices import float32_products, full_precision
@@ -163,4 +163,4 @@ def load_features(name: str, resolution: int, device: torch.device, weights: Pat
     file = next((f for f in files if f.name == path.name), files[0])
     state = file.read(path, name)
     network = Inception(state) if name == "inception" else Dinov2(state)
-    return Features(name, f"{name}-{sha256(path)[:16]}", network, device)
+    return Features(name, f"{name}-{file.sha256[:16]}", network, device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, cache_folder, sha256
 from dnnlib.reading import from_json, parsed, read_text
+from multiscale.data.archive import ZipSource
 from multiscale.data.container import FolderSource, open_sources
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.draws import done_by_all, gathered, own_batches
@@ -37,12 +39,14 @@ Progress = Callable[[int], object]
 def content_digest(path: str | Path) -> str:
     """SHA-256 of a patch set's files, hexadecimal: names and bytes, but not where the set lies.
 
-    The digest of a large file is remembered by its size and time of change.
+    The digest of a ZIP is remembered by its size, its time of change, and the checksums of the patches in it.
     """
     digest = hashlib.sha256()
     for source in open_sources(path):
         if source.path.is_file():
-            digest.update(_remembered_sha256(source.path).encode())
+            is_zip = isinstance(source, ZipSource)
+            directory = zlib.crc32(source.checksums(len(source.listing()[0])).tobytes()) if is_zip else 0
+            digest.update(_remembered_sha256(source.path, directory).encode())
         else:
             folder = FolderSource(source.path)
             for name in sorted(folder.files):
@@ -51,9 +55,10 @@ def content_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _remembered_sha256(path: Path) -> str:
+def _remembered_sha256(path: Path, directory: int) -> str:
+    """SHA-256 of a file, remembered for its size, time of change, and ``directory``, a number for what is in it."""
     facts = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}\n{facts.st_size}\n{facts.st_mtime_ns}".encode()).hexdigest()
+    key = hashlib.sha256(f"{path.resolve()}\n{facts.st_size}\n{facts.st_mtime_ns}\n{directory}".encode()).hexdigest()
     memory = _folder() / "digests" / f"{key[:32]}.json"
     with contextlib.suppress(OSError, UserError):  # not there, or damaged: computed anew
         text = read_text(memory, "the digest")

@@ -121,14 +121,19 @@ def waves_of_views(
     blend_width: float,
     band_limit: float | None,
     shift_gain: float,
+    unit: float = 1.0,
 ) -> Waves:
-    """The factors of :func:`fourier_features`, for views with any linear part; ``size`` may be (columns, rows)."""
+    """The factors of :func:`fourier_features`, for views with any linear part.
+
+    ``size`` may be (columns, rows); ``omega`` is in ``unit`` cycles.
+    """
     columns, rows = (size, size) if isinstance(size, int) else size
     device, dtype = omega.device, omega.dtype
     precise = _precise_device(device)
     linear, s, c = (t.to(device=precise, dtype=torch.float64) for t in (views.linear, views.zoom_log2, views.centre))
     bin_octaves = bin_offset * bins.to(device=precise, dtype=torch.float64)  # o b, in octaves [K]
-    world = omega.to(device=precise, dtype=torch.float64) * torch.exp2(bin_octaves)[:, None]  # 2^(o b) omega [K, 2]
+    scale = unit * torch.exp2(bin_octaves)
+    world = omega.to(device=precise, dtype=torch.float64) * scale[:, None]  # 2^(o b) omega [K, 2]
     view = torch.einsum("ki,bij->bkj", world, linear)  # cycles per view [B, K, 2]
 
     # The phase at the centre reaches thousands of cycles at 256x, where float32 is off by 1e-3: reduce it in float64.

@@ -50,6 +50,8 @@ class FeatureInjection(nn.Module):
         super().__init__()
         self.size, self.rate, self.config = size, rate, config
         omega, phase, bins = draw_features(radii, size, rate, config.n_bins, rng)
+        if config.published_frequencies:
+            omega = omega / published_unit(size, rate)
         self.register_buffer("omega", omega)
         self.register_buffer("phase", phase)
         self.register_buffer("bins", bins, persistent=False)
@@ -73,14 +75,18 @@ class FeatureInjection(nn.Module):
         Returns:
             [B, C or K, rows, columns].
         """
-        waves = self.waves(views, size)
+        waves = self.styled(self.waves(views, size), w)
+        return waves.maps() if mixing is None else waves.mixed(mixing / math.sqrt(mixing.shape[1]))
+
+    def styled(self, waves: Waves, w: torch.Tensor | None) -> Waves:
+        """Waves of all worlds as those of the worlds of ``w`` [B, D]."""
         if self.style is not None:
             assert w is not None
             amplitude = (w @ (self.style / math.sqrt(w.shape[1])).t()).unflatten(1, (-1, 2))
             scale = torch.exp2(self.config.bin_offset * self.bins)
             anchored = (self.omega.norm(dim=1) * scale < self.config.feature_anchor).to(amplitude)[:, None]  # [K, 1]
             waves = waves.styled(amplitude * (1 - anchored) + F.pad(anchored, (0, 1)))
-        return waves.maps() if mixing is None else waves.mixed(mixing / math.sqrt(mixing.shape[1]))
+        return waves
 
     def waves(self, views: AffineViews, size: Size | None = None) -> Waves:
         """The features in factors, without style: those of all worlds."""
@@ -98,8 +104,24 @@ class FeatureInjection(nn.Module):
             blend_offset=config.blend_offset,
             blend_width=config.blend_width,
             band_limit=None if config.published_geometry else BAND_LIMIT,
-            shift_gain=(self.size - 1) / self.size if config.published_geometry else 1.0,
+            shift_gain=self.shift_gain,
+            unit=self.unit,
         )
+
+    @property
+    def shift_gain(self) -> float:
+        """g, by which centres are multiplied: 1 but for imported weights."""
+        return (self.size - 1) / self.size if self.config.published_geometry else 1.0
+
+    @property
+    def unit(self) -> float:
+        """Cycles per unit of the world that ``omega`` counts in."""
+        return published_unit(self.size, self.rate) if self.config.published_frequencies else 1.0
+
+
+def published_unit(size: int, rate: int) -> float:
+    """Cycles per unit of the world of one published cycle: a layer's n padded samples are n - 1 intervals of 1/r."""
+    return rate / (size - 1)
 
 
 class SynthesisNetwork(nn.Module):

@@ -211,13 +211,7 @@ def modulated_conv2d(
     Returns:
         [B, O, H + k - 1, W + k - 1] in the dtype of ``maps``.
     """
-    if demodulate:
-        weight = weight * weight.square().mean(dim=[1, 2, 3], keepdim=True).rsqrt()
-        style = style * style.square().mean().rsqrt()
-    modulated = weight[None] * style[:, None, :, None, None]  # [B, O, I, k, k]
-    if demodulate:
-        modulated = modulated * (modulated.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt()
-    parts = (modulated * input_gain).split([x.shape[1] for x in maps], dim=2)
+    parts = modulated_weight(weight, style, input_gain, demodulate=demodulate).split([x.shape[1] for x in maps], dim=2)
     first, *others = zip(maps, [_in_type(part, maps[0].dtype) for part in parts], strict=True)
     y = _conv2d_of_each(*first)
     for x, part in others:
@@ -228,10 +222,23 @@ def modulated_conv2d(
     return y
 
 
+def modulated_weight(
+    weight: torch.Tensor, style: torch.Tensor, input_gain: torch.Tensor, *, demodulate: bool
+) -> torch.Tensor:
+    """The weights [B, O, I, k, k] of each sample, as :func:`modulated_conv2d` says."""
+    if demodulate:
+        weight = weight * weight.square().mean(dim=[1, 2, 3], keepdim=True).rsqrt()
+        style = style * style.square().mean().rsqrt()
+    modulated = weight[None] * style[:, None, :, None, None]  # [B, O, I, k, k]
+    if demodulate:
+        modulated = modulated * (modulated.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt()
+    return modulated * input_gain
+
+
 def _in_type(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """[B, O, I, k, k] in a type; the rows of matrices (k = 1) in half precision begin at multiples of 16 bytes.
 
-    Tensor cores are given others in smaller pieces, whatever I is.
+    From other places tensor cores are fed in smaller pieces.
     """
     if weight.dtype == dtype or dtype.itemsize != 2 or weight.shape[-1] != 1:
         return weight.to(dtype)

@@ -15,7 +15,7 @@ from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
 from multiscale.rendering.files import save_png
 from multiscale.rendering.pyramid import Pyramid, tiff_tiles, write_deep_zoom, write_tiff
-from multiscale.rendering.renderer import Renderer, provenance, to_uint8, to_uint16
+from multiscale.rendering.renderer import Renderer, provenance, to_uint16
 from multiscale.rendering.sheets import zoom_strip
 from multiscale.rendering.video import Keyframe, write_film
 from multiscale.rendering.worlds import World
@@ -159,11 +159,11 @@ class _Maker:
         request = self.request
         if request.strip:
             return zoom_strip(self.renderer, world, request.centre, request.truncation_psi)
-        if request.size is None and request.bits == 8 and not request.extrapolate:
-            return self.renderer.render([world], [self.scale], [request.centre], request.truncation_psi)[0]
+        psi, extrapolate = request.truncation_psi, request.extrapolate
+        if request.bits == 8:
+            return self.renderer.view(world, self.scale, request.centre, request.size, psi, extrapolate=extrapolate)
         region = Region.of_view(self.scale, request.centre, *(request.size or (self.renderer.resolution,) * 2))
-        image = self.renderer.image(world, region, request.truncation_psi, extrapolate=request.extrapolate)
-        return to_uint16(image) if request.bits == 16 else to_uint8(image)
+        return to_uint16(self.renderer.image(world, region, psi, extrapolate=extrapolate))
 
     def _world(self, world: World) -> dict[str, Any]:
         return {"world": str(world), "truncation_psi": self.request.truncation_psi, **self.network}

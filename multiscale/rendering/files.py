@@ -45,6 +45,20 @@ def encode_png(pixels: np.ndarray, metadata: Mapping[str, Any] | None = None) ->
     return stream.getvalue()
 
 
+def encode_jpeg(pixels: np.ndarray, quality: int = 95, *, subsampling: int = 0) -> bytes:
+    """A JPEG file's bytes.
+
+    Args:
+        pixels: uint8 [H, W, 1] or [H, W, 3].
+        quality: Of Pillow.
+        subsampling: 0 keeps the resolution of colour, 2 halves it.
+    """
+    stream = io.BytesIO()
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    picture.save(stream, "jpeg", quality=quality, subsampling=subsampling)
+    return stream.getvalue()
+
+
 def save_png(path: str | Path, pixels: np.ndarray, metadata: Mapping[str, Any]) -> None:
     """Write :func:`encode_png` atomically."""
     data = encode_png(pixels, metadata)

@@ -6,6 +6,7 @@ tile of every level is rendered by the model (it is not an average of finer ones
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import tifffile
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.reading import read_text
 from multiscale.rendering.files import encode_png
 from multiscale.rendering.renderer import Renderer, to_uint8, to_uint16
 from multiscale.rendering.worlds import World
@@ -119,6 +121,7 @@ class Pyramid:
             "profile": "level0",
             "width": self.side,
             "height": self.side,
+            "maxWidth": self.tile_px,
             "sizes": [{"width": side, "height": side} for side in small],
             "tiles": [{"width": self.tile_px, "scaleFactors": [2**i for i in range(self.max_level + 1)]}],
             "preferredFormats": ["png"],
@@ -126,13 +129,13 @@ class Pyramid:
         }
 
     def iiif_region(self, region: str, size: str) -> Region:
-        """What the region and size of a IIIF request mean: a tile, or the whole world on one tile or less.
+        """What the region and size of a IIIF request mean: a tile, or the whole world on one or less; ``max``: on one.
 
         Raises:
             UserError: it is neither; level 0 has no others.
         """
         box = [0, 0, self.side, self.side] if region == "full" else _integers(region, 4)
-        wanted = _integers(size, 2)
+        wanted = [self.tile_px] * 2 if size == "max" else _integers(size, 2)
         if box and wanted and wanted[0] and box[2] == box[3] and wanted[0] == wanted[1]:
             x, y, width, _ = box
             factor, rest = divmod(width, wanted[0])
@@ -162,10 +165,9 @@ def write_deep_zoom(path: Path, pyramid: Pyramid, facts: dict[str, Any], advance
     made_of = folder / "made-of.json"
     text = json.dumps({**facts, "side": pyramid.side, "tile": pyramid.tile_px}, indent=1)
     if folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir()):  # more than a full disk has left
-        try:
-            found = made_of.read_text("utf-8")
-        except (OSError, ValueError):
-            found = ""
+        found = ""
+        with contextlib.suppress(UserError):
+            found = read_text(made_of, "the facts")
         if found != text:
             raise UserError(
                 f"{folder} holds other tiles than these (another world or network); give another name, or remove it and {path}."

@@ -129,6 +129,28 @@ class Renderer:
             images.append(to_uint8(self._evaluate(ws, places[i : i + RENDER_BATCH], size)))
         return np.concatenate(images)
 
+    def view(
+        self,
+        world: World | int,
+        zoom: float,
+        centre: tuple[float, float],
+        size: tuple[int, int] | None = None,
+        truncation_psi: float = 1.0,
+        *,
+        extrapolate: bool = False,
+    ) -> np.ndarray:
+        """One picture: uint8 [H, W, C]. ``size``: width and height in pixels, the longer side spans 1/zoom; None: N x N.
+
+        Raises:
+            UserError: as :meth:`render` and :meth:`image`.
+        """
+        if not 1 <= zoom < float("inf"):
+            raise UserError(f"Scale {zoom:g} is out of range: this model zooms from 1 to {self.max_zoom:g}.")
+        if size is None and not extrapolate:
+            return self.render([world], [zoom], [centre], truncation_psi)[0]
+        region = Region.of_view(zoom, centre, *(size or (self.resolution,) * 2))
+        return to_uint8(self.image(world, region, truncation_psi, extrapolate=extrapolate))
+
     def image(
         self,
         world: World | int,
@@ -315,7 +337,9 @@ def nearest_centre(centre: tuple[float, float], zoom: float) -> tuple[float, flo
 
 def provenance(snapshot: Snapshot) -> dict[str, Any]:
     """What every image says about the network that made it."""
-    return {"network": snapshot.path.name, "sha256": snapshot.digest, "kimg": snapshot.info.get("kimg")}
+    facts = {"network": snapshot.path.name, "sha256": snapshot.digest, "kimg": snapshot.info.get("kimg")}
+    licence = snapshot.info.get("licence")
+    return facts if licence is None else facts | {"licence": licence}
 
 
 def _raising(cancelled: Callable[[], bool]) -> Callable[[], None]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ from av.video.reformatter import Colorspace
 from PIL import Image
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_path
+from dnnlib.files import atomic_write
 from multiscale.rendering.renderer import Cancelled, Renderer, to_uint8
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
@@ -95,7 +96,10 @@ def write_film(
     """
     frames = round(seconds * fps)
     _check(renderer, keyframes, width, height, fps, frames)
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4", options=_MUXER) as film:
+    with (
+        atomic_write(path, "w+b") as file,
+        av.open(file, "w", format="mp4", options=_MUXER, io_open=lambda *_: _Again(file)) as film,
+    ):
         stream = film.add_stream("libx264", rate=fps, options=ENCODER)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.color_range, stream.codec_context.colorspace = _VIDEO_RANGE, _BT709
@@ -139,6 +143,29 @@ def enlarged_image(
     box = (low[0] - first[0], low[1] - first[1], high[0] - first[0], high[1] - first[1])
     large = np.asarray(image.resize((region.width, region.height), Image.Resampling.LANCZOS, box=box))
     return large[..., None] if large.ndim == 2 else large
+
+
+class _Again:
+    """An open file read from a place of its own: the muxer reads what it has written, to put the index in front."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._place = file, 0
+
+    def read(self, size: int) -> bytes:
+        written = self._file.tell()
+        self._file.seek(self._place)
+        data = self._file.read(size)
+        self._place += len(data)
+        self._file.seek(written)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        ends = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: os.fstat(self._file.fileno()).st_size}
+        self._place = ends[whence] + offset
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
 
 
 _MUXER = {"movflags": "+faststart", "fflags": "+bitexact"}

@@ -121,7 +121,8 @@ def began_with(folder: Path) -> tuple[RunConfig, dict[str, Any]] | None:
     """Config and data (as :func:`data_facts`) that a run began with; None if the folder does not say."""
     try:
         config, environment = _read(folder)
-        return config, {key: environment[key] for key in ("data", "patches", "labels_crc32")}
+        facts = {key: environment[key] for key in ("data", "patches", "labels_crc32")}
+        return config, facts | {key: environment[key] for key in ("content_crc32",) if key in environment}
     except (UserError, OSError, KeyError, TypeError):
         return None
 

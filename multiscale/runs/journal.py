@@ -8,6 +8,7 @@ at once, without a thread, so that no error is lost in one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from PIL import Image
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.reading import from_json, parsed, regular_size
 
 STATS, METRICS = "stats.jsonl", "metrics.jsonl"
 EVENTS = "events.out.tfevents.*"
@@ -134,12 +136,23 @@ class Journal:
 
 
 def read_stats(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``stats.jsonl``, oldest first, without truncated ones; none if there is no file.
+    """The lines of a run's ``stats.jsonl``, oldest first, without truncated ones; only numbers, and lists of numbers and None,
+    are kept. None if there is no file.
 
     Raises:
         UserError: the file cannot be read.
     """
-    return [values for _, values in _whole_lines(folder / STATS)]
+    return [
+        {name: value for name, value in values.items() if _is_statistic(value)}
+        for _, values in _whole_lines(folder / STATS)
+    ]
+
+
+def _is_statistic(value: Any) -> bool:
+    """Whether a value is what :meth:`Journal.write` takes: a number, or one or none for each octave."""
+    if isinstance(value, list):
+        return all(number is None or type(number) in (int, float) for number in value)
+    return value is None or type(value) in (int, float)
 
 
 def metrics_line(kimg: float | None, results: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
@@ -215,12 +228,12 @@ def _cut_events_after(path: Path, images: int) -> None:
 def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Each complete line and its values."""
     try:
-        lines = path.read_bytes().splitlines() if path.exists() else []
+        lines = path.read_bytes().splitlines() if path.exists() and regular_size(path, "the lines") else []
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads(line)
+        with contextlib.suppress(UserError):
+            values = parsed(functools.partial(from_json, line), "{reason}")
             if isinstance(values, dict) and type(values.get("kimg")) in (int, float) and math.isfinite(values["kimg"]):
                 yield line, values
 

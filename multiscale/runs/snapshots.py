@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import safetensors
 import safetensors.torch
 import torch
 
 from dnnlib.errors import UserError, shown
-from dnnlib.files import atomic_write, sha256
+from dnnlib.files import atomic_write
 from dnnlib.reading import from_json, parsed, regular_size
 from multiscale.config import GeneratorConfig, to_dict
+from multiscale.interop.pickles import SUFFIX, load_published
 from multiscale.networks.generator import Generator
+from multiscale.runs.named import local_path
 from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 
 FORMAT = "multiscale-generator"
 PATTERN = "generator-*.safetensors"
+DAMAGED = "{path} is not a whole safetensors file ({reason}); it may be truncated: copy it again, or use an older one."
+METADATA = "The metadata of {path} are damaged; use another snapshot of the run."
+HEADER_BYTES = 100_000_000
+"""Of a safetensors file, as its format allows."""
 
 BUNDLED = Path(__file__).parent / "bundled" / "earth64.safetensors"
 """The bundled model, trained on the Earth (docs/lab/earth64.md): 64 x 64 pixels, 6 octaves; parameters in half precision,
@@ -36,7 +43,7 @@ class Snapshot:
     """On the CPU, float32, in evaluation mode, its running means as saved."""
     path: Path
     digest: str
-    """SHA-256 of the file, hexadecimal."""
+    """SHA-256 of the bytes that were read, hexadecimal."""
     info: dict[str, Any]
     """Facts saved beside the weights, such as ``kimg``."""
 
@@ -64,23 +71,26 @@ def save_snapshot(path: str | Path, generator: Generator, info: Mapping[str, Any
 
 
 def load_snapshot(path: str | Path) -> Snapshot:
-    """Read a snapshot; nothing in the file is executed.
+    """Read a snapshot, or a pickle of the published code (``.pkl``); nothing in the file is executed.
 
     Raises:
         UserError: the file is missing, truncated, not ours, of a newer format, or its tensors do not fit its config.
     """
     path = Path(path)
-    config, weights, info = _read(path, with_weights=True)
+    if is_published(path):
+        published = load_published(path)
+        return Snapshot(published.generator.requires_grad_(False), path, published.digest, published.info)
+    with _opened(path) as file:
+        data = file.whole()
+    weights = parsed(lambda: safetensors.torch.load(data), DAMAGED.replace("{path}", str(path)))
+    config, weights = file.meaning(weights)
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise UserError(f"{path} holds weights that are not finite ({broken[0]}); use an older snapshot of the run.")
     check_shapes(path, config, weights)
     generator = Generator(config)
-    try:
-        generator.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"The tensors of {path} do not fit its config: {reason}.") from error
-    return Snapshot(generator.eval().requires_grad_(False), path, sha256(path), info)
+    parsed(lambda: generator.load_state_dict(weights), f"The tensors of {path} do not fit its config: {{reason}}.")
+    digest = hashlib.sha256(data).hexdigest()
+    return Snapshot(generator.eval().requires_grad_(False), path, digest, file.info)
 
 
 def check_shapes(path: Path, config: GeneratorConfig, weights: Mapping[str, torch.Tensor]) -> None:
@@ -96,32 +106,70 @@ def check_shapes(path: Path, config: GeneratorConfig, weights: Mapping[str, torc
         )
 
 
+def is_published(path: Path) -> bool:
+    """Whether a file is named as pickles of the published code are."""
+    return path.suffix.lower() == SUFFIX
+
+
 def read_header(path: Path) -> tuple[GeneratorConfig, dict[str, Any]]:
     """Config and facts of a snapshot, without reading weights.
 
     Raises:
         UserError: as :func:`load_snapshot`.
     """
-    config, _, info = _read(path, with_weights=False)
-    return config, info
+    if is_published(path):
+        published = load_published(path)  # whose header is all over the file
+        return published.generator.config, published.info
+    with _opened(path) as file:
+        return file.meaning({})[0], file.info
 
 
-def _read(path: Path, *, with_weights: bool) -> tuple[GeneratorConfig, dict[str, torch.Tensor], dict[str, Any]]:
-    """Config, weights (none unless asked for) and facts."""
-    regular_size(path, "the network")
+@dataclass(frozen=True)
+class _File:
+    """A snapshot file that is open, and what its header says."""
 
-    def read() -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-        with safetensors.safe_open(path, framework="pt") as file:
-            names = file.keys() if with_weights else ()
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    path: Path
+    settings: Any
+    info: dict[str, Any]
+    version: int
+    header: bytes
+    rest: int
+    """Bytes behind the header, where the tensors are."""
+    stream: IO[bytes]
 
-    try:
-        metadata, weights = parsed(
-            read,
-            f"{path} is not a whole safetensors file ({{reason}}); it may be truncated: copy it again, or use an older one.",
+    def whole(self) -> bytes:
+        """All bytes of the file, read once: what is used of them and their digest go together, whatever happens on disk."""
+        return self.header + self.stream.read(self.rest)
+
+    def meaning(self, weights: dict[str, torch.Tensor]) -> tuple[GeneratorConfig, dict[str, torch.Tensor]]:
+        """The config, and the weights, as they are meant now."""
+        contents = {"config": {"generator": self.settings}, "G_ema": weights}
+        config, contents = parsed(
+            lambda: read_stored(contents, version=self.version, source=str(self.path)),
+            METADATA.replace("{path}", str(self.path)),
         )
+        return config.generator, contents["G_ema"]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_File]:
+    """The file, once its header has turned out to be a snapshot's, and the file as long as the header says."""
+    size = regular_size(path, "the network")
+    try:
+        with open(path, "rb") as stream:
+            yield parsed(lambda: _headed(path, stream, size), DAMAGED.replace("{path}", str(path)))
     except OSError as error:
         raise UserError(f"Cannot read the network {path}: {error.strerror or error}.") from error
+
+
+def _headed(path: Path, stream: IO[bytes], size: int) -> _File:
+    """Read a header: its length in 8 bytes, then JSON that places each tensor in the bytes behind it."""
+    length = int.from_bytes(stream.read(8), "little")
+    if length > min(HEADER_BYTES, size - 8):
+        raise ValueError(f"its header claims {length} bytes")
+    header = length.to_bytes(8, "little") + stream.read(length)
+    values = dict(from_json(header[8:]))
+    metadata = values.pop("__metadata__", None) or {}
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{path} is a safetensors file but not a generator of this program; give a {PATTERN} file of a run."
@@ -130,17 +178,21 @@ def _read(path: Path, *, with_weights: bool) -> tuple[GeneratorConfig, dict[str,
     if not re.fullmatch(r"[1-9][0-9]{0,3}", version):
         raise UserError(f"{path} does not say which snapshot format it has; its metadata are damaged: use another one.")
     check_version(int(version), kind="snapshot", source=str(path))
-    damaged = f"The metadata of {path} are damaged; use another snapshot of the run."
-    values, info = parsed(lambda: (from_json(metadata["config"]), dict(from_json(metadata["info"]))), damaged)
-    contents = {"config": {"generator": values}, "G_ema": weights}
-    config, contents = parsed(lambda: read_stored(contents, version=int(version), source=str(path)), damaged)
-    return config.generator, contents["G_ema"], info
+    rest = max((tensor["data_offsets"][1] for tensor in values.values()), default=0)
+    if len(header) + rest != size:
+        raise ValueError(f"it has {size} bytes and should have {len(header) + rest}")
+    settings, info = parsed(
+        lambda: (from_json(metadata["config"]), dict(from_json(metadata["info"]))),
+        METADATA.replace("{path}", str(path)),
+    )
+    return _File(path, settings, info, int(version), header, rest, stream)
 
 
 def find_network(network: str | Path | None) -> Path:
-    """The snapshot file meant by ``--network``: a file, the newest of a run's folder, or (None) of the newest run in ``runs``.
+    """The file meant by ``--network``: a file, the newest of a run's folder, a name to fetch, or (None) of the newest run in
+    ``runs``.
 
-    Without any run it is the bundled model.
+    Names are ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.named`). Without any run it is the bundled model.
 
     Raises:
         UserError: what was named does not exist or holds no snapshot.
@@ -148,14 +200,14 @@ def find_network(network: str | Path | None) -> Path:
     if network is None:
         found = [path for folder in _subfolders(Path("runs")) for path in snapshots_of(folder)]
         return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
-    path = Path(network)
+    path = local_path(network)
     if path.is_dir():
         found = snapshots_of(path)
         if not found:
             raise UserError(f"The folder {path} holds no snapshot ({PATTERN}); give the folder of a run or a file.")
         return found[-1]
     if not path.exists():
-        raise UserError(f"There is no network {path}; give the folder of a run or a {PATTERN} file.")
+        raise UserError(f"There is no network {path}; give the folder of a run, a {PATTERN} file, or a .pkl.")
     return path
 
 

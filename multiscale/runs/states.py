@@ -6,6 +6,7 @@ import contextlib
 import re
 import zipfile
 import zlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,16 @@ def save_state(folder: Path, images: int, state: dict[str, Any]) -> Path:
     return path
 
 
-def load_state(path: Path) -> dict[str, Any]:
+NETWORKS = ("G", "D", "G_ema")
+"""Fields of ``FIELDS`` that hold weights; a packed run has these alone."""
+
+
+def load_state(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     """Read a state onto the CPU; nothing in the file is executed.
+
+    Args:
+        path: Of the file.
+        needed: Names of ``FIELDS`` without which it is of no use.
 
     Returns:
         What was saved; ``config`` is a whole ``RunConfig``.
@@ -86,7 +95,10 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(damaged)
     check_version(version, kind="state", source=str(path), oldest=OLDEST_VERSION)
     config, state = parsed(lambda: read_stored(state, version=version, source=str(path)), damaged)
+    if missing := [name for name in needed if name not in state]:
+        raise UserError(f"{path} holds no {missing[0]}, which a whole training state does; use another one.")
     wrong = [name for name, kind in FIELDS.items() if name in state and not isinstance(state[name], kind)]
+    wrong += [name for name in NETWORKS if name in state and not wrong and not _is_table(state[name])]
     if wrong:
         raise UserError(f"{path} holds another {wrong[0]} than a training state does; it is damaged: use an older one.")
     return state | {"config": config}
@@ -95,9 +107,20 @@ def load_state(path: Path) -> dict[str, Any]:
 def _load(path: Path) -> Any:
     """Load with PyTorch, but refuse compressed files, which may unpack to any size; PyTorch writes none."""
     with zipfile.ZipFile(path) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("it is packed")
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("it claims more than it holds")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _is_table(weights: dict[Any, Any]) -> bool:
+    """Whether something is a state dict: tensors by name, each as long as its numbers in the file."""
+    return all(
+        isinstance(name, str) and isinstance(t, torch.Tensor) and t.nbytes <= t.untyped_storage().nbytes()
+        for name, t in weights.items()
+    )
 
 
 def load_newest_state(folder: Path) -> dict[str, Any] | None:
@@ -125,7 +148,14 @@ def states_of(run: Path) -> list[Path]:
 
 def identity_of(dataset: PatchDataset) -> dict[str, int]:
     """What identifies a set of patches wherever it lies: a state is valid for the same patches in the same order only."""
-    return {"patches": len(dataset), "labels_crc32": zlib.crc32(dataset.labels.tobytes())}
+    labels = zlib.crc32(dataset.labels.tobytes())
+    return {"patches": len(dataset), "labels_crc32": labels, "content_crc32": dataset.content_crc32}
+
+
+def is_same_data(facts: Mapping[str, Any], dataset: PatchDataset) -> bool:
+    """Whether facts (of :func:`identity_of`) match a set; those that earlier versions did not write are not compared."""
+    now = identity_of(dataset)
+    return all(facts[name] == value for name, value in now.items() if name in facts or name != "content_crc32")
 
 
 def images_of(path: Path) -> int:

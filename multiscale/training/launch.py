@@ -18,6 +18,7 @@ from multiscale.config import RunConfig, build, check_keys, load_preset, merge, 
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
 from multiscale.runs.folder import held, holds_run, load_settings, write_beside
+from multiscale.runs.named import local_path
 from multiscale.runs.states import identity_of, load_newest_state, load_state
 from multiscale.runs.stored import measured_by_name
 from multiscale.training.estimate import (
@@ -175,7 +176,7 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
         raise UserError(
             "Both --resume and --transfer were given; --resume goes on with a run, --transfer takes its networks."
         )
-    learned = None if request.transfer is None else load_learned(Path(request.transfer))
+    learned = None if request.transfer is None else load_learned(local_path(request.transfer))
     if learned is not None:
         _refuse_other_data(learned.config, dataset, f"The networks of {learned.path} have")
     values = merge(

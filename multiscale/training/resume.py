@@ -11,8 +11,8 @@ from typing import Any
 from dnnlib.errors import UserError
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
-from multiscale.runs.folder import began_with, data_facts, holds_run, is_held, launcher
-from multiscale.runs.states import identity_of, images_of, load_newest_state, load_state, states_of
+from multiscale.runs.folder import began_with, holds_run, is_held, launcher
+from multiscale.runs.states import FIELDS, images_of, is_same_data, load_newest_state, load_state, states_of
 from multiscale.training.status import command_to_resume
 
 FIXED = re.compile(r"(generator|discriminator)\.(?!num_half_res|half_dtype)|training\.batch:")
@@ -57,13 +57,21 @@ def choose_folder(
         _check_data(began[1], dataset, str(folder))
         return folder, check_changes(to_dict(began[0]), to_dict(config), f"The run in {folder}")
     runs = Path("runs")
+    others: list[Path] = []
     found = sorted((path for path in runs.glob("*-*") if path.is_dir()), reverse=True)
     for folder in [] if is_new else found:
         began = began_with(folder)
-        if began is None or differences(to_dict(began[0]), to_dict(config)) or began[1] != data_facts(dataset):
+        if began is None or differences(to_dict(began[0]), to_dict(config)) or began[1]["data"] != str(dataset.path):
+            continue
+        if not is_same_data(began[1], dataset):
+            others.append(folder)
             continue
         if states_of(folder) or not holds_run(folder):
             return folder, []
+    if others and holds_run(others[0]):
+        print(
+            f"The run in {others[0]} was trained on other patches, which {dataset.path} held then; this is another run."
+        )
     for folder in found:  # one that was taken, and given up before a run had begun
         same_name = re.fullmatch(rf"\d{{5}}-{re.escape(name)}", folder.name)
         if same_name and not holds_run(folder) and not is_held(folder):
@@ -74,7 +82,7 @@ def choose_folder(
 
 def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> list[str]:
     """Settings that a run started from another's state changes; UserError if the model or the data do not fit."""
-    state = load_state(path)
+    state = load_state(path, needed=FIELDS)
     _check_data(state["data"], dataset, str(path))
     return check_changes(to_dict(state["config"]), to_dict(config), f"The run of {path}")
 
@@ -133,9 +141,8 @@ def report_end(folder: Path, config: RunConfig) -> None:
 
 
 def _check_data(began: Mapping[str, Any], dataset: PatchDataset, whose: str) -> None:
-    now = identity_of(dataset)
-    if any(began[key] != value for key, value in now.items()):
+    if not is_same_data(began, dataset):
         raise UserError(
-            f"{whose} was trained on other data ({began['patches']} patches; {dataset.path} has {now['patches']}, or others); "
+            f"{whose} was trained on other data ({began['patches']} patches; {dataset.path} has {len(dataset)}, or others); "
             "give the same data, or train another run (--fresh)."
         )

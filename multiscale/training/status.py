@@ -47,16 +47,17 @@ def report_status(path: str | Path) -> None:
     folder = find_run(Path(path))
     lines, measured = read_stats(folder), read_metrics(folder)
     print(folder)
-    try:
-        for title, text in _facts(folder, lines, measured):
-            print(f"  {title:<12}{text}")
-        drawn = sorted([*lines, *_measure_lines(measured)], key=lambda line: line["kimg"])
-        has_plot = bool(_panels(drawn))
-    except UserError:
-        raise
-    except (TypeError, ValueError, AttributeError, LookupError) as error:
-        raise UserError(f"{', '.join(RUN_FILES)} or {METRICS} in {folder} is damaged ({error}).") from error
-    if has_plot:
+    parsed(
+        lambda: _report(folder, lines, measured),
+        f"{', '.join(RUN_FILES)} or {METRICS} in {folder} is damaged ({{reason}}).",
+    )
+
+
+def _report(folder: Path, lines: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]]) -> None:
+    for title, text in _facts(folder, lines, measured):
+        print(f"  {title:<12}{text}")
+    drawn = sorted([*lines, *_measure_lines(measured)], key=lambda line: line["kimg"])
+    if _panels(drawn):
         save_plot(folder / PLOT, drawn, title=f"{folder.resolve().name}, {drawn[-1]['kimg']:g} kimg")
         print(f"  {'plot':<12}{folder / PLOT}")
 
@@ -123,7 +124,9 @@ def _facts(
     stands = "finished" if total and images >= total else "not training now"
     now = {True: "training now", False: stands, None: "its lock is not readable"}[trains]
     yield "images", f"{images / 1000:g}{of_total}, {now}"
-    if speeds := [line["img/s"] for line in lines if line.get("img/s")][-RECENT:]:
+    if speeds := [speed for line in lines if isinstance(speed := line.get("img/s"), int | float) and speed > 0][
+        -RECENT:
+    ]:
         speed = sum(speeds) / len(speeds)
         left = f", {_duration((total - images) / speed)} left" if images < total else ""
         yield "speed", f"{speed:.3g} img/s{left if trains else ''}"

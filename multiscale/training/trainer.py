@@ -52,6 +52,7 @@ from torch_utils.ema import half_life_decay, update_ema
 from torch_utils.gradients import Gradients
 from torch_utils.random import BatchRows, normal, stream
 from torch_utils.stats import Means
+from torch_utils.workers import failed_reading
 
 G_BETAS = (0.0, 0.99)
 ADAM_EPS = 1e-8
@@ -186,6 +187,8 @@ class Trainer:
         except RuntimeError as error:
             if "can't allocate memory" in str(error):  # the CPU's allocator has no exception of its own
                 raise UserError(self._out_of_memory()) from error
+            if (reason := failed_reading(error)) is not None:
+                raise UserError(reason) from error
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise UserError(
                     "torch.compile does not work on this machine, perhaps for want of a compiler "

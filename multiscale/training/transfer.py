@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from multiscale.config import RunConfig, to_dict
-from multiscale.runs.snapshots import load_snapshot
-from multiscale.runs.states import load_state
+from multiscale.runs.snapshots import is_published, load_snapshot
+from multiscale.runs.states import NETWORKS, load_state
 from multiscale.training.resume import check_changes
 
 
@@ -33,18 +33,18 @@ class Learned:
 
 
 def load_learned(path: Path) -> Learned:
-    """Networks of a training state (``state-*.pt``), or the generator alone of a snapshot (``generator-*.safetensors``).
+    """Networks of a training state (``state-*.pt``), or the generator alone of a snapshot or of a published pickle.
 
     Raises:
         UserError: the file is missing, damaged or of another kind.
     """
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or is_published(path):
         generator = load_snapshot(path).generator
         weights = generator.state_dict()
         return Learned(
             path=path, config={"generator": to_dict(generator.config)}, weights={"G": weights, "G_ema": weights}
         )
-    state = load_state(path)
+    state = load_state(path, needed=NETWORKS)
     settings = to_dict(state["config"])
     config = {section: settings[section] for section in ("generator", "discriminator")}
-    return Learned(path=path, config=config, weights={name: state[name] for name in ("G", "D", "G_ema")})
+    return Learned(path=path, config=config, weights={name: state[name] for name in NETWORKS})

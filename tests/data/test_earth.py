@@ -96,7 +96,8 @@ def test_help_says_where_the_picture_comes_from():
         assert expected in text
 
 
-def test_the_real_picture_has_six_octaves(tmp_path):
+def test_the_real_picture_has_six_octaves(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "cache"))
     try:
         picture = find_picture()
     except UserError as missing:

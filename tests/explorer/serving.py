@@ -108,12 +108,13 @@ async def serving(
     token: str | None = None,
     library: Any = None,
     cache_bytes: int = 1 << 24,
+    **access: Any,
 ) -> AsyncIterator[Served]:
-    """Run a server for the block; ``library`` stands in for that of ``network``."""
+    """Run a server for the block; ``library`` stands in for that of ``network``; ``access``: of :class:`Access`."""
     queue = RenderQueue()
     library = library or Library(str(network), torch.device("cpu"), queue)
     services = Services(library, queue, Films(queue), DiskCache(cache, cache_bytes))
-    explorer = Explorer(services, Access(token))
+    explorer = Explorer(services, Access(token, **access))
     server = TestServer(explorer.app)
     await server.start_server(shutdown_timeout=0.1)
     try:

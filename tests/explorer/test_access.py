@@ -80,7 +80,7 @@ def test_the_token_of_the_address_becomes_a_cookie(folder, tmp_path):
     async def work(client):
         answer = await client.get("/", params={"token": TOKEN, "z": "2"}, allow_redirects=False)
         assert answer.status == 303
-        assert answer.headers["Location"] == "/?z=2"
+        assert answer.headers["Location"] == "./?z=2"
         cookie = answer.headers["Set-Cookie"]
         for word in ("HttpOnly", "SameSite=Strict", "Path=/"):
             assert word in cookie

@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import calibrated_generator, small_config
 from PIL import Image
+from proxy import proxying
 
 from dnnlib.errors import UserError
 from multiscale.rendering.worlds import World
@@ -50,22 +51,23 @@ pytestmark = [
 class Server:
     """``zoom.py`` as a process of its own; it can be killed and started again at the same address."""
 
-    def __init__(self, network: Path) -> None:
-        self.network = network
+    def __init__(self, network: Path, *options: str) -> None:
+        self.network, self.options = network, options
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}/"
 
-    def start(self) -> None:
+    def start(self, query: str = "") -> None:
         command = [sys.executable, "zoom.py", "--network", str(self.network), "--no-browser", "--port", str(self.port)]
+        command += self.options
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
         end = time.monotonic() + WAIT_SEC
         while True:
             assert self.process.poll() is None, "the server ended at once"
-            with contextlib.suppress(OSError), urllib.request.urlopen(self.address + "api/info", timeout=5):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.address}api/info{query}", timeout=5):
                 return
             assert time.monotonic() < end, "the server did not answer"
             time.sleep(0.1)
@@ -624,3 +626,29 @@ def test_a_phone_shows_the_picture_and_opens_the_controls_as_a_sheet(page):
     page.find("#side [data-do=random]").click()
     page.settle()
     assert page.state["world"] != "3"
+
+
+# Proxies -------------------------------------------------------------------------------------------------------------
+
+
+def test_behind_a_proxy_with_a_path_the_page_shows_saves_and_films(network, driver):
+    port, token = Server(network).port, "correct-horse-battery"
+    public = f"http://127.0.0.1:{port}/deep/worlds"
+    inner = Server(network, "--public-url", public, "--token", token)
+    inner.start(f"?token={token}")
+    try:
+        with proxying(inner.address, port, "/deep/worlds"):
+            page = Page(driver)
+            page.open(f"{public}/?token={token}#z=2&w=3")
+            assert page.js("return location.href").startswith(f"{public}/#")
+            assert page.view["zoom"] == pytest.approx(2)
+            assert page.canvas().std() > 3
+            image = "api/image.png?world=3&left=-0.5&top=-0.5&pitch=0.1&width=4&height=4"
+            assert page.js(f"return fetch('{image}').then(a => a.status)") == 200
+            film = (
+                "return fetch('api/films', {method: 'POST', body: JSON.stringify({world: '3', width: 32, height: 32, fps: 5, "
+                "seconds: 1, keyframes: [{zoom: 1, x: 0, y: 0}, {zoom: 2, x: 0, y: 0}]})}).then(a => a.status)"
+            )
+            assert page.js(film) == 202
+    finally:
+        inner.kill()

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from serving import Socket, small_run
 
 from multiscale.cli import zoom
-from multiscale.explorer import server
+from multiscale.explorer import connections, server
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -144,13 +144,30 @@ def test_a_broken_network_is_said_at_the_start(folder, tmp_path):
 
 
 def test_connections_of_any_kind_are_bounded(folder, monkeypatch):
-    monkeypatch.setattr(server, "CONNECTIONS", 3)
+    monkeypatch.setattr(connections, "CONNECTIONS", 3)
 
     async def work():
-        runner = web.AppRunner(web.Application())
+        async def forever(_):
+            await asyncio.sleep(60)
+
+        app, kept = web.Application(), connections.Connections()
+
+        @web.middleware
+        async def counted(request, handler):
+            kept.begin(request.protocol)
+            try:
+                return await handler(request)
+            finally:
+                kept.end(request.protocol)
+
+        app.middlewares.append(counted)
+        app.router.add_get("/busy", forever)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        listener, port = await server._listen(runner, "127.0.0.1", None)
+        listener, port = await server._listen(runner, kept, "127.0.0.1", None)
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for _, other in silent:
+            other.write(b"GET /busy HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await asyncio.sleep(0.05)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -1,6 +1,7 @@
 """Paths, claims and bytes of others: what cannot be looked at, believed or parsed is refused in one sentence, soon."""
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -13,12 +14,11 @@ import zlib
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner
-from conftest import calibrated_generator, small_config, small_patches
+from conftest import small_config, small_patches
 from PIL import Image
 
 from dnnlib import files
@@ -26,17 +26,26 @@ from dnnlib.cli import LONGEST, reports_user_errors
 from dnnlib.errors import UserError
 from dnnlib.files import cache_folder
 from dnnlib.reading import from_yaml, parsed, read_text, regular_size
-from multiscale.config import load_yaml, parse_assignment, to_dict
+from multiscale.config import RunConfig, load_yaml, parse_assignment, to_dict
 from multiscale.data.patches import PatchDataset
-from multiscale.data.prepare import read_photograph
+from multiscale.data.pictures import examine
+from multiscale.data.vips import Reading
+from multiscale.interop.official import discriminator_from_official, generator_from_official
 from multiscale.runs import snapshots
-from multiscale.runs.folder import began_with
-from multiscale.runs.journal import read_metrics, read_stats
-from multiscale.runs.snapshots import load_snapshot, save_snapshot
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.runs.states import load_state, save_state
+from multiscale.training.resume import check_resumed
+from multiscale.training.status import report_status
+from multiscale.training.transfer import load_learned
+from torch_utils import distributed
 
 ROOT = Path(__file__).parents[2]
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="pipes and devices as POSIX has them; Linux and macOS run it")
+
+
+def examine_picture(path):
+    """As ``dataset_tool.py make`` looks at a file."""
+    return examine(path, Reading(), 0)
 
 
 # What the system refuses ---------------------------------------------------------------------------------------------
@@ -106,7 +115,7 @@ def test_names_that_are_too_long_and_links_in_a_circle_are_one_sentence(tmp_path
 def test_pipes_devices_and_folders_are_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
-        for read in (load_yaml, load_state, load_snapshot, read_photograph):
+        for read in (load_yaml, load_state, load_snapshot, examine_picture):
             with pytest.raises(UserError, match=f"it is {kind}; give a file"):
                 read(path)
     (tmp_path / "pipe.zip").symlink_to("pipe")
@@ -203,9 +212,10 @@ def test_a_picture_whose_header_claims_more_than_its_bytes_can_hold_is_refused(t
     path = tmp_path / "bomb"
     path.write_bytes(data)
     with pytest.raises(ValueError, match="too few for the 60000 x 60000 pixels"):
-        read_photograph(path)
+        examine_picture(path)
     Image.new("L", (2000, 2000)).save(path, format)  # as small as honest ones become
-    assert read_photograph(path).size == (2000, 2000)
+    picture = examine_picture(path)
+    assert (picture.width, picture.height) == (2000, 2000)
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "00000/img00000000.png"])
@@ -248,64 +258,6 @@ def test_yaml_that_pyyaml_stumbles_over_is_one_sentence(tmp_path, text):
         parse_assignment(f"training.batch={text}")
 
 
-def fuzzed(data, rng):
-    """The same bytes with one to eight of them changed, cut off, or a piece repeated."""
-    data = bytearray(data)
-    kind = rng.integers(3)
-    if kind == 0:
-        for place in rng.integers(len(data), size=rng.integers(1, 9)):
-            data[place] = rng.integers(256)
-    elif kind == 1:
-        del data[rng.integers(len(data)) :]
-    else:
-        start, stop = sorted(rng.integers(len(data), size=2))
-        data[start:start] = data[start:stop]
-    return bytes(data)
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("samples")
-    torch.manual_seed(0)
-    save_snapshot(folder / "g.safetensors", calibrated_generator(small_config(channel_max=16, channel_base=16)), {})
-    state = {"config": {}, "step": 1, "G": {"x": torch.zeros(3)}, "drawn": [1], "means": {}, "data": {"patches": 1}}
-    (folder / "config.yaml").write_text("generator:\n  octaves: 3\ntraining: {batch: 4, kimg: 1.5}\n")
-    (folder / "stats.jsonl").write_text('{"kimg": 1, "swd": [1, 2]}\n{"kimg": 2, "swd": [1, 2]}\n')
-    (folder / "metrics.jsonl").write_text('{"kimg": 1, "results": {"swd": {"value": 1}}}\n')
-    (folder / "environment.json").write_text('{"data": "x", "patches": 1, "labels_crc32": 1, "format_version": 2}')
-    small_patches(folder / "p.zip", per_octave=1)
-    return folder, save_state(folder, 4, state)
-
-
-READERS = {
-    "config.yaml": (load_yaml, 600),
-    "environment.json": (lambda path: began_with(path.parent), 300),
-    "stats.jsonl": (lambda path: read_stats(path.parent), 300),
-    "metrics.jsonl": (lambda path: [r["value"] for m in read_metrics(path.parent) for r in m["results"].values()], 300),
-    "state-000000004.pt": (load_state, 600),
-    "g.safetensors": (load_snapshot, 60),
-    "p.zip": (lambda path: [PatchDataset(path)[i] for i in range(3)], 300),
-}
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_damaged_files_are_read_or_refused(tmp_path, samples, name):
-    folder, _ = samples
-    for other in ("config.yaml", "environment.json"):
-        (tmp_path / other).write_bytes((folder / other).read_bytes())
-    data, rng = (folder / name).read_bytes(), np.random.default_rng(0)
-    read, count = READERS[name]
-    read(folder / name)
-    for i in range(count):
-        (tmp_path / name).write_bytes(fuzzed(data, rng))
-        said = ""
-        try:
-            read(tmp_path / name)
-        except UserError as error:
-            said = str(error)
-        assert len(said) < LONGEST, i
-
-
 def test_texts_are_regular_bounded_and_utf8(tmp_path):
     (tmp_path / "t").write_bytes(b"\xff")
     with pytest.raises(UserError, match="utf-8"):
@@ -327,3 +279,78 @@ def test_commands_show_no_traceback_for_a_full_or_odd_state(tmp_path):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: Cannot read the training state")
+
+
+def test_a_transfer_asks_for_networks_alone_and_a_resumed_run_for_all(tmp_path):
+    whole = {"config": {}, **{key: {"x": torch.zeros(2)} for key in ("G", "D", "G_ema")}}
+    assert set(load_learned(save_state(tmp_path, 4, whole)).weights) == {"G", "D", "G_ema"}
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    with pytest.raises(UserError, match="holds no step"):
+        check_resumed(tmp_path / "state-000000004.pt", RunConfig(), dataset)
+    for name in ("G", "D", "G_ema"):
+        with pytest.raises(UserError, match=f"holds no {name},"):
+            load_learned(save_state(tmp_path, 5, {key: value for key, value in whole.items() if key != name}))
+        for odd in ([1], {"x": 3}, {1: torch.zeros(2)}, {"x": torch.zeros(1).expand(1 << 40)}):
+            with pytest.raises(UserError, match=f"another {name}"):
+                load_learned(save_state(tmp_path, 5, {**whole, name: odd}))
+
+
+def test_states_whose_parts_overlap_are_refused(tmp_path):
+    path = save_state(tmp_path, 4, {"config": {}, "G": {"x": torch.zeros(1 << 16)}})
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+    # the directory gets the largest member thrice: other names for the same bytes
+    with zipfile.ZipFile(io.BytesIO(data), "a") as archive:
+        for suffix in ("1", "2"):
+            archive.filelist.append(twin := copy.copy(largest))
+            twin.filename += suffix
+        archive._didModify = True
+        stream = archive.fp
+        archive.fp.seek(archive.start_dir)
+        archive._write_end_record()
+        path.write_bytes(stream.getvalue())
+    with pytest.raises(UserError, match="not a whole training state"):
+        load_state(path)
+
+
+@pytest.mark.parametrize("odd", ['"x"', "[[1]]", '{"a": 1}', "true", "[true]", '["x"]', "9" * 400, "1e999", "NaN"])
+def test_lines_of_odd_types_do_not_end_the_status(tmp_path, capsys, odd):
+    keys = ("img/s", "swd", "swd mean", "loss/D", "gradients/D norm", "seconds/step", "octave mix", "augment/p")
+    lines = ['{"kimg": 1, "swd": [1, 2], "loss/D": 0.5}']
+    lines += (
+        ['{"kimg": 2}'] + [f'{{"kimg": 2, "{key}": {odd}}}' for key in keys] + [f'{{"kimg": {odd}}}', "[" * 5000, odd]
+    )
+    (tmp_path / "stats.jsonl").write_text("\n".join(lines))
+    (tmp_path / "config.yaml").write_text("training: {kimg: 4}\n")
+    report_status(tmp_path)
+    assert "2 of 4 kimg" in capsys.readouterr().out
+    assert (tmp_path / "plot.png").exists()
+    (tmp_path / "environment.json").write_text('{"devices": 7}')
+    with pytest.raises(UserError, match="is damaged"):
+        report_status(tmp_path)
+
+
+def test_published_weights_of_odd_shapes_are_one_sentence():
+    for state in (
+        {"synthesis.input.freqs": torch.zeros(3), "synthesis.L0_16_3.weight": torch.zeros(2)},
+        {"synthesis.input.freqs": 3, "synthesis.L0_16_3.weight": None},
+    ):
+        with pytest.raises(UserError, match="published weights"):
+            generator_from_official(state, img_resolution=32, channel_base=512, channel_max=24, n_bins=2, octaves=3)
+    with pytest.raises(UserError, match="published weights"):
+        discriminator_from_official(
+            {"b32.fromrgb.weight": torch.zeros(1)}, img_resolution=32, channel_base=64, channel_max=8
+        )
+
+
+def refuse(process):
+    if process.rank == 1:
+        raise OSError(28, "No space left on device", "/run/x")
+
+
+@pytest.mark.slow
+def test_what_the_system_refuses_a_spawned_process_is_one_sentence():
+    with pytest.raises(UserError, match=r"^In process 1: Cannot use /run/x: No space left") as caught:
+        distributed.run(refuse, [torch.device("cpu")] * 2)
+    assert "Traceback" not in str(caught.value)

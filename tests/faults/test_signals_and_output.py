@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,21 @@ def test_temporary_folders_are_private_and_a_long_name_can_be_written(tmp_path):
     with atomic_write(long, "w") as stream:
         stream.write("x")
     assert long.read_text() == "x"
+
+
+@needs_posix
+def test_what_another_machine_left_is_removed_when_nobody_has_touched_it_for_long(tmp_path, monkeypatch):
+    fresh, old = (tmp_path / f".f.{'0' * 8}-1-{letter * 8}.tmp" for letter in "ab")
+    folder, busy = (tmp_path / f".d.{'0' * 8}-1-{letter * 8}.tmp" for letter in "cd")
+    others = tmp_path / ".f.tmp"
+    for path in (fresh, old, others):
+        path.write_text("x")
+    for path in (folder, busy):
+        path.mkdir()
+        (path / "film").write_text("x")
+    long_ago = time.time() - files.UNTOUCHED_SECONDS - 60
+    for path in (old, others, folder / "film", folder, busy):
+        os.utime(path, (long_ago, long_ago))
+    files.remove_abandoned(tmp_path)
+    assert set(tmp_path.iterdir()) == {fresh, busy, others}
+    assert (busy / "film").exists()

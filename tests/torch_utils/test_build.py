@@ -179,7 +179,7 @@ def test_ctrl_c_ends_the_compiler_and_leaves_nothing(csrc, compiler):
 
 @needs_compiler
 def test_without_locks_it_builds_all_the_same(monkeypatch):
-    def no_locks(self):
+    def no_locks(self, **_):
         raise OSError(build.errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)

@@ -72,7 +72,7 @@ def bias_act(
             f"The native kernel of bias_act cannot run: it does {', '.join(SLOPES)} of images [B, C, H, W] with a gain "
             f"above 0, but here act is {act}, x is {list(x.shape)} and gain is {gain}."
         )
-    enough = KERNEL_PAYS_FROM.get(x.device.type, 0)
+    enough = KERNEL_PAYS_FROM["cuda" if x.device.type == "cuda" else "cpu"]  # without data: as on a CPU
     pays = impl == "native" or (act != "linear" and x.numel() >= enough and x.is_contiguous())
     if layer is not None and pays and native.is_chosen("bias_act", impl, x, layer.up):
         return native.filtered_lrelu(x, b, layer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import hashlib
 import json
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write, cache_folder, new_temporary_folder, sha256
+from dnnlib.files import atomic_write, cache_folder, is_trusted, new_temporary_folder, private_cache, sha256
 from torch_utils.ops import toolchain
 from torch_utils.ops.toolchain import BuildError, compilers
 
@@ -54,6 +55,9 @@ extern "C" int trial(int n) {
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 """What file systems say that have no locks."""
+
+WORDLESS_SECONDS, LOCK_SECONDS = 3.0, 600.0
+"""How long another process that builds is waited for without a word, and in all."""
 
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
@@ -154,8 +158,13 @@ def plan(kind: str, arch: tuple[int, int] | None = None) -> Build:
 
 
 def _obtain(build: Build) -> ctypes.CDLL:
-    """Load the library, built if need be; for this process alone if the cache cannot be written."""
+    """Load the library, built if need be; for this process alone if the cache cannot be written.
+
+    A library is code: it is loaded from a folder only that nobody but this user and root can have written into.
+    """
     try:
+        if not is_trusted(build.library):
+            build = _elsewhere(build)
         return _load_built(build) or _build_in_cache(build)
     except (OSError, UserError) as error:
         warnings.warn(
@@ -174,6 +183,18 @@ def _obtain(build: Build) -> ctypes.CDLL:
         raise BuildError(f"The {build} cannot be built in a temporary folder either: {error}.") from error
 
 
+def _elsewhere(build: Build) -> Build:
+    """The same build in a cache of this user's own; says so."""
+    own = private_cache() / "kernels" / build.key / build.library.name
+    _logger.warning(
+        "Others than this user can write into %s, or own it: compiled kernels are kept in %s instead. Take their right to "
+        "write away, or set MULTISCALE_CACHE to a folder of your own.",
+        build.library.parent.parent,
+        own.parent.parent,
+    )
+    return dataclasses.replace(build, library=own)
+
+
 def _load_built(build: Build) -> ctypes.CDLL | None:
     """The library from the cache; None if it is not there, or is no use and has to be built once more."""
     if build.is_built:
@@ -187,7 +208,7 @@ def _load_built(build: Build) -> ctypes.CDLL | None:
 def _build_in_cache(build: Build) -> ctypes.CDLL:
     """Build the library, or wait for the process that does; OSError or UserError if the cache cannot be written."""
     folder = build.library.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folders(folder)
     with _locked(folder / "lock") as is_alone:
         loaded = _load_built(build)
         if loaded is not None:
@@ -200,6 +221,8 @@ def _build_in_cache(build: Build) -> ctypes.CDLL:
             with atomic_write(build.checksum, "w") as text:
                 text.write(sha256(built))
             with atomic_write(build.library) as stream:
+                if hasattr(os, "fchmod"):
+                    os.fchmod(stream.fileno(), 0o755)  # whatever the umask: others may not write
                 stream.write(built.read_bytes())
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -209,9 +232,20 @@ def _build_in_cache(build: Build) -> ctypes.CDLL:
         raise BuildError(f"The {build} were compiled, but cannot be loaded: {error}.") from error
 
 
+def _make_folders(folder: Path) -> None:
+    """Make a folder and those above it, into which others may not write whatever the umask; OSError if they may anyway."""
+    for place in reversed([folder, *folder.parents]):
+        with contextlib.suppress(FileExistsError):
+            place.mkdir(mode=0o755)
+    if not is_trusted(folder):
+        raise PermissionError(errno.EPERM, "others than this user can write there", str(folder))
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Hold a lock among processes; yields False where the file system has none: renaming keeps a build safe all the same.
+
+    A process that holds it is waited for, with a word, for ``LOCK_SECONDS`` (then: OSError).
 
     The lock is the operating system's and goes when its process does, however that ends. A file whose mere existence is
     the lock would outlive a killed process, and every later one would wait for it.
@@ -221,7 +255,10 @@ def _locked(path: Path) -> Iterator[bool]:
     lock = FileLock(path, fallback_to_soft=False)
     with contextlib.suppress(NotImplementedError):
         try:
-            lock.acquire()
+            lock.acquire(timeout=WORDLESS_SECONDS)
+        except TimeoutError:
+            print("Waiting for another process that compiles the kernels ...", file=sys.stderr, flush=True)
+            lock.acquire(timeout=LOCK_SECONDS)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise

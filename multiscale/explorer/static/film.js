@@ -78,7 +78,7 @@ export function filming(app) {
     running({});
     $("film-link").hidden = true;
     try {
-      const answer = await fetch("/api/films", { method: "POST", headers, body: JSON.stringify(body) });
+      const answer = await fetch("api/films", { method: "POST", headers, body: JSON.stringify(body) });
       if (!answer.ok) throw new Error(await reason(answer));
       running(await answer.json());
       await follow(job.id);
@@ -92,7 +92,7 @@ export function filming(app) {
   async function follow(id) {
     const start = performance.now();
     for (;;) {
-      const answer = await fetch(`/api/films/${id}`);
+      const answer = await fetch(`api/films/${id}`);
       if (!answer.ok) throw new Error(await reason(answer));
       const { state, progress, message } = await answer.json();
       $("film-progress").value = progress;
@@ -101,7 +101,7 @@ export function filming(app) {
       const percent = `${Math.floor(progress * 100)} % rendered`;
       $("film-state").textContent = progress < 0.02 ? percent : `${percent}, about ${left} left`;
       if (state === "done") {
-        $("film-link").href = `/api/films/${id}/film.mp4`;
+        $("film-link").href = `api/films/${id}/film.mp4`;
         $("film-link").download = `world-${app.state.world}.mp4`;
         $("film-link").hidden = false;
         $("film-state").textContent = "The film is ready.";
@@ -144,7 +144,7 @@ export function filming(app) {
     actions: {
       "film-play": () => play(),
       "film-clear": () => set([]),
-      "film-cancel": () => job?.id && fetch(`/api/films/${job.id}`, { method: "DELETE" }),
+      "film-cancel": () => job?.id && fetch(`api/films/${job.id}`, { method: "DELETE" }),
     },
   };
 }

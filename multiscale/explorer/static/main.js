@@ -33,7 +33,7 @@ class App {
 
   constructor() {
     this.state = read(location.hash);
-    const socket = new URL("/ws", location.href);
+    const socket = new URL("ws", new URL(".", location.href));
     socket.protocol = location.protocol === "https:" ? "wss:" : "ws:";
     this.connection = new Connection(socket);
     const canvas = (slot) => $(`panel-${slot}`).querySelector("canvas");
@@ -262,6 +262,8 @@ class App {
         this.panels[i].show({ network, world: of.world, trunc, extrapolate, error, share }, this.info.limits);
       }
     });
+    const licences = [state, state.compare].map((of) => of && this.network(of.network)?.licence).filter(Boolean);
+    $("licence").textContent = licences.length ? `Weights under: ${[...new Set(licences)].join("; ")}.` : "";
     this.showControls(this.networks);
     this.film.show();
     for (const [name, able] of [
@@ -292,7 +294,7 @@ class App {
   /** The server's info, or null where it is gone again or refuses. */
   async #facts() {
     try {
-      const answer = await fetch("/api/info");
+      const answer = await fetch("api/info");
       if (answer.ok) return await answer.json();
       this.notify(`The server refuses this page (${answer.status}); open it with the address that the server printed.`);
     } catch {

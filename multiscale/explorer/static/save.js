@@ -80,7 +80,7 @@ export function saving(app) {
     running = new AbortController();
     busy(true);
     try {
-      const answer = await fetch(`/api/image.png?${query}`, { signal: running.signal });
+      const answer = await fetch(`api/image.png?${query}`, { signal: running.signal });
       if (!answer.ok) throw new Error(await reason(answer));
       const name = /filename="?([^";]+)/.exec(answer.headers.get("Content-Disposition") ?? "")?.[1];
       download(await answer.blob(), name ?? `world-${state.world}.png`);

@@ -1,0 +1,106 @@
+"""Options that several commands of ``dataset_tool.py`` share."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from multiscale.data.finding import make_reading
+from multiscale.data.remote import Tiles
+
+
+class Number(click.FloatRange):
+    """A number within a range; click alone takes ``nan`` for one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or an error of use."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is no number.", param, ctx)
+        return number
+
+
+workers_option = click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a CPU core]")
+
+
+def making_options(resolution: int, octaves: str, counts: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options that ``demo``, ``make`` and ``earth`` share, with their own defaults."""
+    options = [
+        click.option("--dest", required=True, metavar="ZIP|FOLDER", help="Where to write; a .zip name makes a ZIP."),
+        click.option(
+            "--resolution",
+            type=click.IntRange(16, 1024),
+            default=resolution,
+            help="Side of a patch in pixels, a power of two.",
+        ),
+        click.option("--octaves", type=click.IntRange(1, 10), help=f"Doublings of the zoom.  [default: {octaves}]"),
+        click.option(
+            "--counts", metavar="N,N,...", help=f"Patches of each octave, coarse to fine.  [default: {counts}]"
+        ),
+        click.option("--seed", type=click.IntRange(0), default=0, help="Seed of every draw."),
+        workers_option,
+        click.option("--force", is_flag=True, help="Replace an existing patch set."),
+    ]
+    return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how pictures are read, given to the command as ``reading``, ``skip_bad`` and ``allow_empty``."""
+
+    @functools.wraps(command)
+    def with_reading(*, memory: float, cache: float, page: int, value_range: str | None, **options: Any) -> Any:
+        reading = make_reading(memory, cache, page, value_range)
+        return command(reading=reading, **options)
+
+    options = [
+        click.option(
+            "--memory",
+            type=Number(0.1, 1e6),
+            default=1.0,
+            help="GB of pictures that may be decoded at a time.",
+        ),
+        click.option("--cache", type=Number(0, 1e6), default=50.0, help="GB to keep of levels made or tiles fetched."),
+        click.option("--page", type=click.IntRange(0), default=0, help="Which page or frame of a file with several."),
+        click.option(
+            "--range",
+            "value_range",
+            metavar="LOW,HIGH",
+            help="Numbers that become black and white.  [default: all that an integer can be; of floating-point numbers the "
+            "0.1 and 99.9 percentiles]",
+        ),
+        click.option("--skip-bad", is_flag=True, help="Name files that cannot be used, and go on without them."),
+        click.option(
+            "--allow-empty",
+            type=Number(0, 1),
+            default=0.0,
+            help="Share of a patch that may be transparent or without data.",
+        ),
+    ]
+    return functools.reduce(lambda inner, option: option(inner), reversed(options), with_reading)
+
+
+def tile_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of pictures that lie on a server as tiles, given to the command as ``tiles``."""
+
+    @functools.wraps(command)
+    def with_tiles(
+        *, connections: int, rate: float, zooms: str | None, bounds: str | None, dry_run: bool, **options: Any
+    ) -> Any:
+        return command(tiles=Tiles(connections, rate, zooms, bounds, dry_run), **options)
+
+    options = [
+        click.option("--connections", type=click.IntRange(1, 64), default=4, help="Tiles asked for at a time."),
+        click.option("--rate", type=Number(0, 1e6), default=20.0, help="Tiles a second, at most; 0: no bound."),
+        click.option("--zooms", metavar="LOW-HIGH", help="Of XYZ tiles: the z to use, such as 0-12."),
+        click.option(
+            "--bounds", metavar="W,S,E,N", help="Of XYZ tiles: degrees of longitude and latitude.  [default: all]"
+        ),
+        click.option(
+            "--dry-run", is_flag=True, help="Say how many tiles and bytes are to be fetched, and make nothing."
+        ),
+    ]
+    return functools.reduce(lambda inner, option: option(inner), reversed(options), with_tiles)

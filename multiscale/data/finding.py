@@ -1,0 +1,187 @@
+"""The pictures of a file or folder, judged by what they hold: all that can be used, or the names of all that cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from dnnlib.errors import UserError
+from dnnlib.files import cache_folder
+from dnnlib.progress import progress_bar
+from dnnlib.reading import regular_size
+from multiscale.data.pictures import Picture, examine, remove_broken_levels
+from multiscale.data.processes import in_order
+from multiscale.data.source import counted, listed
+from multiscale.data.vips import NotAPicture, Reading, Unreadable
+
+PHOTOGRAPH_SUFFIXES = frozenset(
+    {
+        ".avif",
+        ".bmp",
+        ".fits",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".j2k",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".mrxs",
+        ".ndpi",
+        ".pgm",
+        ".png",
+    }
+    | {".ppm", ".svs", ".tga", ".tif", ".tiff", ".webp"}
+)
+"""Names that promise a picture: a file of such a name that holds none is an error, of another name it is passed over."""
+KINDS = {"ushort": "16 bits", "short": "16 bits with a sign", "uint": "32 bits", "int": "32 bits with a sign"}
+KINDS |= {"float": "floating point", "double": "floating point", "char": "8 bits with a sign"}
+
+
+def make_reading(memory: float, cache: float, page: int, value_range: str | None) -> Reading:
+    """How pictures are read, from the options of the commands.
+
+    Args:
+        memory: GB of pictures that may be decoded at a time.
+        cache: GB to keep of levels and tiles.
+        page: Of a file with several.
+        value_range: ``"0,4095"``, what becomes black and white; None: see :class:`Reading`.
+
+    Raises:
+        UserError: the range is not two finite numbers, the first below the second.
+    """
+    limits = None
+    if value_range is not None:
+        try:
+            low, high = (float(part) for part in value_range.split(","))
+        except ValueError:
+            low = high = 0.0
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UserError(
+                f"--range {value_range} is not allowed; give two numbers, the first below the second, such as 0,4095."
+            )
+        limits = low, high
+    return Reading(int(memory * 1e9), page, limits, cache_bytes=int(cache * 1e9))
+
+
+class _ExamineJob(NamedTuple):
+    """A file to look at; whether its name says that it is a picture, and whether there is no other."""
+
+    path: Path
+    sure: bool
+    alone: bool
+    reading: Reading
+    held_bytes: int
+    least_px: int
+
+
+def _examine(job: _ExamineJob) -> Picture | str | None:
+    """What a file is, why it cannot be used, or None if it is no picture and does not say so."""
+    try:
+        regular_size(job.path, "the image")
+    except UserError as error:
+        if job.alone:
+            raise
+        return f"cannot be read ({str(error).rpartition(': ')[2].rstrip('.')})"
+    try:
+        return examine(job.path, job.reading, job.held_bytes, job.least_px)
+    except NotAPicture as error:
+        return str(error) if job.sure else None
+    except Unreadable as error:
+        return str(error)
+
+
+def find_pictures(
+    source: Path, reading: Reading, workers: int, *, skip_bad: bool = False, least_px: int = 0
+) -> tuple[list[Picture], Reading]:
+    """All pictures of a file or folder, in the order of their names, and how processes shall read them.
+
+    Every file is judged by what it holds: one whose name says nothing of pictures and that holds none is passed over. All are
+    decoded but those whose shorter side is below ``least_px``.
+
+    Raises:
+        UserError: names all files that cannot be used (unless ``skip_bad``, which prints them); there is nothing.
+    """
+    files = _find_files(source)
+    alone = len(files) < workers
+    reading = replace(reading, threads=0 if alone else 1, cache=reading.cache or cache_folder())
+    held = 0 if alone else reading.memory // (2 * workers)
+    jobs = [_ExamineJob(path, sure, source == path, reading, held, least_px) for path, sure in files]
+    pictures: list[Picture] = []
+    problems: list[str] = []
+    try:
+        with (
+            progress_bar(total=len(jobs), unit="file", desc="reading") as bar,
+            contextlib.closing(in_order(_examine, jobs, workers)) as examined,
+        ):
+            for job, found in zip(jobs, examined, strict=True):
+                if isinstance(found, str):
+                    problems.append(f"{job.path if job.path == source else job.path.relative_to(source)} {found}")
+                elif found is not None:
+                    pictures.append(found)
+                bar.update()
+    except BaseException:
+        remove_broken_levels(reading)
+        raise
+    if problems:
+        which = "Image" if source.is_file() else f"{len(problems)} of {len(files)} files in {source} cannot be used:"
+        if not skip_bad or not pictures:
+            hint = "; --skip-bad goes on without them" if pictures else ""
+            raise UserError(f"{which} {listed(problems, '; ', 100)}{hint}.")
+        print(f"{which} {'; '.join(problems)}; they are left out.")
+    if not pictures:
+        raise UserError(f"Folder {source} holds no pictures; give --source another, or an image.")
+    _print_ranges(pictures)
+    return pictures, reading
+
+
+def _print_ranges(pictures: Sequence[Picture]) -> None:
+    """Say what becomes black and white where the numbers are not 8 bits."""
+    ranges = Counter((p.kind, p.colours.value_range) for p in pictures if p.colours.value_range)
+    for (kind, limits), count in list(ranges.items())[:5]:
+        assert limits is not None
+        which = pictures[0].path.name if len(pictures) == 1 else counted(count, "picture")
+        print(f"{which}: {KINDS.get(kind, kind)}, {limits[0]:g} becomes black and {limits[1]:g} white (--range).")
+    if len(ranges) > 5:
+        print(f"and {len(ranges) - 5} other ranges, each picture's own; --range LOW,HIGH gives all the same.")
+
+
+def _find_files(source: Path) -> list[tuple[Path, bool]]:
+    """Files that may be pictures, each once, and whether their names say that they are; links are followed."""
+    if source.is_file():
+        return [(source, True)]
+    if not source.is_dir():
+        if source.exists():
+            regular_size(source, "the image")
+        raise UserError(f"There is no {source}; give --source an image or a folder of photographs.")
+    paths, folders = [], set()
+    for name, below, files in os.walk(source, followlinks=True):
+        facts = os.stat(name)
+        if (facts.st_dev, facts.st_ino) in folders:  # a link in a circle
+            below.clear()
+            continue
+        folders.add((facts.st_dev, facts.st_ino))
+        below[:] = [folder for folder in below if not folder.startswith(".") and folder != "__MACOSX"]
+        paths += [Path(name, file) for file in files if not file.startswith(".")]
+    seen: set[tuple[int, int]] = set()
+    found: list[tuple[Path, bool]] = []
+    for path in sorted(paths):
+        sure = path.suffix.lower() in PHOTOGRAPH_SUFFIXES
+        try:
+            facts = os.stat(path)
+        except OSError:  # a link that leads nowhere, which opening will say
+            found += [(path, sure)] if sure else []
+            continue
+        if stat.S_ISREG(facts.st_mode) and (facts.st_dev, facts.st_ino) not in seen:
+            seen.add((facts.st_dev, facts.st_ino))
+            found.append((path, sure))
+    if not found:
+        raise UserError(f"Folder {source} holds no pictures; give --source another, or an image.")
+    return found

@@ -1,0 +1,410 @@
+"""Pictures opened by libvips, as what a patch is cut from: 8 bits of sRGB or grey, upright, and what of it is empty.
+
+Nothing here decodes more than it is asked for: an image is a pipeline that libvips runs strip by strip. libvips is loaded
+by the first picture and not by importing: forks of a process that has used it cannot use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from dnnlib.reading import regular_size
+
+DEFLATE_RATIO = 1032
+"""Bytes that one byte of a PNG can stand for, at most; of a JPEG it is less. A pixel has a bit or more."""
+SAMPLED_PIXELS = 1 << 22
+"""Of a floating-point picture, to find its range from."""
+
+_LOADERS = frozenset(
+    {
+        "jpegload",
+        "pngload",
+        "webpload",
+        "heifload",
+        "tiffload",
+        "gifload",
+        "uhdrload",
+        "jxlload",
+        "jp2kload",
+        "fitsload",
+    }
+    | {"openslideload", "ppmload", "openexrload", "radload"}
+)
+"""libvips's operations that read pictures and nothing else; not all are in every build."""
+_UNBLOCKED = ("Openslide", "Jp2k", "Fits", "Ppm", "Jxl", "OpenExr", "Rad")
+"""Those of them that libvips does not vouch for; the others, SVG, PDF and ImageMagick among them, stay shut."""
+_WHOLE = ("webpload", "heifload", "gifload", "uhdrload", "jxlload", "jp2kload")
+"""Loaders that hold a whole decoded picture."""
+_PILLOW_FORMATS = ("BMP", "DDS", "FITS", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "TGA")
+"""What Pillow opens where libvips was built without."""
+_GDAL_NODATA = 42113
+
+
+@functools.cache
+def library() -> Any:
+    """The module ``pyvips``, its loaders of documents and scripts shut."""
+    import pyvips
+
+    pyvips.block_untrusted_set(True)
+    for name in _UNBLOCKED:
+        pyvips.operation_block_set(f"VipsForeignLoad{name}", False)
+    pyvips.cache_set_max(0)  # files may change, and have handles
+    return pyvips
+
+
+class Unreadable(ValueError):
+    """Why a picture cannot be used, as the end of "FILE ...": "has 7 bands; ..."."""
+
+
+class NotAPicture(Unreadable):
+    """Nothing here knows the format."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pictures are read; picklable.
+
+    Attributes:
+        memory: Bytes that all processes together may hold of pictures.
+        page: Which of a file's pages or frames, from 0.
+        value_range: What becomes black and white, in the picture's own numbers; None: all that an integer can be, and from the
+            0.1 to the 99.9 percentile of floating-point numbers.
+        threads: That libvips may use in a process; 0: as many as there are cores.
+        cache: Folder for what is made or fetched once; None: ``dnnlib.files.cache_folder()``.
+        cache_bytes: Bound of what is kept there.
+    """
+
+    memory: int = 10**9
+    page: int = 0
+    value_range: tuple[float, float] | None = None
+    threads: int = 0
+    cache: Path | None = None
+    cache_bytes: int = 50 * 10**9
+
+
+@contextlib.contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """What libvips and Pillow raise within the block becomes :class:`Unreadable`, in one line that does not repeat the file."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except Exception as error:  # decoders raise nearly anything for a damaged file
+        text = str(getattr(error, "detail", "") or error)
+        for name in (repr(os.fsencode(path)), repr(str(path)), f'"{path}"', str(path)):
+            text = text.replace(name, "the file")
+        lines = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
+        raise Unreadable(f"cannot be decoded ({'; '.join(list(lines)[:2]) or type(error).__name__})") from error
+
+
+@dataclass
+class Opened:
+    """The pixels of a file as they are stored, not decoded yet.
+
+    Attributes:
+        image: Of libvips.
+        is_random: Whether any part can be read without what is before it.
+        loader: Name of libvips's operation, or ``pillow``.
+    """
+
+    image: Any
+    is_random: bool
+    loader: str
+
+
+def open_image(
+    path: Path, reading: Reading, which: Mapping[str, int] | None = None, *, sequential: bool = False
+) -> Opened:
+    """Open a file by what it holds, whatever its name.
+
+    Args:
+        path: A regular file.
+        reading: Page and memory.
+        which: ``page`` and ``subifd`` of a TIFF, in place of ``reading.page``.
+        sequential: Whether it will be read once, top down.
+
+    Raises:
+        Unreadable: damaged, of no known format (:class:`NotAPicture`), no such page, more than the memory holds at a time.
+        UserError: no regular file.
+    """
+    size = regular_size(path, "the image")
+    vips = library()
+    vips.concurrency_set(reading.threads)
+    with reported(path):
+        found = vips.vips_lib.vips_foreign_find_load(os.fsencode(path))
+        loader = None
+        if found != vips.ffi.NULL:
+            kind = vips.gobject_lib.g_type_from_name(found)
+            loader = vips.ffi.string(vips.vips_lib.vips_nickname_find(kind)).decode()
+        if loader not in _LOADERS:
+            vips.vips_lib.vips_error_clear()
+            return Opened(_by_pillow(path, reading), False, "pillow")
+        access = "random" if loader == "tiffload" else "sequential"
+
+        def load(access: str, **options: int) -> Any:
+            return vips.Operation.call(loader, os.fsencode(path), access=access, fail_on="error", **options)
+
+        image = load(access, **(which or {}))
+        options = which or {}
+        if reading.page and which is None:
+            pages = _field(image, "n-pages", 1)
+            if reading.page >= pages or "page" not in vips.Introspect.get(loader).optional_input:
+                raise Unreadable(f"has {_pages(pages)}, and page {reading.page} is asked for (the first is 0)")
+            options = {"page": reading.page}
+            image = load(access, **options)
+    _check_claim(image, loader, size, reading)
+    is_tiled = loader == "openslideload" or (loader == "tiffload" and _field(image, "tile-width", 0) > 0)
+    if loader == "tiffload" and not is_tiled and sequential and _field(image, "orientation", 1) == 1:
+        image = load("sequential", **options)
+    if loader != "tiffload" and _field(image, "orientation", 1) != 1:
+        image = load("random", **options)  # a turned picture cannot be read top down
+    return Opened(image, is_tiled, loader)
+
+
+def _pages(count: int) -> str:
+    return f"{count} page{'s' * (count > 1)}"
+
+
+def _field(image: Any, name: str, default: Any) -> Any:
+    return image.get(name) if image.get_typeof(name) else default
+
+
+def _check_claim(image: Any, loader: str, size: int, reading: Reading) -> None:
+    """Refuse what its bytes cannot hold, and what would have to be decoded at a time and is larger than the memory."""
+    width, height, sample = image.width, image.height, {"uchar": 1, "ushort": 2}.get(image.format, 4)
+    if loader in ("pngload", "jpegload") and width * height * image.bands > 8 * DEFLATE_RATIO * size:
+        raise Unreadable(f"has {size} bytes, too few for the {width} x {height} pixels that it claims")
+    at_a_time = 0
+    if loader in _WHOLE or _field(image, "interlaced", 0):
+        at_a_time = width * height * image.bands * sample
+    elif _field(image, "jpeg-multiscan", 0):
+        at_a_time = width * height * image.bands * 2
+    if at_a_time > reading.memory:
+        raise Unreadable(
+            f"has {width} x {height} pixels, which its format decodes at a time, {at_a_time / 1e9:.1f} GB; "
+            f"raise --memory, or save it as a tiled TIFF"
+        )
+
+
+@contextlib.contextmanager
+def without_size_limit() -> Iterator[None]:
+    """Pillow refuses to open images above a size as an attack; what is decoded of them is bounded here."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _by_pillow(path: Path, reading: Reading) -> Any:
+    """A whole picture of a format that this libvips lacks."""
+    vips = library()
+    try:
+        with without_size_limit():
+            opened = Image.open(path, formats=_PILLOW_FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise NotAPicture("is of no known format") from error
+    with opened as image:
+        if reading.page >= getattr(image, "n_frames", 1):
+            raise Unreadable(f"has 1 page, and page {reading.page} is asked for (the first is 0)")
+        if (needed := image.width * image.height * 4) > reading.memory:
+            raise Unreadable(
+                f"has {image.width} x {image.height} pixels, which its format decodes at a time, {needed / 1e9:.1f} GB; "
+                "raise --memory, or save it as a tiled TIFF"
+            )
+        mode = image.mode
+        if mode in ("1", "P", "PA", "La", "RGBa", "YCbCr", "HSV", "LAB", "RGBX"):
+            image = image.convert({"1": "L", "La": "LA"}.get(mode, "RGBA" if "A" in image.getbands() else "RGB"))  # type: ignore[assignment]
+        pixels = np.asarray(image)
+        if (
+            pixels.dtype.kind in "iu"
+            and pixels.dtype.itemsize == 4
+            and pixels.size
+            and 0 <= pixels.min() <= pixels.max() < 65536
+        ):
+            pixels = pixels.astype(np.uint16)  # Pillow's "I" is mostly 16 bits
+        result = vips.Image.new_from_array(np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("="))))
+        kind = {"LA": "b-w", "RGBA": "srgb", "RGB": "srgb", "CMYK": "cmyk"}.get(image.mode, result.interpretation)
+        result = result.copy(interpretation=kind)
+        if profile := image.info.get("icc_profile"):
+            result.set_type(vips.GValue.blob_type, "icc-profile-data", profile)
+        return result
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How stored numbers become 8-bit colours; picklable.
+
+    Attributes:
+        value_range: Black and white in the stored numbers; None where 8 bits are stored and stay.
+        nodata: The number that stands for none.
+    """
+
+    value_range: tuple[float, float] | None
+    nodata: float | None
+
+
+def colours_of(path: Path, opened: Opened, reading: Reading) -> Colours:
+    """What must be known of a whole picture before its first pixel can be shown; reads a sample of a floating-point one."""
+    image, nodata = opened.image, None
+    if opened.loader == "tiffload":
+        nodata = _gdal_nodata(path, reading.page)
+    if reading.value_range is not None:
+        return Colours(reading.value_range, nodata)
+    if image.format == "uchar":
+        return Colours(None, nodata)
+    if image.format not in ("float", "double"):
+        limits = np.iinfo({"char": "i1", "ushort": "u2", "short": "i2", "uint": "u4", "int": "i4"}[image.format])
+        return Colours((float(limits.min), float(limits.max)), nodata)
+    step = max(1, math.ceil(math.sqrt(image.width * image.height / SAMPLED_PIXELS)))
+    with reported(path):
+        colour = image.extract_band(0, n=image.bands - image.hasalpha())
+        values = colour.subsample(step, step).numpy().astype(np.float64)
+    values = values[np.isfinite(values) & (values != nodata)]
+    if not values.size:
+        raise Unreadable("holds no number that is finite and not its own sign for none")
+    low, high = (float(value) for value in np.percentile(values, (0.1, 99.9)))
+    return Colours((low, high) if high > low else (low, low + 1), nodata)
+
+
+def _gdal_nodata(path: Path, page: int) -> float | None:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            tag = file.pages[page].tags.get(_GDAL_NODATA)  # type: ignore[union-attr]
+            return None if tag is None else float(str(tag.value).strip("\0 "))
+    except Exception:  # libvips says what is wrong with a TIFF
+        return None
+
+
+def decode(data: bytes) -> np.ndarray:
+    """A small picture of PNG, JPEG, WebP, AVIF, GIF or TIFF: uint8 [H, W, C], 1 or 3 bands of colour and one of emptiness.
+
+    Raises:
+        Unreadable: it cannot be decoded.
+    """
+    vips = library()
+    with reported(Path("tile")):
+        found = vips.vips_lib.vips_foreign_find_load_buffer(data, len(data))
+        loader = ""
+        if found != vips.ffi.NULL:
+            kind = vips.gobject_lib.g_type_from_name(found)
+            loader = vips.ffi.string(vips.vips_lib.vips_nickname_find(kind)).decode()
+        if loader.removesuffix("_buffer") not in _LOADERS:
+            vips.vips_lib.vips_error_clear()
+            raise NotAPicture("is of no known format")
+        image = vips.Operation.call(loader, data, fail_on="error")
+        limits = {"uchar": None, "ushort": (0.0, 65535.0)}
+        if image.format not in limits:
+            raise Unreadable("has neither 8 nor 16 bits")
+        pixels = to_srgb(image, Colours(limits[image.format], None))
+        return (pixels if image.hasalpha() else pixels.bandjoin(0)).numpy()
+
+
+def is_grey(image: Any) -> bool:
+    """Whether a picture has one band beside an alpha."""
+    return image.bands - image.hasalpha() == 1
+
+
+def has_empty(image: Any, colours: Colours) -> bool:
+    """Whether parts of a picture may be empty."""
+    return bool(image.hasalpha()) or colours.nodata is not None or image.format in ("float", "double")
+
+
+def to_srgb(image: Any, colours: Colours) -> Any:
+    """8 bits of what is stored: ``L`` or ``RGB`` bands, upright, and one more if :func:`has_empty`: 255 where empty, else 0.
+
+    Empty is what is fully transparent, not a number, or the file's own number for none. Transparency lies on white.
+    """
+    vips = library()
+    alpha, empty, bands = None, None, image.bands
+    if image.hasalpha():
+        alpha = image.extract_band(image.bands - 1)
+        image = image.extract_band(0, n=image.bands - 1)
+        empty = alpha == 0
+    if image.bands not in (1, 3) and not (image.bands == 4 and image.interpretation == "cmyk"):
+        raise Unreadable(f"has {bands} bands; save one (grey) or three (RGB) of them, with or without transparency")
+    if colours.nodata is not None:
+        none = (image == colours.nodata).bandand()
+        empty = none if empty is None else empty | none
+    if image.format in ("float", "double"):
+        none = (image != image).bandor()
+        image = (image == image).ifthenelse(image, 0)
+        empty = none if empty is None else empty | none
+    pixels = _colour(image, colours)
+    if alpha is not None:
+        full = {"uchar": 255, "ushort": 65535}.get(alpha.format, 255)
+        if full != 255:
+            alpha = (alpha * (255 / full)).rint()
+        pixels = pixels.bandjoin(alpha.cast("uchar")).copy(interpretation="b-w" if pixels.bands == 1 else "srgb")
+        pixels = pixels.flatten(background=[255] * (pixels.bands - 1))
+    if empty is not None:
+        pixels = pixels.bandjoin(empty.cast("uchar"))
+    orientation = _field(image, "orientation", 1)
+    turned = pixels.autorot() if orientation != 1 else pixels
+    return turned.copy(interpretation=vips.Interpretation.MULTIBAND)
+
+
+def _colour(image: Any, colours: Colours) -> Any:
+    """uchar, one band or three."""
+    grey = image.bands == 1
+    profile = _profile(image)
+    if colours.value_range is not None and not (
+        profile and image.format == "ushort" and colours.value_range == (0, 65535)
+    ):
+        low, high = colours.value_range
+        image = ((image - low) * (255 / (high - low))).rint().cast("uchar")
+        image = image.copy(interpretation="b-w" if grey else "cmyk" if image.bands == 4 else "srgb")
+    if profile:
+        image = image.icc_transform("srgb", embedded=True, depth=8, intent="relative", black_point_compensation=True)
+        return image.extract_band(0) if grey else image
+    if image.interpretation == "cmyk":
+        ink = image.extract_band(0, n=3).invert().cast("float") * image.extract_band(3).invert() / 255
+        return ink.rint().cast("uchar")
+    if image.interpretation in ("lab", "labs", "xyz", "yxy", "hsv", "lch", "cmc", "oklab", "oklch"):
+        return image.colourspace("srgb").cast("uchar")
+    return image
+
+
+def _profile(image: Any) -> bytes | None:
+    """An embedded ICC profile that changes colours: one that fits the picture and is not sRGB itself."""
+    data = _field(image, "icc-profile-data", None)
+    if data is None:
+        return None
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(bytes(data))).profile
+    except Exception:  # not a profile: the picture is shown as others show it
+        return None
+    wanted = {1: "GRAY", 3: "RGB", 4: "CMYK"}.get(image.bands)
+    if profile.xcolor_space.strip() != wanted or re.match(
+        r"s?RGB (IEC|built|sRGB|v)|sRGB", profile.profile_description or ""
+    ):
+        return None
+    return bytes(data)
+
+
+def halved(image: Any, with_empty: bool) -> Any:
+    """An image of :func:`to_srgb` on half as many pixels a side, rounded up: Lanczos with three lobes.
+
+    A pixel of the last band is above 0 if any of those that it stands for is.
+    """
+    count = image.bands - with_empty
+    image = image.embed(0, 0, image.width + image.width % 2, image.height + image.height % 2, extend="copy")
+    colour = image.extract_band(0, n=count) if with_empty else image
+    small = colour.reduce(2, 2, kernel="lanczos3")
+    if with_empty:
+        small = small.bandjoin(image.extract_band(count).cast("float").shrink(2, 2).ceil().cast("uchar"))
+    return small.copy(interpretation="multiband")

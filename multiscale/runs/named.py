@@ -1,0 +1,118 @@
+"""Networks by name in place of a path: ``https://...`` and ``hf://owner/repo``, fetched once and kept in the cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dnnlib.download import fetch
+from dnnlib.errors import UserError, shown
+from dnnlib.files import cache_folder
+from dnnlib.reading import short_reason
+
+HUB = "hf://"
+HUB_SYNTAX = "hf://owner/repo, with /file and @revision if you like"
+SUFFIXES = (".safetensors", ".pkl")
+_NEEDS_HUB = "hf:// needs the package huggingface_hub: pip install huggingface_hub."
+_PART = r"[A-Za-z0-9][\w.-]{0,95}"
+_HUB_NAME = re.compile(rf"hf://({_PART}/{_PART})(?:/([^@]{{1,500}}))?(?:@([\w./-]{{1,200}}))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class HubName:
+    """What ``hf://owner/repo[/file][@revision]`` says."""
+
+    repo: str
+    file: str | None
+    revision: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> HubName:
+        """Read a name.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        match = _HUB_NAME.fullmatch(text.rstrip("/"))
+        if match is None or ".." in (match[2] or "").split("/"):
+            raise UserError(f"The name {shown(text)} cannot be read; write {HUB_SYNTAX}.")
+        return cls(*match.groups())
+
+    def __str__(self) -> str:
+        file = "" if self.file is None else f"/{self.file}"
+        return f"{HUB}{self.repo}{file}" + ("" if self.revision is None else f"@{self.revision}")
+
+
+def is_remote(name: str | Path) -> bool:
+    """Whether this is a name in place of a path."""
+    return isinstance(name, str) and re.match(r"(https?|hf):", name) is not None
+
+
+def local_path(name: str | Path) -> Path:
+    """A path as it is; a name by the file that is fetched, or was.
+
+    Raises:
+        UserError: a name that cannot be read, or whose file cannot be had.
+    """
+    if not is_remote(name):
+        return Path(name)
+    name = str(name)
+    if name.startswith(HUB):
+        return _from_hub(HubName.parse(name))
+    return fetch(name, cache_folder() / "networks")
+
+
+def hub() -> Any:
+    """The package huggingface_hub.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(_NEEDS_HUB) from error
+    return huggingface_hub
+
+
+@contextlib.contextmanager
+def hub_errors(name: HubName) -> Iterator[None]:
+    """What the hub, or the way to it, says, as a UserError."""
+    errors = hub().errors
+    try:
+        yield
+    except UserError:
+        raise
+    except errors.GatedRepoError as error:
+        raise UserError(f"{name} must be asked for: accept its terms on its page, then hf auth login.") from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
+        raise UserError(f"There is no {name}, or it is private: check the name, or hf auth login.") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(f"Cannot get {name}: there is no connection, and nothing of it was kept.") from error
+    except Exception as error:  # of the several HTTP libraries that it has used
+        raise UserError(f"Cannot reach {name}: {short_reason(error)}.") from error
+
+
+def _from_hub(name: HubName) -> Path:
+    with hub_errors(name):
+        file = name.file or _only_network(name)
+        return Path(hub().hf_hub_download(name.repo, file, revision=name.revision))
+
+
+def _only_network(name: HubName) -> str:
+    """The newest snapshot of a repository, or the only network there."""
+    files = [str(file) for file in hub().list_repo_files(name.repo, revision=name.revision)]
+    networks = sorted(file for file in files if file.endswith(SUFFIXES))
+    numbered = [(int(m[1]), file) for file in networks if (m := re.search(r"generator-(\d+)\.safetensors$", file))]
+    if numbered:
+        return max(numbered)[1]
+    if len(networks) == 1:
+        return networks[0]
+    if not networks:
+        raise UserError(f"{name} holds no network ({' or '.join('*' + suffix for suffix in SUFFIXES)}).")
+    shown_names = ", ".join(PurePosixPath(file).as_posix() for file in networks[:12])
+    raise UserError(f"{name} holds several networks; name one: {HUB}{name.repo}/FILE with FILE one of {shown_names}.")

@@ -1,0 +1,56 @@
+"""Give a model away: ``python -m multiscale.share push RUN hf://owner/repo``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from dnnlib.cli import reports_user_errors
+from dnnlib.errors import UserError
+from multiscale.runs.named import HubName, hub, hub_errors
+from multiscale.share.card import write_share
+
+
+@click.group()
+def main() -> None:
+    """Give models away."""
+
+
+@main.command(context_settings={"show_default": True})
+@click.argument("run", metavar="RUN|FILE")
+@click.argument("name", metavar="hf://OWNER/REPO")
+@click.option("--seed", type=click.IntRange(0), default=3, help="The world that the card shows.")
+@click.option("--licence", metavar="ID", help="Of the weights, as the hub writes it: cc-by-4.0, cc0-1.0, ...")
+@click.option("--private", is_flag=True, help="A repository that is made is for you alone.")
+@click.option("--folder", metavar="FOLDER", help="Write the files here to look at them, and upload nothing.")
+@reports_user_errors
+def push(run: str, name: str, seed: int, licence: str | None, private: bool, folder: str | None) -> None:
+    """Upload the newest snapshot of RUN with a model card: a strip of a world, measures, settings.
+
+    The repository is made if need be; log in first with hf auth login. Others then fly with zoom.py --network hf://OWNER/REPO.
+    """
+    target = HubName.parse(name)
+    if target.file is not None:
+        raise UserError(f"{name} names a file; give hf://owner/repo, and @revision if you like.")
+    if folder is not None:
+        for path in write_share(run, Path(folder), name, seed=seed, licence=licence):
+            print(path)
+        return
+    api = hub().HfApi()
+    with tempfile.TemporaryDirectory() as temporary:
+        files = write_share(run, Path(temporary), name, seed=seed, licence=licence)
+        with hub_errors(target):
+            api.create_repo(target.repo, private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=target.repo,
+                folder_path=temporary,
+                revision=target.revision,
+                commit_message=f"{files[0].stem} with its card",
+            )
+    print(f"{target} has {', '.join(path.name for path in files)}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""A generator as two ONNX graphs: z to styles, and styles with the factors of the view's waves to an image of any size.
+
+What needs float64, the phase at the view's centre, stays outside: the caller gives each injection point's waves as sines and
+cosines along x and y (:class:`multiscale.networks.fourier.Waves`). The operators are those of the reference: zeros between
+samples, a filter, the leaky ReLU, a filter, as plain convolutions. Weights that float16 holds exactly are stored in it.
+
+Shapes: K waves of a point, P samples of its grid, D size of w.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dnnlib.errors import UserError
+from multiscale.networks.fourier import Waves
+from multiscale.networks.generator import FeatureInjection, Generator
+from multiscale.networks.layers import SQRT2, SynthesisLayer, modulated_weight
+
+OPSET = 17
+HALF_FROM = 256
+"""Numbers of a tensor from which on it is stored in half precision, where that is exact."""
+
+
+class MappingGraph(nn.Module):
+    """z [1, z_dim] and psi [1] -> ws [1, num_ws, D]."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.mapping = generator.mapping
+
+    def forward(self, z: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
+        ws, mean = self.mapping(z), self.mapping.w_avg
+        truncated = mean + psi * (ws - mean)
+        # With a style of features the first w is their layout, which is not truncated.
+        return truncated if self.mapping.layout is None else torch.cat([ws[:, :1], truncated[:, 1:]], dim=1)
+
+
+class SynthesisGraph(nn.Module):
+    """ws [1, num_ws, D] and for each injection point along_x and along_y [2, K, P] -> image [1, C, rows, columns].
+
+    ``along_x``: sin alpha and cos alpha times the amplitude; ``along_y``: sin beta and cos beta.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+        self.synthesis = generator.synthesis
+
+    def forward(self, ws: torch.Tensor, *along: torch.Tensor) -> torch.Tensor:
+        synthesis, waiting = self.synthesis, list(along)
+        x = _features(synthesis.input, synthesis.input_weight, ws, *waiting[:2])
+        waiting = waiting[2:]
+        for i, layer in enumerate(synthesis.layers):
+            x = _layer(layer, x, ws[:, i + 1])  # type: ignore[arg-type]
+            if (key := str(i)) in synthesis.injections:
+                point: Any = synthesis.injections[key]
+                mixing = synthesis.mixing.get(key)
+                x = torch.cat([x, _features(point, mixing, ws, *waiting[:2])], dim=1)
+                waiting = waiting[2:]
+        return x * self.generator.config.output_scale
+
+
+def points_of(generator: Generator) -> list[FeatureInjection]:
+    """The injection points in the order of :class:`SynthesisGraph`'s arguments."""
+    synthesis = generator.synthesis
+    return [synthesis.input, *(synthesis.injections[key] for key in synthesis.injections)]  # type: ignore[list-item]
+
+
+def export_graphs(generator: Generator) -> tuple[bytes, bytes]:
+    """The mapping and the synthesis as ONNX files.
+
+    Args:
+        generator: On the CPU, float32, in evaluation mode.
+
+    Raises:
+        UserError: the package onnx is not installed, or the network has a frame of its own for each world.
+    """
+    if generator.config.world_frame:
+        raise UserError("Networks with generator.world_frame cannot be exported to a page yet; use --tiles or zoom.py.")
+    config = generator.config
+    ws = generator.mapping(torch.zeros(1, config.z_dim))
+    along, names = [], []
+    for i, point in enumerate(points_of(generator)):
+        for axis in "xy":
+            along.append(torch.zeros(2, len(point.omega), point.size))
+            names.append(f"along_{axis}{i}")
+    mapping = _export(MappingGraph(generator), (torch.zeros(1, config.z_dim), torch.ones(1)), ["z", "psi"], "ws", {})
+    axes = {name: {2: f"{name}_samples"} for name in names} | {"image": {2: "rows", 3: "columns"}}
+    return mapping, _export(SynthesisGraph(generator), (ws, *along), ["ws", *names], "image", axes)
+
+
+def along_of(waves: Waves) -> tuple[torch.Tensor, torch.Tensor]:
+    """Waves of one view as the graph's arguments."""
+    return torch.cat([waves.sin_x, waves.cos_x]), torch.cat([waves.sin_y, waves.cos_y])
+
+
+def _features(
+    point: FeatureInjection, mixing: torch.Tensor | None, ws: torch.Tensor, along_x: torch.Tensor, along_y: torch.Tensor
+) -> torch.Tensor:
+    waves = Waves(along_x[:1], along_x[1:], along_y[:1], along_y[1:])
+    maps = point.styled(waves, ws[:, 0]).maps()
+    return maps if mixing is None else F.conv2d(maps, (mixing / math.sqrt(mixing.shape[1]))[:, :, None, None])
+
+
+def _layer(layer: SynthesisLayer, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """As :class:`SynthesisLayer`, of one image."""
+    plan = layer.plan
+    style = layer.affine(w)
+    if plan.is_torgb:
+        style = style / math.sqrt(layer.weight[0].numel())
+    weight = modulated_weight(layer.weight, style, layer.magnitude_ema.rsqrt(), demodulate=not plan.is_torgb)
+    x = F.conv2d(x, weight[0], padding=weight.shape[-1] - 1) + layer.bias[:, None, None]
+    x = x.transpose(0, 1)  # channels are images of one channel
+    x0, x1, y0, y1 = plan.padding
+    if layer.up_filter is not None:
+        x = _upsampled(x, layer.up_filter, plan.up, (x0, y0), (x1, y1))
+    if plan.is_torgb:
+        return x.clamp(-layer.clamp, layer.clamp).transpose(0, 1)
+    # The gain of the leaky ReLU goes into the filter behind it.
+    x = F.leaky_relu(x, 0.2).clamp(-layer.clamp / SQRT2, layer.clamp / SQRT2)
+    assert layer.down_filter is not None
+    taps = layer.down_filter * (SQRT2 if layer.down_filter.ndim == 2 else math.sqrt(SQRT2))
+    return _downsampled(x, taps, plan.down).transpose(0, 1)
+
+
+def _upsampled(x: torch.Tensor, f: torch.Tensor, up: int, low: tuple[int, int], high: tuple[int, int]) -> torch.Tensor:
+    """Zeros between the samples, padding or cropping by (x, y) at both ends, the filter with a gain of up^2."""
+    taps = f.shape[0]
+    g = f * up
+    for axis in (1, 0):  # rows, then columns
+        shape = (1, 1, taps, 1) if axis else (1, 1, 1, taps)
+        stride = (up, 1) if axis else (1, up)
+        x = F.conv_transpose2d(x, g.view(shape), stride=stride)
+        # The transposed convolution begins taps - 1 before the first sample that the padded filter gives, and has no up - 1
+        # zeros behind the last one.
+        cut = (low[axis] - (taps - 1), high[axis] - (taps - 1) + up - 1)
+        x = F.pad(x, (0, 0, *cut) if axis else (*cut, 0, 0))
+    return x
+
+
+def _downsampled(x: torch.Tensor, f: torch.Tensor, down: int) -> torch.Tensor:
+    g = f.flip(list(range(f.ndim)))
+    if f.ndim == 2:
+        return F.conv2d(x, g[None, None], stride=down)
+    x = F.conv2d(x, g.view(1, 1, -1, 1), stride=(down, 1))
+    return F.conv2d(x, g.view(1, 1, 1, -1), stride=(1, down))
+
+
+def _export(
+    module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], output: str, axes: dict[str, Any]
+) -> bytes:
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError("Exporting a page needs the package onnx: pip install onnx.") from error
+    stream = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of a tracer that says of each shape that it is traced
+        torch.onnx.export(
+            module.eval(),
+            arguments,
+            stream,  # type: ignore[arg-type]
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=[output],
+            dynamic_axes=axes,
+            do_constant_folding=False,  # folded weights would be others than those that half precision holds
+        )
+    model = onnx.load_model_from_string(stream.getvalue())
+    _store_in_half(onnx, model)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _store_in_half(onnx: Any, model: Any) -> None:
+    """Keep what float16 holds exactly in float16, and cast it where it is used."""
+    casts = []
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.size < HALF_FROM:
+            continue
+        half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue
+        name, stored = tensor.name, f"{tensor.name}_half"
+        tensor.CopyFrom(onnx.numpy_helper.from_array(half, stored))
+        casts.append(onnx.helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT))
+    for i, cast in enumerate(casts):
+        model.graph.node.insert(i, cast)

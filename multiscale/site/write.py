@@ -1,0 +1,146 @@
+"""``zoom.py --export``: a folder of static files that renders the model in a browser, or shows tiles of one world."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib.errors import UserError
+from dnnlib.files import new_temporary_folder
+from dnnlib.progress import progress_bar
+from dnnlib.reading import from_json, parsed, read_text
+from multiscale.networks.plan import BAND_LIMIT
+from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
+from multiscale.rendering.renderer import Renderer, provenance
+from multiscale.rendering.worlds import World
+from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot
+from multiscale.site.graphs import export_graphs, points_of
+from multiscale.site.packages import RUNTIME, VIEWER, copy_from
+from torch_utils.devices import default_device
+
+FORMAT = "multiscale-site"
+FACTS = "model.json"
+STATIC = Path(__file__).parent / "static"
+SHARED = Path(__file__).parents[1] / "explorer" / "static"
+PAGE = ("index.html", "site.css", "main.js", "worker.js", "waves.js", "random.js")
+SHARED_PAGE = ("address.js", "view.js", "worlds.js")
+RUNTIME_FILES = ("dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm")
+VIEWER_FILES = ("build/openseadragon/openseadragon.min.js", "build/openseadragon/images/")
+
+
+def export_site(network: str | None, folder: Path, *, name: str | None = None) -> Path:
+    """Write a page that renders the model itself.
+
+    Args:
+        network: What ``--network`` takes.
+        folder: New, empty, or an earlier export, which is replaced.
+        name: Of the model, as the page shows it; None: of its file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: there is no such network, it cannot be exported, npm cannot get the runtime, or the folder holds
+            anything else.
+    """
+    snapshot = load_snapshot(find_network(network))
+    return _replaced(folder, lambda place: _write_model(place, snapshot, name or snapshot.path.stem))
+
+
+def export_tiles(network: str | None, folder: Path, world: World) -> Path:
+    """Write a page with one world as Deep Zoom tiles, for machines that cannot compute; arguments as :func:`export_site`."""
+    snapshot = load_snapshot(find_network(network))
+    return _replaced(folder, lambda place: _write_tiles(place, snapshot, world))
+
+
+def _replaced(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Have a folder written beside its place and moved there when it is whole."""
+    _check_place(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = new_temporary_folder(folder.name, folder.parent)
+        try:
+            write(place)
+            place.chmod(0o777 & ~_umask())
+            if folder.exists():
+                before = new_temporary_folder(folder.name, folder.parent)
+                os.replace(folder, before / "before")
+                os.replace(place, folder)
+                shutil.rmtree(before, ignore_errors=True)
+            else:
+                os.replace(place, folder)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
+    return folder
+
+
+def _check_place(folder: Path) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    facts: Any = None
+    if folder.is_dir() and (folder / FACTS).is_file():
+        facts = parsed(lambda: from_json(read_text(folder / FACTS, "the facts")), f"{folder / FACTS} cannot be read.")
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise UserError(f"{folder} holds something else than an earlier export; give an empty folder, or a new name.")
+
+
+def _write_model(folder: Path, snapshot: Snapshot, name: str) -> None:
+    generator = snapshot.generator
+    config, points = generator.config, points_of(generator)
+    mapping, synthesis = export_graphs(generator)
+    (folder / "mapping.onnx").write_bytes(mapping)
+    (folder / "synthesis.onnx").write_bytes(synthesis)
+    rows = [torch.cat([p.omega, p.phase[:, None], p.bins[:, None].float()], dim=1) for p in points]
+    (folder / "waves.bin").write_bytes(torch.cat(rows).numpy().astype("<f4").tobytes())
+    facts = {
+        "format": FORMAT,
+        "name": name,
+        "licence": snapshot.info.get("licence"),
+        "provenance": provenance(snapshot),
+        "resolution": config.img_resolution,
+        "octaves": config.octaves,
+        "layers": len(generator.plan.layers),
+        "z_dim": config.z_dim,
+        "w_dim": config.w_dim,
+        "step": generator.plan.step,
+        "halo": Renderer(generator, torch.device("cpu")).halo,
+        "bin_offset": config.bin_offset,
+        "blend_offset": config.blend_offset,
+        "blend_width": config.blend_width,
+        "band_limit": None if config.published_geometry else BAND_LIMIT,
+        "points": [
+            {"size": p.size, "rate": p.rate, "waves": len(p.omega), "unit": p.unit, "shift_gain": p.shift_gain}
+            for p in points
+        ],
+    }
+    (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    for source, files in ((STATIC, PAGE), (SHARED, SHARED_PAGE)):
+        for file in files:
+            shutil.copyfile(source / file, folder / file)
+    copy_from(RUNTIME, RUNTIME_FILES, folder / "runtime")
+
+
+def _write_tiles(folder: Path, snapshot: Snapshot, world: World) -> None:
+    renderer = Renderer(snapshot.generator, default_device())
+    pyramid = Pyramid(renderer, world)
+    copy_from(VIEWER, VIEWER_FILES, folder / "viewer")
+    with progress_bar(total=len(pyramid.addresses()), unit="tile", desc=folder.name) as bar:
+        write_deep_zoom(folder / "world.dzi", pyramid, {"world": str(world), **provenance(snapshot)}, bar.update)
+    shutil.copyfile(STATIC / "tiles.html", folder / "index.html")
+    shutil.copyfile(STATIC / "tiles.js", folder / "tiles.js")
+    facts = {"format": FORMAT, "world": str(world), "licence": snapshot.info.get("licence"), **provenance(snapshot)}
+    (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

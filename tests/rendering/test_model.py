@@ -1,0 +1,122 @@
+"""Three lines of Python: the same pixels as the commands, worlds mixed, films and pyramids; and the guide's examples run."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import calibrated_generator, small_config
+from PIL import Image
+
+import multiscale
+from dnnlib.errors import UserError
+from multiscale.cli.generate import main as generate
+from multiscale.rendering.renderer import to_uint8
+from multiscale.runs.snapshots import BUNDLED, save_snapshot
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "generator-000000000.safetensors"
+    save_snapshot(path, calibrated_generator(small_config(octaves=3, num_layers=6, num_critical=1)), {"kimg": 1.5})
+    return multiscale.load(path)
+
+
+def test_views_are_those_of_the_command(tmp_path):
+    world = multiscale.load(BUNDLED).world(seed=3)
+    for name, options, view in (
+        ("a.png", ["--scale", "64", "--centre", "0.1,-0.2"], world.view(scale=64, centre=(0.1, -0.2))),
+        ("b.png", ["--scale", "3", "--size", "96x64"], world.view(scale=3, size=(96, 64))),
+    ):
+        command = ["--seed", "3", "--network", str(BUNDLED), "--out", str(tmp_path / name), *options]
+        assert CliRunner().invoke(generate, command).exit_code == 0
+        assert np.array_equal(np.asarray(Image.open(tmp_path / name)), np.asarray(view))
+
+
+def test_a_model_says_what_it_is(model):
+    assert (model.octaves, model.resolution, model.info) == (3, 32, {"kimg": 1.5})
+    assert not model.generator.training
+    assert repr(model) == "<model generator-000000000.safetensors: 32 x 32 pixels, 3 octaves, on cpu>"
+    assert repr(model.world(3, 0.5)) == "<world 3 at truncation 0.5 of generator-000000000.safetensors>"
+
+
+def test_arrays_are_not_rounded(model):
+    world = model.world(1)
+    exact = world.array(scale=2, centre=(0.1, 0), size=(40, 24))
+    assert (exact.shape, exact.dtype) == ((24, 40, 3), np.float32)
+    view = world.view(scale=2, centre=(0.1, 0), size=(40, 24))
+    assert np.array_equal(to_uint8(torch.from_numpy(exact).movedim(-1, 0)), np.asarray(view))
+
+
+def test_what_is_finer_than_the_model_is_enlarged_or_extrapolated(model):
+    world = model.world(1)
+    finest = np.asarray(world.view(scale=8, size=32), dtype=float)
+    enlarged = np.asarray(world.view(scale=8, size=96), dtype=float)
+    assert enlarged.shape == (96, 96, 3)
+    assert np.abs(enlarged.reshape(32, 3, 32, 3, 3).mean(axis=(1, 3)) - finest).mean() < 6
+    extrapolated = np.asarray(world.view(scale=8, size=96, extrapolate=True), dtype=float)
+    assert np.abs(extrapolated - enlarged).mean() > 0.1
+
+
+def test_worlds_are_mixed(model):
+    mixed = model.world(3).mixed(model.world(7), 0.25)
+    assert mixed.view() == model.world("3~7:0.25").view()
+    assert model.world(3).mixed(7, 0.0).view() == model.world(3).view()
+    assert str(mixed.mixed(9, -0.5).world) == "3~7:0.25~9:-0.5"
+    with pytest.raises(UserError, match="itself a mixture"):
+        model.world(1).mixed(mixed)
+    with pytest.raises(UserError, match="two models"):
+        model.world(1).mixed(multiscale.load(model.path).world(2))
+
+
+def test_films_and_pyramids(model, tmp_path):
+    world = model.world(2)
+    film = world.film(tmp_path / "a.mp4", to=[(4, 0.1, 0), (1, 0, 0)], seconds=0.5, fps=4, size=32)
+    assert film.stat().st_size > 500
+    tiles = []
+    assert world.pyramid(tmp_path / "w.dzi", tiles.append) == tmp_path / "w.dzi"
+    assert sum(tiles) == len(list((tmp_path / "w_files").rglob("*.png"))) == 9
+    assert world.strip().height > 32
+    assert world._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "mistake, sentence",
+    [
+        (lambda model: model.world("3~"), "cannot be read"),
+        (lambda model: model.world("3_4@90"), "names layer 90"),
+        (lambda model: model.world(3, float("nan")), "Truncation nan"),
+        (lambda model: model.world().view(scale=0.5), "Scale 0.5"),
+        (lambda model: model.world().view(scale=float("nan"), size=8), "Scale nan"),
+        (lambda model: model.world().view(scale=9), "Scale 9"),
+        (lambda model: model.world().view(scale=2, centre=(0.4, 0)), "outside the world"),
+        (lambda model: model.world().view(size=(0, 3)), r"Size \(0, 3\)"),
+        (lambda model: model.world().array(scale=8, size=64), "finer than"),
+        (lambda model: model.world().film("a.avi", (2, 0, 0)), "does not end in .mp4"),
+        (lambda model: model.world().film("a.mp4", (2, 0)), "not \\(zoom, x, y\\)"),
+        (lambda model: model.world().pyramid("a.png"), "does not end in .dzi"),
+        (lambda model: multiscale.load("nowhere"), "no network nowhere"),
+        (lambda model: multiscale.load(model.path, device="nothing"), "no device 'nothing'"),
+    ],
+)
+def test_mistakes_are_sentences(mistake, sentence, model):
+    with pytest.raises(UserError, match=sentence):
+        mistake(model)
+
+
+def test_the_guides_examples_run(tmp_path, monkeypatch, capsys):
+    """All but the pyramid of the bundled model, which takes minutes."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/python.md").read_text(), flags=re.M | re.S)
+    lines = [line for line in "\n".join(blocks).splitlines() if ".pyramid(" not in line]
+    assert len(lines) > 20
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(lines), {})
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith(("<model", "torch.Size")):
+            assert line in "\n".join(blocks)
+    assert {path.name for path in tmp_path.iterdir()} == {"view.png", "flight.mp4", "tour.mp4"}

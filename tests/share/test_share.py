@@ -1,0 +1,186 @@
+"""A model goes to a hub with its card and comes back by name; the hub is a stand-in on loopback."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+from dnnlib.errors import UserError
+from multiscale.metrics.commands import find_networks
+from multiscale.runs.named import HubName, is_remote, local_path
+from multiscale.runs.snapshots import find_network, load_snapshot
+from multiscale.share.__main__ import main
+
+pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install huggingface_hub")
+
+ROOT = Path(__file__).parents[2]
+RUN = ROOT / "tests/golden/run_9d2a32f"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub():
+    """A hub with one repository; ``files`` are what it holds."""
+    files: dict[str, bytes] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _answer(self, value, status=200, **headers):
+            body = value if isinstance(value, bytes) else json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            for name, text in headers.items():
+                self.send_header(name.replace("_", "-"), text)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def _body(self) -> bytes:
+            if "chunked" in self.headers.get("Transfer-Encoding", ""):
+                parts = []
+                while size := int(self.rfile.readline(), 16):
+                    parts.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(parts)
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+        def do_GET(self):
+            if match := re.fullmatch(r"/me/world/resolve/[\w.-]+/(.+)", self.path):
+                if match[1] not in files:
+                    return self._answer({}, 404, X_Error_Code="EntryNotFound")
+                data = files[match[1]]
+                mark = hashlib.sha1(data).hexdigest()
+                return self._answer(data, ETag=f'"{mark}"', X_Repo_Commit=COMMIT)
+            if self.path.startswith("/api/models/me/world/tree/"):
+                return self._answer(
+                    [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files.items()]
+                )
+            return self._answer({}, 404, X_Error_Code="RepoNotFound")
+
+        do_HEAD = do_GET
+
+        def do_POST(self):
+            body = self._body()
+            if self.path == "/api/repos/create":
+                return self._answer({"url": f"http://{self.headers['Host']}/me/world", "name": "me/world"})
+            if "/preupload/" in self.path:
+                asked = json.loads(body)["files"]
+                return self._answer(
+                    {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked]}
+                )
+            if "/commit/" in self.path:
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                return self._answer(
+                    {
+                        "commitUrl": f"http://{self.headers['Host']}/me/world/commit/{COMMIT}",
+                        "commitOid": COMMIT,
+                        "success": True,
+                    }
+                )
+            return self._answer({})
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", files
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def with_hub(address: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own: huggingface_hub reads its environment when it is imported."""
+    environment = os.environ | {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home),
+        "HF_TOKEN": "hf_none",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_a_run_goes_to_the_hub_and_comes_back(hub, tmp_path):
+    address, files = hub
+    code = f"""
+from multiscale.share.__main__ import main
+main(["push", {str(RUN)!r}, "hf://me/world"], standalone_mode=False)
+from multiscale.runs.named import local_path
+for name in ("hf://me/world", "hf://me/world/generator-000000020.safetensors@main"):
+    print(local_path(name))
+for name in ("hf://me/world/other.pkl", "hf://me/nothing"):
+    try: local_path(name)
+    except ValueError as error: print(error)
+"""
+    done = with_hub(address, tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
+    snapshot = "generator-000000020.safetensors"
+    assert set(files) == {"README.md", "config.yaml", "strip.png", snapshot}
+    assert files[snapshot] == (RUN / snapshot).read_bytes()
+    said, first, second, no_file, no_repo = done.stdout.splitlines()
+    assert said == f"hf://me/world has {snapshot}, strip.png, config.yaml, README.md."
+    assert first == second
+    assert Path(first).read_bytes() == files[snapshot]
+    assert (no_file, no_repo) == (
+        "There is no hf://me/world/other.pkl, or it is private: check the name, or hf auth login.",
+        "There is no hf://me/nothing, or it is private: check the name, or hf auth login.",
+    )
+
+
+def test_a_card_says_what_it_is(tmp_path):
+    folder = tmp_path / "card"
+    options = ["push", str(RUN), "hf://me/a-world", "--folder", str(folder), "--licence", "cc0-1.0"]
+    done = CliRunner().invoke(main, options)
+    assert done.exit_code == 0, done.output
+    text = (folder / "README.md").read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert (head["license"], head["library_name"]) == ("cc0-1.0", "multiscale-gan")
+    assert 'multiscale.load("hf://me/a-world")' in text
+    assert f"`{load_snapshot(find_network(RUN)).digest}`" in text
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (folder / link).is_file()
+    assert Image.open(folder / "strip.png").width > 64
+    again = CliRunner().invoke(main, options)
+    assert again.exit_code == 2
+    assert "is not an empty folder" in again.output
+
+
+def test_names():
+    assert HubName.parse("hf://a/b") == HubName("a/b", None, None)
+    assert HubName.parse("hf://a/b/c/d.pkl@v1/x") == HubName("a/b", "c/d.pkl", "v1/x")
+    assert str(HubName.parse("hf://a/b/c.pkl@v1")) == "hf://a/b/c.pkl@v1"
+    for text in ("hf://a", "hf:///a/b", "hf://a/b/../c", "hf:a/b", "hf://a/b@", "hf://ä/b"):
+        with pytest.raises(UserError, match="write hf://owner/repo"):
+            HubName.parse(text)
+    assert [is_remote(name) for name in ("https://x/y?z=*", "hf://a/b", "runs/a", Path("https://x"))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    with pytest.raises(UserError, match="is not one of https://"):
+        local_path("http://example.org/x.pkl")
+    with pytest.raises(UserError, match="64 hexadecimal digits"):
+        find_networks(["https://example.org/x.pkl?a=*#y"])

@@ -1,0 +1,213 @@
+"""The exported page in a real Chromium, from a plain static server below a sub-path: the same pixels as here."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import multiscale
+from dnnlib.errors import UserError
+from multiscale.cli.zoom import main as zoom
+from multiscale.runs.snapshots import BUNDLED
+from multiscale.site import packages
+from multiscale.site.packages import RUNTIME, copy_from
+from multiscale.site.write import RUNTIME_FILES, export_site
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
+)
+WAIT_SEC = 60
+VIEWS = [
+    {"world": "3", "zoom": 1, "x": 0, "y": 0},
+    {"world": "0", "zoom": 64, "x": 0.1, "y": -0.2},
+    {"world": "4294967295", "zoom": 64, "x": -0.492, "y": 0.492, "trunc": 0.7},
+    {"world": "7d0.4:-0.2~9:0.25_5@2-4", "zoom": 20.5, "x": 0.3, "y": 0.3, "trunc": 1.2, "width": 96, "height": 40},
+]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The bundled model's page below a sub-path of a folder."""
+    folder = tmp_path_factory.mktemp("www") / "museum" / "earth"
+    try:
+        copy_from(RUNTIME, RUNTIME_FILES, tmp_path_factory.mktemp("runtime"))
+    except UserError as error:
+        pytest.skip(f"needs npm and its registry: {error}")
+    done = CliRunner().invoke(zoom, ["--network", str(BUNDLED), "--export", str(folder)])
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    asked: list[str] = []  # noqa: RUF012
+
+    def log_message(self, *_):
+        self.asked.append(self.path)
+
+
+@pytest.fixture(scope="module")
+def driver(site):
+    if not (CHROMIUM and CHROMEDRIVER):
+        pytest.skip("needs chromium and chromedriver on the PATH")
+    handler = functools.partial(Quiet, directory=site.parents[1])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS.split():
+        options.add_argument(flag)
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")  # offline
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+    driver.set_window_size(640, 480)
+    driver.set_script_timeout(WAIT_SEC)
+    driver.address = f"http://127.0.0.1:{server.server_port}/museum/earth/"
+    yield driver
+    driver.quit()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def wait(driver, condition: str) -> None:
+    end = time.monotonic() + WAIT_SEC
+    while not driver.execute_script(f"return window.site && ({condition})"):
+        message = driver.execute_script("return document.getElementById('message').textContent")
+        assert time.monotonic() < end, f"waited in vain for {condition}: {message}"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_the_page_renders_what_the_program_renders(driver):
+    driver.get(driver.address)
+    wait(driver, "site.idle()")
+    model = multiscale.load(BUNDLED, device="cpu")
+    for view in VIEWS:
+        script = "const [view, done] = arguments; site.render(view).then(done, (error) => done({error: String(error)}))"
+        answer = driver.execute_async_script(script, view)
+        assert "error" not in answer, answer
+        width, height = view.get("width", 64), view.get("height", 64)
+        pixels = np.array(answer["pixels"]).reshape(height, width, 4)[..., :3]
+        world = model.world(view["world"], view.get("trunc", 1))
+        expected = np.asarray(world.view(view["zoom"], (view["x"], view["y"]), (width, height))).astype(int)
+        assert np.abs(pixels - expected).max() <= 2
+
+
+@pytest.mark.slow
+def test_the_page_flies_mixes_and_keeps_its_address(driver):
+    driver.get(driver.address + "#z=8&x=0.1&y=0.05&w=5&t=0.8")
+    wait(driver, "site.idle()")
+    assert driver.execute_script("return site.state()") == {
+        "view": {"zoom": 8, "x": 0.1, "y": 0.05},
+        "world": "5",
+        "trunc": 0.8,
+    }
+    canvas = driver.find_element("id", "view")
+    actions = webdriver.ActionChains(driver)
+    actions.move_to_element(canvas).click_and_hold().move_by_offset(-60, 20).release().perform()
+    state = driver.execute_script("return site.state()")
+    side = driver.execute_script("return Math.min(view.width, view.height)")
+    assert state["view"]["x"] == pytest.approx(0.1 + 60 / (8 * side))
+    assert state["view"]["y"] == pytest.approx(0.05 - 20 / (8 * side))
+    canvas.send_keys("+")
+    driver.find_element("id", "mixed").click()
+    state = driver.execute_script("return site.state()")
+    assert state["view"]["zoom"] == pytest.approx(10)
+    assert state["world"].startswith("5~")
+    wait(driver, "site.idle()")
+    address = driver.execute_script("return location.href")
+    driver.get("about:blank")
+    driver.get(address)
+    wait(driver, "site.idle()")
+    again = driver.execute_script("return site.state()")
+    assert (again["world"], again["trunc"]) == (state["world"], 0.8)
+    assert again["view"]["x"] == pytest.approx(state["view"]["x"])
+    box = driver.find_element("id", "world")
+    box.clear()
+    box.send_keys("not a world")
+    assert driver.execute_script(
+        "return !document.getElementById('world').checkValidity() && site.state().world !== 'not a world'"
+    )
+    assert not [path for path in Quiet.asked if path.startswith("http")]
+
+
+@pytest.mark.slow
+def test_a_missing_part_is_said(driver, site):
+    (site / "synthesis.onnx").rename(site / "elsewhere")
+    try:
+        driver.get("about:blank")
+        driver.get(driver.address)
+        end = time.monotonic() + WAIT_SEC
+        while "synthesis.onnx is missing (404)" not in driver.find_element("id", "message").text:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        (site / "elsewhere").rename(site / "synthesis.onnx")
+
+
+def test_the_folder_is_whole_and_small(site):
+    files = {path.relative_to(site).as_posix(): path.stat().st_size for path in site.rglob("*") if path.is_file()}
+    beside = {name: size for name, size in files.items() if not name.startswith("runtime/")}
+    assert sum(beside.values()) < 1_000_000
+    facts = json.loads((site / "model.json").read_text())
+    assert (facts["resolution"], facts["octaves"], facts["provenance"]["network"]) == (64, 6, BUNDLED.name)
+    for name, text in ((name, (site / name).read_text()) for name in files if name.endswith((".js", ".html", ".css"))):
+        assert "//" not in text.replace("* //", "").replace("// ", ""), f"{name} loads from elsewhere"
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(site, tmp_path):
+    (site / "old").write_text("left behind")
+    assert export_site(str(BUNDLED), site, name="Earth") == site
+    assert not (site / "old").exists()
+    assert json.loads((site / "model.json").read_text())["name"] == "Earth"
+    (tmp_path / "photo.jpg").write_text("mine")
+    with pytest.raises(UserError, match="holds something else than an earlier export"):
+        export_site(str(BUNDLED), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_without_npm_it_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(packages.shutil, "which", lambda _: None)
+    with pytest.raises(UserError, match=r"onnxruntime-web 1\.30\.0 is needed and npm is not there"):
+        export_site(str(BUNDLED), tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize("options", [["--tiles"], ["--export", "x", "--world", "3"], ["--world", "3"]])
+def test_options_that_do_not_belong_together(options):
+    done = CliRunner().invoke(zoom, options)
+    assert done.exit_code == 2
+    assert "--tiles goes with --export" in done.output
+
+
+def test_tiles_are_a_pyramid_with_its_viewer(tmp_path):
+    from conftest import calibrated_generator, small_config
+
+    from multiscale.runs.snapshots import save_snapshot
+
+    network = tmp_path / "generator-000000000.safetensors"
+    save_snapshot(network, calibrated_generator(small_config(octaves=3, num_layers=6, num_critical=1)), {})
+    folder = tmp_path / "tiles"
+    done = CliRunner().invoke(
+        zoom, ["--network", str(network), "--export", str(folder), "--tiles", "--world", "3~7:0.5"]
+    )
+    if "npm" in done.output and done.exit_code:
+        pytest.skip(f"needs npm and its registry: {done.output}")
+    assert done.exit_code == 0, done.output
+    assert (folder / "viewer/openseadragon.min.js").is_file()
+    assert len(list((folder / "world_files").rglob("*.png"))) == 9
+    assert json.loads((folder / "model.json").read_text())["world"] == "3~7:0.5"
