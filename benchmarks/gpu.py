@@ -92,8 +92,8 @@ def parts(folder: Path) -> list[Part]:
         Part("tests", [python, *cuda_tests], 90, tests_of),
         script("generator", 40, "--dtype", "float16", title="frame"),
         script("ops", 60, "--dtype", "float16"),
-        script("training", 90, *moon, "--parts", "2", title="step"),
-        script("training", 40, *small, title="small"),
+        script("steps", 90, *moon, "--parts", "2", title="step"),
+        script("steps", 40, *small, title="small"),
         Part("patches", [python, "dataset_tool.py", "demo", "--dest", patches, *PATCHES], 60, lines_of),
         Part("training", [python, *train], 60, training_of),
     ]

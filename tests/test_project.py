@@ -77,3 +77,11 @@ def test_the_image_runs_as_an_ordinary_user_and_has_what_it_copies():
 def test_the_linter_has_nothing_to_say_about_the_image():
     done = subprocess.run(["hadolint", "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_no_benchmark_has_the_name_of_a_folder_of_tests():
+    """Tests import from each other's folders, which have no ``__init__.py``: a module of that name anywhere goes before them."""
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
+    modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert len(modules) > 10
+    assert not modules & folders

@@ -1,7 +1,7 @@
 """Frames a second and latency of the explorer, through its real server and WebSocket, for several clients at once.
 
-    python benchmarks/explorer.py [--network RUN|FILE --clients 1 4 16 --seconds 20 --side 256 --minutes 10 --out FILE.json]
-                                  [--floods 8 --idle 600]
+    python benchmarks/serving.py [--network RUN|FILE --clients 1 4 16 --seconds 20 --side 256 --minutes 10 --out FILE.json]
+                                 [--floods 8 --idle 600]
 
 Each client flies: its input moves 60 times a second, and it asks for the newest view as soon as the last frame has come. The
 latency of a frame goes from the input that it shows to its last byte. Memory is the server's, every few seconds;

@@ -1,6 +1,6 @@
 """Time the measures: 10,000 patches of a demo model in full, and views, features and comparisons one by one.
 
-    python benchmarks/metrics.py [--network RUN|FILE --data patches.zip --procs 4 --count 10000] [--out FILE.json]
+    python benchmarks/measures.py [--network RUN|FILE --data patches.zip --procs 4 --count 10000] [--out FILE.json]
 
 Without --data, the procedural planet is drawn first (64 pixels, 6 octaves, 200 patches each); without --network, the bundled
 model or the newest run must fit it. Several processes share the CPU's cores; what they use of them together,

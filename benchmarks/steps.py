@@ -1,7 +1,7 @@
 """Time training steps: what each phase takes, and what each optimisation saves, all in one run.
 
-    python benchmarks/training.py [--config demo --resolution 64 --octaves 6 --device cpu --threads 4] [--set a.b=c ...]
-                                  [--out benchmarks/results/NAME.json]
+    python benchmarks/steps.py [--config demo --resolution 64 --octaves 6 --device cpu --threads 4] [--set a.b=c ...]
+                               [--out benchmarks/results/NAME.json]
 
 Patches are noise: a step costs the same whatever they show. Phases are timed on their own, with a wait for the device
 around each; variants are whole steps without such waits, which take turns. A variant's ratio is its time over that of the
