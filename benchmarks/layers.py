@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from machine import describe, publish
 
+from torch_utils.devices import float32_products
 from torch_utils.ops import build, native
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 
@@ -77,6 +78,7 @@ def errors(seed: int, device: str) -> tuple[torch.dtype, dict[str, tuple[float, 
     return dtype, {name: (error(a, e), error(b, e)) for name, a, b, e in pairs}
 
 
+@float32_products()
 def main() -> None:
     """Check the layers, print the largest errors, and write the JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,7 +92,6 @@ def main() -> None:
     except (build.BuildError, RuntimeError, AssertionError) as error:
         print(f"No kernels to check on {options.device}: {error}", file=sys.stderr)
         sys.exit(2)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     worst: dict[str, dict[str, list[float]]] = {}
     wrong = []
     for seed in range(options.seed, options.seed + options.count):

@@ -25,7 +25,7 @@ from multiscale.config import GeneratorConfig, RunConfig, build, load_preset
 from multiscale.networks import layers
 from multiscale.networks.generator import Generator
 from multiscale.view import view_transform
-from torch_utils.devices import keep_freed_memory
+from torch_utils.devices import float32_products, keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.reference import filter_taps
@@ -174,6 +174,7 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@float32_products()
 def main() -> None:
     """Measure the layers, print the table, write the JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,7 +189,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     calls = layer_calls(moon())
     if options.layers is not None:
         calls = [calls[int(i)] for i in options.layers.split(",")]

@@ -80,7 +80,7 @@ def test_the_linter_has_nothing_to_say_about_the_image():
 
 
 def test_no_benchmark_has_the_name_of_a_folder_of_tests():
-    """Tests import from each other's folders, which have no ``__init__.py``: a module of that name anywhere goes before them."""
+    """Tests import from each other's folders, which any module of the same name would hide."""
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
     modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert len(modules) > 10
