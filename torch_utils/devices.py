@@ -89,7 +89,7 @@ def float32_products(*, tf32: bool = False) -> Iterator[None]:
     """A block, or as a decorator a function, whose float32 products and convolutions GPUs compute in float32.
 
     Nothing else decides it. PyTorch's own default rounds the factors of convolutions, but not of products, to TF32. The
-    setting is the process's, so that it also holds for the threads of a backward pass.
+    setting is the process's: it holds for the threads of a backward pass too, and one thread at a time should use a GPU.
 
     Args:
         tf32: Round the factors of both to TF32 (10 bits of mantissa), on GPUs that have it.
