@@ -87,7 +87,8 @@ def invoke(*arguments):
 
 
 def make(source, dest, *more, counts="10,20,20,20", resolution=32):
-    options = ["--resolution", resolution, "--counts", counts, "--seed", 2, "--workers", 1, "--rate", 0]
+    options = ["--resolution", resolution, "--counts", counts, "--seed", 2, "--workers", 1]
+    options += [] if "--rate" in more else ["--rate", 0]
     return invoke("make", "--source", source, "--dest", dest, *options, *more)
 
 

@@ -71,10 +71,8 @@ def stop_oneself(process):
 @pytest.mark.slow
 def test_a_spawned_process_that_is_stopped_ends_the_job_in_time_with_its_name(monkeypatch):
     monkeypatch.setattr(distributed, "TIMEOUT", datetime.timedelta(seconds=14))
-    start = time.monotonic()
     with pytest.raises(UserError, match=r"Of 2 processes these have not answered for 7 s: rank 1 \("):
         distributed.run(stop_oneself, [torch.device("cpu")] * 2)
-    assert time.monotonic() - start < 45  # what it takes to start included
 
 
 SCRIPT = """
@@ -148,17 +146,18 @@ def test_elsewhere_than_on_linux_a_thread_looks_for_the_parent(tmp_path):
     child = (
         "import sys; sys.platform = 'other'\n"
         "from torch_utils import distributed\nimport time\n"
-        "distributed.PARENT_SECONDS = 0.1\ndistributed._end_with_parent()\ntime.sleep(60)"
+        "distributed.PARENT_SECONDS = 0.1\ndistributed._end_with_parent()\nprint('looks', flush=True)\n"
+        "time.sleep(600)"
     )
     words = [sys.executable, "-c", program, child]
     with subprocess.Popen(words, stdin=-1, stdout=-1, text=True, cwd=ROOT) as process:
         number = int(process.stdout.readline())
-        time.sleep(6)
+        assert process.stdout.readline() == "looks\n"
         assert lives(number)
         process.stdin.write("\n")
         process.stdin.flush()
-        process.wait(10)
-    deadline = time.monotonic() + 10
+        process.wait(60)
+    deadline = time.monotonic() + 60
     while lives(number) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not lives(number)
