@@ -28,7 +28,8 @@ def test_it_is_small_and_in_half_precision():
 def test_it_says_how_it_was_trained(bundled):
     assert bundled.generator.config.octaves >= 5
     assert bundled.info["kimg"] > 0
-    assert len(bundled.info["swd by octave"]) == bundled.generator.config.octaves
+    for name in ("msfid_octave300", "swd256"):
+        assert len(bundled.info["measures"][name]["octaves"]) == bundled.generator.config.octaves
     assert {"schedule", "training", "discriminator"} <= set(bundled.info["trained with"])
 
 

@@ -12,7 +12,7 @@ from multiscale.interop.pickles import load_published
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import BUNDLED, load_snapshot
 from multiscale.site.graphs import along_of, export_graphs, points_of
-from multiscale.view import Region
+from multiscale.view import AffineViews, Region
 from torch_utils.random import latents
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnx and onnxruntime: pip install onnx onnxruntime")
@@ -47,7 +47,8 @@ def test_graphs_render_what_pytorch_renders(name):
         [ws] = mapping.run(None, feeds)
         expected = World.parse(3).ws(generator, psi)
         np.testing.assert_allclose(ws, expected, atol=1e-5)
-        along = [part.numpy() for point in points_of(generator) for part in along_of(point.waves(transform, size))]
+        views = AffineViews.of(transform)
+        along = [part.numpy() for point in points_of(generator) for part in along_of(point.waves(views, size))]
         names = [argument.name for argument in synthesis.get_inputs()]
         [image] = synthesis.run(None, dict(zip(names, [ws, *along], strict=True)))
         with torch.no_grad():
@@ -58,9 +59,8 @@ def test_graphs_render_what_pytorch_renders(name):
 
 def test_weights_that_half_precision_holds_are_stored_in_it():
     generator = load_snapshot(BUNDLED).generator
-    whole = sum(map(len, export_graphs(generator)))
-    assert whole < 700_000
-    assert sum(p.numel() for p in generator.parameters()) * 2 < whole
+    whole, weights = sum(map(len, export_graphs(generator))), sum(p.numel() for p in generator.parameters())
+    assert 2 * weights < whole < 2.3 * weights
 
 
 def test_the_operators_are_of_the_stated_version():
