@@ -1,6 +1,7 @@
 """Where a data set's patches come from: anything that lists names and labels, and gives the PNG file of each.
 
-A store of another kind, such as a database, is one class of :class:`PatchSource`.
+A store of another kind, such as a database, is one class of :class:`PatchSource`, named in ``container.READERS``. (The
+pictures from which sets are made are :class:`multiscale.data.cutting.Source`.)
 """
 
 from __future__ import annotations

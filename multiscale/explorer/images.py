@@ -1,4 +1,4 @@
-"""Images to take home: ``/api/image.png``."""
+"""Images to download, of any size: ``/api/image.png``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The world as tiles for other viewers: XYZ (Leaflet, QGIS), Deep Zoom and IIIF Image API 3 (OpenSeadragon), cached on disk."""
+"""The world as tiles for other viewers: XYZ (Leaflet, QGIS), Deep Zoom and IIIF Image API 3 (OpenSeadragon), cached on disk.
+
+The page of the explorer itself is fed with frames (``session``, ``frames``)."""
 
 from __future__ import annotations
 

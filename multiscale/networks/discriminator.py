@@ -1,4 +1,6 @@
-"""The residual discriminator of StyleGAN2 (Karras et al. 2020, appendix B).
+"""Discriminators by name; one of your own is a subclass in ``ARCHITECTURES``.
+
+The residual one is that of StyleGAN2 (Karras et al. 2020, appendix B).
 
 Shapes: B images, C image channels, N image side, G group of the minibatch standard deviation, L logits of an image.
 """

@@ -1,1 +1,1 @@
-"""What the generator is trained against: adversarial loss, scale consistency, augmentation, schedules."""
+"""Training: from what the user typed (``launch``) to the loop (``trainer``) and what it differentiates (``objective``)."""
