@@ -633,7 +633,7 @@ def sanitized_cases(library: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (the CUDA toolkit)")
 def test_no_kernel_spills_registers(tmp_path: Path) -> None:
-    """On architectures from Turing to Blackwell; nor is an array kept in local memory."""
+    """On the architectures without tensor cores for us and with them; nor is an array kept in local memory."""
 
     def compile_one(job: tuple[Path, int]) -> str:
         source, arch = job
@@ -645,10 +645,10 @@ def test_no_kernel_spills_registers(tmp_path: Path) -> None:
         return run.stderr
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reports = "".join(pool.map(compile_one, itertools.product(sorted(SOURCES.glob("*.cu")), (75, 80, 90, 120))))
+        reports = "".join(pool.map(compile_one, itertools.product(sorted(SOURCES.glob("*.cu")), (75, 90))))
     assert "warning" not in reports
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", reports)
-    assert len(frames) >= 4 * 33
+    assert len(frames) >= 2 * 33
     assert set(frames) == {("0", "0", "0")}
 
 
