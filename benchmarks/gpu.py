@@ -23,6 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.machine import environment_of_checkout
+
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES = ("--resolution", "32", "--octaves", "6", "--counts", "64,64,64,64,64,64")
 TESTS = ("tests/test_cuda.py", "tests/torch_utils")
@@ -104,13 +108,11 @@ def run(part: Part, folder: Path, limit: float) -> dict[str, Any]:
     (folder / part.name).mkdir()
     begun = time.perf_counter()
     line: dict[str, Any] = {"part": part.name, "ok": False}
-    places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": places}
     try:
         process = subprocess.Popen(
             part.command,
             cwd=ROOT,
-            env=environment,
+            env=environment_of_checkout(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -124,6 +126,7 @@ def run(part: Part, folder: Path, limit: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
+        line["seconds"] = round(time.perf_counter() - begun, 1)
         return line | {"error": f"stopped after its {limit:.0f} s", "output": output[-TAIL:]}
     line["seconds"] = round(time.perf_counter() - begun, 1)
     line["ok"] = process.returncode == 0
@@ -151,8 +154,6 @@ def main() -> None:
     parser.add_argument("--only", help="these parts only, separated by commas")
     parser.add_argument("--limit", type=float, default=300, help="seconds, in all (default 300)")
     options = parser.parse_args()
-    import torch
-
     if not torch.cuda.is_available():
         why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no NVIDIA GPU"
         print(f"There is no GPU to measure: {why}.", file=sys.stderr)

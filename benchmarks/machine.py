@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -18,6 +19,12 @@ def describe(threads: int, device: str = "cpu") -> dict[str, object]:
     gpu = {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda} if device != "cpu" else {}
     versions = {"threads": threads, "torch": torch.__version__}
     return {"date": time.strftime("%Y-%m-%d"), "cpu": processor(), **gpu, **versions}
+
+
+def environment_of_checkout() -> dict[str, str]:
+    """The environment in which Python finds this checkout's code first, then what it finds now."""
+    places = filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
 
 
 def processor() -> str:

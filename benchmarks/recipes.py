@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout
 import numpy as np
 import torch
 import yaml
-from machine import describe
+from machine import describe, environment_of_checkout
 
 from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError, nearest_name
@@ -190,8 +190,7 @@ class Workers:
     """
 
     def __init__(self, threads: int) -> None:
-        places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        self.environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": places}
+        self.environment = environment_of_checkout() | {"OMP_NUM_THREADS": str(threads)}
         self.stopping = threading.Event()
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()

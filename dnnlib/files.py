@@ -72,6 +72,17 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
+def atomic_copy(source: str | Path, path: str | Path) -> None:
+    """Copy a file to ``path``, which is replaced once the copy is whole.
+
+    Raises:
+        OSError: the source cannot be read.
+        UserError: as :func:`atomic_write`.
+    """
+    with open(source, "rb") as read, atomic_write(path) as written:
+        shutil.copyfileobj(read, written)
+
+
 class _Place:
     """A folder that is held open, so that names in it mean the same from beginning to end; where that cannot be, its path."""
 

@@ -218,12 +218,6 @@ class HeldPicture:
         return self._name
 
 
-class _Part(Protocol):
-    """One level of a stored picture."""
-
-    def read(self, box: Box) -> np.ndarray: ...
-
-
 class StoredPicture:
     """A picture whose levels lie in the cache folder, made when it is first opened; the finest in its own file if it is tiled.
 

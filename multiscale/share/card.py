@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write
+from dnnlib.files import atomic_copy, atomic_write
 from multiscale.rendering.files import save_png
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.sheets import zoom_strip
@@ -49,7 +48,7 @@ def write_share(network: str, folder: Path, name: str, *, seed: int, licence: st
     if is_published(path):
         save_snapshot(weights, snapshot.generator, snapshot.info)
     else:
-        _copy(path, weights)
+        atomic_copy(path, weights)
     world = World.parse(seed)
     save_png(
         folder / STRIP,
@@ -58,7 +57,7 @@ def write_share(network: str, folder: Path, name: str, *, seed: int, licence: st
     )
     files = [weights, folder / STRIP]
     if (path.parent / CONFIG).is_file():
-        _copy(path.parent / CONFIG, folder / CONFIG)
+        atomic_copy(path.parent / CONFIG, folder / CONFIG)
         files.append(folder / CONFIG)
     measured = measures_in(snapshot.info) | measures_of(path.parent, snapshot.info.get("kimg"))
     with atomic_write(folder / CARD, "w") as stream:
@@ -66,11 +65,6 @@ def write_share(network: str, folder: Path, name: str, *, seed: int, licence: st
             card(snapshot, weights.name, name, measured, seed=seed, licence=licence, has_config=len(files) > 2)
         )
     return [*files, folder / CARD]
-
-
-def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as read, atomic_write(target) as written:
-        shutil.copyfileobj(read, written)
 
 
 def measures_in(info: Mapping[str, Any]) -> dict[str, float]:

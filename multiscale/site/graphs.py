@@ -97,11 +97,6 @@ def export_graphs(generator: Generator) -> tuple[bytes, bytes]:
     return mapping, _export(SynthesisGraph(generator), (ws, *along), ["ws", *names], "image", axes)
 
 
-def along_of(waves: Waves) -> tuple[torch.Tensor, torch.Tensor]:
-    """Waves of one view as the graph's arguments."""
-    return torch.cat([waves.sin_x, waves.cos_x]), torch.cat([waves.sin_y, waves.cos_y])
-
-
 def _features(
     point: FeatureInjection, mixing: torch.Tensor | None, ws: torch.Tensor, along_x: torch.Tensor, along_y: torch.Tensor
 ) -> torch.Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write, cache_folder, sha256
+from dnnlib.files import atomic_copy, cache_folder, sha256
 from dnnlib.reading import parsed
 
 FETCH_SEC = 600
@@ -86,6 +86,5 @@ def _archive(package: Package) -> Path:
             raise UserError(f"npm cannot get {package.name} {package.version}: {reason}.")
         if sha256(fetched) != package.digest:
             raise UserError(f"npm gives another {package.archive} than the one that was tested; it is not used.")
-        with open(fetched, "rb") as source, atomic_write(kept) as stream:
-            shutil.copyfileobj(source, stream)
+        atomic_copy(fetched, kept)
     return kept

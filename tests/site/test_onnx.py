@@ -11,7 +11,7 @@ from dnnlib.errors import UserError
 from multiscale.interop.pickles import load_published
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import BUNDLED, load_snapshot
-from multiscale.site.graphs import along_of, export_graphs, points_of
+from multiscale.site.graphs import export_graphs, points_of
 from multiscale.view import AffineViews, Region
 from torch_utils.random import latents
 
@@ -55,6 +55,11 @@ def test_graphs_render_what_pytorch_renders(name):
             reference = generator.synthesis(expected, transform, size=size).numpy()
         assert image.shape == reference.shape
         assert np.abs(image - reference).max() < 1e-4
+
+
+def along_of(waves):
+    """Waves of one view as the synthesis graph's arguments along_x and along_y."""
+    return torch.cat([waves.sin_x, waves.cos_x]), torch.cat([waves.sin_y, waves.cos_y])
 
 
 def test_weights_that_half_precision_holds_are_stored_in_it():
