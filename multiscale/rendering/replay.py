@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
 
 from multiscale.networks.generator import SynthesisNetwork
-from torch_utils.graphs import Graphs
+from torch_utils.graphs import Graphs, Recordings
 
 SHAPES_KEPT = 8
-SHAPES_COUNTED = 256
-WARM_UP = 2
-"""Calls before a shape is recorded, so that libraries have chosen their algorithms."""
 
 
 class Replay:
@@ -33,44 +28,20 @@ class Replay:
         self.synthesis = synthesis
         self._make_graphs = graphs
         self._graphs: Graphs | None = None
-        self._has_failed = False
-        self._calls: dict[tuple[int, int, int], int] = {}
-        self._recordings: OrderedDict[tuple[int, int, int], _Recording] = OrderedDict()
+        self._recordings: Recordings[_Recording] = Recordings(
+            "There is not enough GPU memory to replay more shapes of image from CUDA graphs; they will be slower.",
+            kept=SHAPES_KEPT,
+        )
 
     def __call__(self, ws: torch.Tensor, transform: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """ws [B, num_ws, D] on the GPU, transform [B, 3, 3] anywhere -> float32 [B, C, height, width] on the GPU."""
-        key = (len(ws), *size)
-        if key not in self._recordings and self._is_due(key):
-            self._record(key, ws, transform)
-        if key not in self._recordings:
-            return self.synthesis(ws, transform, size=size)
-        self._recordings.move_to_end(key)
-        return self._recordings[key](ws, transform)
+        recording = self._recordings.of((len(ws), *size), lambda: self._record(ws, transform, size))
+        return self.synthesis(ws, transform, size=size) if recording is None else recording(ws, transform)
 
-    def _is_due(self, key: tuple[int, int, int]) -> bool:
-        if self._has_failed:
-            return False
-        if len(self._calls) > SHAPES_COUNTED:
-            self._calls.clear()
-        self._calls[key] = self._calls.get(key, 0) + 1
-        return self._calls[key] > WARM_UP
-
-    def _record(self, key: tuple[int, int, int], ws: torch.Tensor, transform: torch.Tensor) -> None:
-        try:
-            if self._graphs is None:
-                self._graphs = self._make_graphs(ws.device)
-            self._recordings[key] = _Recording(self._graphs, self.synthesis, ws, transform, key[1:])
-        except torch.OutOfMemoryError:
-            self._has_failed = True
-            warnings.warn(
-                "There is not enough GPU memory to replay more shapes of image from CUDA graphs; they will be slower.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return  # what the failed recording has taken is free before the network is called
-        self._calls.pop(key)
-        while len(self._recordings) > SHAPES_KEPT:
-            self._recordings.popitem(last=False)
+    def _record(self, ws: torch.Tensor, transform: torch.Tensor, size: tuple[int, int]) -> _Recording:
+        if self._graphs is None:
+            self._graphs = self._make_graphs(ws.device)
+        return _Recording(self._graphs, self.synthesis, ws, transform, size)
 
 
 class _Recording:

@@ -7,18 +7,14 @@ call keeps for its backward pass stays allocated.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from torch_utils.graphs import Graphs
-
-WARM_UP = 2
-"""Calls before one is recorded, so that libraries have chosen their algorithms."""
+from torch_utils.graphs import Graphs, Recordings
 
 Function: TypeAlias = Callable[..., Any]
 """Of tensors on the GPU, to a tensor or a tuple of them; all else that it uses is constant or lives in the module's tensors."""
@@ -35,9 +31,10 @@ class Replays:
 
     def __init__(self, graphs: Callable[[], Graphs] = Graphs) -> None:
         self._graphs = graphs
-        self._calls: dict[Hashable, int] = {}
-        self._recordings: dict[Hashable, _Recording] = {}
-        self._has_failed = False
+        self._recordings: Recordings[_Recording] = Recordings(
+            "There is not enough GPU memory to replay the rest of a step from CUDA graphs; it will be slower. "
+            "--set training.cuda_graphs=false gives all memory to larger batches."
+        )
 
     def __call__(self, role: str, function: Function, module: nn.Module, *inputs: torch.Tensor) -> Any:
         """``function(*inputs)``, differentiable once.
@@ -51,24 +48,9 @@ class Replays:
         Returns:
             What the function returns: a tensor, or a tuple of them.
         """
-        key = role, torch.is_grad_enabled(), *((t.shape, t.dtype, t.requires_grad) for t in inputs)
-        if key not in self._recordings:
-            self._calls[key] = self._calls.get(key, 0) + 1
-            if self._calls[key] <= WARM_UP or self._has_failed:
-                return function(*inputs)
-            try:
-                self._recordings[key] = _Recording(self._graphs(), function, module, inputs)
-            except torch.OutOfMemoryError:
-                self._has_failed = True
-                warnings.warn(
-                    "There is not enough GPU memory to replay the rest of a step from CUDA graphs; it will be slower. "
-                    "--set training.cuda_graphs=false gives all memory to larger batches.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-        if key not in self._recordings:  # behind the handler, which holds on to what the failed recording has taken
-            return function(*inputs)
-        return self._recordings[key](*inputs)
+        kind = role, torch.is_grad_enabled(), *((t.shape, t.dtype, t.requires_grad) for t in inputs)
+        recording = self._recordings.of(kind, lambda: _Recording(self._graphs(), function, module, inputs))
+        return function(*inputs) if recording is None else recording(*inputs)
 
 
 class _Bound(nn.Module):
