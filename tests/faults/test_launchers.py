@@ -81,7 +81,7 @@ import torch, torch.distributed as dist
 from torch_utils import distributed
 with distributed.joined(on_cpu=True, timeout=datetime.timedelta(seconds=int(sys.argv[2]))) as process:
     dist.all_reduce(torch.ones(1))
-    print("works", process.rank, os.getpid(), flush=True)
+    os.write(1, f"works {process.rank} {os.getpid()}\\n".encode())  # whole: both ranks have one pipe
     if sys.argv[1] == "stop" and process.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     if sys.argv[1] == "wait":
@@ -102,8 +102,13 @@ def torchrun(tmp_path, what, seconds):
         env=environment,
         cwd=tmp_path,
     )
-    said = [process.stdout.readline().split() for _ in range(2)]
-    return process, [int(words[2]) for words in sorted(said)]
+    ranks = {}
+    while len(ranks) < 2:
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        if found := re.fullmatch(r"works (\d) (\d+)\n", line):
+            ranks[int(found[1])] = int(found[2])
+    return process, [ranks[0], ranks[1]]
 
 
 @needs_posix
