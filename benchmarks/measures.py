@@ -26,7 +26,7 @@ from multiscale.metrics import dinov2, inception
 from multiscale.metrics.draws import gathered
 from multiscale.metrics.features import load_features
 from multiscale.metrics.frechet import Moments, frechet_distance, kernel_distance, precision_recall
-from multiscale.metrics.names import parse_metrics
+from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.scales import Evaluation
 from multiscale.metrics.sliced_wasserstein import sliced_wasserstein
 from multiscale.runs.snapshots import find_network, load_snapshot

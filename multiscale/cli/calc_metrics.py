@@ -11,7 +11,7 @@ from dnnlib.cli import Command, reports_user_errors
 from multiscale.metrics.commands import Request, calc_metrics
 from multiscale.metrics.features import NAMES
 from multiscale.metrics.measure import KINDS
-from multiscale.metrics.names import DEFAULT
+from multiscale.metrics.parse import DEFAULT
 
 MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.unit}" for name, kind in KINDS.items())
 

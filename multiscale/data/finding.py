@@ -17,7 +17,7 @@ from dnnlib.files import cache_folder
 from dnnlib.progress import progress_bar
 from dnnlib.reading import regular_size
 from multiscale.data.pictures import Picture, examine, remove_broken_levels
-from multiscale.data.processes import in_order
+from multiscale.data.process_pool import in_order
 from multiscale.data.source import counted, listed
 from multiscale.data.vips import NotAPicture, Reading, Unreadable
 

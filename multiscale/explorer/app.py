@@ -15,7 +15,7 @@ from dnnlib.errors import UserError
 from multiscale.explorer.access import HEADERS, Access
 from multiscale.explorer.connections import Connections
 from multiscale.explorer.films import Film
-from multiscale.explorer.images import Images
+from multiscale.explorer.image_downloads import ImageDownloads
 from multiscale.explorer.messages import LIMITS, MESSAGE_BYTES, FilmRequest, parse_json
 from multiscale.explorer.services import Services
 from multiscale.explorer.session import Session
@@ -49,7 +49,7 @@ class Explorer:
             middlewares=[self._answering, self._bounding, access.check], client_max_size=MESSAGE_BYTES
         )
         self.app.on_response_prepare.append(_add_headers)
-        images, tiles = Images(services), Tiles(services, access)
+        images, tiles = ImageDownloads(services), Tiles(services, access)
         self.app.router.add_get("/", self._page)
         self.app.router.add_get("/static/{name}", self._static)
         self.app.router.add_get("/ws", self._socket, allow_head=False)

@@ -20,7 +20,7 @@ from multiscale.metrics.features import load_features
 from multiscale.metrics.frechet import Moments
 from multiscale.metrics.measure import KINDS
 from multiscale.metrics.measures.diversity import pairwise_distances
-from multiscale.metrics.names import parse_metric, parse_metrics
+from multiscale.metrics.parse import parse_metric, parse_metrics
 from multiscale.metrics.pools import Patches, pools_for
 from multiscale.metrics.reals import RealFeatures, content_digest, fixed_order
 from multiscale.metrics.scales import Evaluation

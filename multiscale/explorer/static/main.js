@@ -1,5 +1,6 @@
 /** The page: its state, and what connects the canvases, the controls and the server. */
 import { read, write } from "./address.js";
+import { WorldCanvas } from "./canvas.js";
 import { Connection } from "./connection.js";
 import { controls, driftOf } from "./controls.js";
 import { filming } from "./film.js";
@@ -8,7 +9,6 @@ import { bookmarks, History } from "./history.js";
 import { keys } from "./keys.js";
 import { Minimap } from "./minimap.js";
 import { Motion } from "./motion.js";
-import { Panel } from "./panel.js";
 import { checkpointName, readOut } from "./readouts.js";
 import { saving } from "./save.js";
 import { clamp, constrain, extent, holding, intersect, panBy, pitchOf, screenAt, WORLD, worldAt } from "./view.js";
@@ -37,7 +37,7 @@ class App {
     socket.protocol = location.protocol === "https:" ? "wss:" : "ws:";
     this.connection = new Connection(socket);
     const canvas = (slot) => $(`panel-${slot}`).querySelector("canvas");
-    this.panels = ["a", "b"].map((slot) => new Panel(canvas(slot), slot, this.connection));
+    this.panels = ["a", "b"].map((slot) => new WorldCanvas(canvas(slot), slot, this.connection));
     this.motion = new Motion(this);
     this.minimap = new Minimap($("minimap"), ({ x, y }) => this.jump({ ...this.state.view, x, y }));
     this.saving = saving(this);

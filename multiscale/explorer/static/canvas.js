@@ -27,7 +27,7 @@ class Pace {
   }
 }
 
-export class Panel {
+export class WorldCanvas {
   #connection;
   #slot;
   #context;
@@ -68,7 +68,7 @@ export class Panel {
 
   /**
    * Show another world: {network: an entry of the server's info, world, trunc, extrapolate, error, share: how many
-   * panels the server works for}.
+   * canvases the server works for}.
    */
   show(content, limits) {
     this.#limits = limits;
@@ -145,7 +145,7 @@ export class Panel {
     }
   }
 
-  /** Take a frame of the server; whether it was for this panel. */
+  /** Take a frame of the server; whether it was for this canvas. */
   async receive(header, blob) {
     const heat = header.slot === `${this.#slot}-error`;
     if (!heat && header.slot !== this.#slot) return false;
@@ -184,7 +184,7 @@ export class Panel {
     return true;
   }
 
-  /** The server refused a request; whether it was this panel's. Nothing more is asked for until something changes. */
+  /** The server refused a request; whether it was this canvas's. Nothing more is asked for until something changes. */
   refused(id) {
     if (this.#heatRequest?.id === id) {
       this.#heatDone = this.#heatRequest.key;

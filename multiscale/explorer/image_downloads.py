@@ -24,7 +24,7 @@ HELD_BYTES = 1 << 29
 """Of images that are rendered or not sent yet, counted by their pixels; one may have more."""
 
 
-class Images:
+class ImageDownloads:
     """The handler of images of any size."""
 
     def __init__(self, services: Services) -> None:
