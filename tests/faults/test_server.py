@@ -299,7 +299,7 @@ def test_films_are_bounded_on_disk_expire_and_say_nothing_of_the_server(folder, 
         assert not path.exists()  # it made room
         state = await ended(served, second["id"])
         assert state["state"] == "failed"
-        assert "too much room" in state["message"]
+        assert "too much space" in state["message"]
         monkeypatch.setattr(films, "KEPT_BYTES", 1 << 30)
 
         third = await (await post("/api/films", json=FILM)).json()
@@ -367,7 +367,7 @@ def test_one_bad_snapshot_does_not_hide_the_others_nor_stop_the_start(tmp_path, 
 
     run(work())
     if how == "weights":
-        assert "An older one of the run is shown." in capsys.readouterr().out
+        assert "Showing an older one of the run." in capsys.readouterr().out
     for path in snapshots_of(folder):
         spoil(path, "empty") if path.is_file() else None
     library = Library(str(folder), torch.device("cpu"), queue)

@@ -180,7 +180,7 @@ def test_names():
         False,
         False,
     ]
-    with pytest.raises(UserError, match="is not one of https://"):
+    with pytest.raises(UserError, match="does not begin with https://HOST"):
         local_path("http://example.org/x.pkl")
     with pytest.raises(UserError, match="64 hexadecimal digits"):
         find_networks(["https://example.org/x.pkl?a=*#y"])
