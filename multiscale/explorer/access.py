@@ -47,7 +47,7 @@ def token_for(host: str, token: str | None, *, is_public: bool = False) -> str |
         return None if is_loopback(host) and not is_public else secrets.token_urlsafe(18)
     if not _TOKEN.fullmatch(token):
         raise UserError(
-            "A --token must be 8 to 200 ASCII letters, digits or symbols, without spaces; leave it out to have one generated."
+            "A --token must have 8 to 200 ASCII letters, digits or symbols, without spaces; leave it out to have one generated."
         )
     return token
 

@@ -109,7 +109,7 @@ def test_a_known_digest_is_checked_and_then_needs_no_server(web, tmp_path):
 
 def test_a_broken_transfer_goes_on(web, tmp_path):
     web.breaks_after = 300_000
-    with pytest.raises(UserError, match=r"ended after 300,000 of 1,024,000 bytes.*the same command goes on"):
+    with pytest.raises(UserError, match=r"ended after 300,000 of 1,024,000 bytes.*the same command resumes"):
         fetch(web.address, tmp_path)
     web.breaks_after = None
     assert fetch(web.address, tmp_path).read_bytes() == BODY
