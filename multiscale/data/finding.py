@@ -83,7 +83,7 @@ class _ExamineJob(NamedTuple):
 
 
 def _examine(job: _ExamineJob) -> Picture | str | None:
-    """What a file is, why it cannot be used, or None if it is no picture and does not say so."""
+    """What a file is, why it cannot be used, or None if it neither is a picture nor claims to be one."""
     try:
         regular_size(job.path, "the image")
     except UserError as error:
