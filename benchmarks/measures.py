@@ -23,10 +23,10 @@ from machine import describe, publish, seconds
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
 from multiscale.metrics import dinov2, inception
-from multiscale.metrics.draws import gathered
 from multiscale.metrics.features import load_features
 from multiscale.metrics.frechet import Moments, frechet_distance, kernel_distance, precision_recall
-from multiscale.metrics.names import parse_metrics
+from multiscale.metrics.parse import parse_metrics
+from multiscale.metrics.samples import gathered
 from multiscale.metrics.scales import Evaluation
 from multiscale.metrics.sliced_wasserstein import sliced_wasserstein
 from multiscale.runs.snapshots import find_network, load_snapshot

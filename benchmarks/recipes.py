@@ -48,7 +48,7 @@ from multiscale.config import RunConfig, build, check_keys, load_preset, load_ya
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.features import load_features
 from multiscale.metrics.measure import Metric
-from multiscale.metrics.names import parse_metrics
+from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.reals import content_digest
 from multiscale.metrics.scales import Evaluation
 from multiscale.rendering.files import save_png

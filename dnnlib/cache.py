@@ -1,6 +1,6 @@
-"""A bounded cache on disk: bytes by key, the least recently used go first; what cannot be read whole is not there.
+"""A bounded cache on disk: bytes by key, the least recently used evicted first; damaged entries count as absent.
 
-Several processes may share a folder. A cache never fails: where its folder cannot be written it keeps nothing, and says so
+Several processes may share a folder. A cache never fails: if its folder cannot be written it keeps nothing, and says so
 once.
 """
 
@@ -19,11 +19,11 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 
 SWEPT_TO = 0.75
-"""Share of the bound that a sweep leaves."""
+"""Fraction of the limit that a sweep leaves."""
 LARGEST = 1 / 16
-"""Share of the bound that one entry may have."""
+"""Fraction of the limit that one entry may take."""
 LEFT_BEHIND_SECONDS = 3600.0
-"""Age of a temporary file whose writer has surely died."""
+"""Age at which a temporary file's writer must have died."""
 _ENTRY = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}\..*\.tmp", re.ASCII)
 _DIGEST_BYTES = 32
@@ -33,8 +33,8 @@ class DiskCache:
     """Bytes by key in files below a folder; safe to use from several threads and processes.
 
     Args:
-        folder: Where; made when the first entry is kept. Files in it that are not the cache's own are left alone.
-        limit_bytes: Bound of all entries together (several processes may exceed it by a part for a while); 0 keeps nothing.
+        folder: Created with the first entry. Files in it that are not the cache's own are left alone.
+        limit_bytes: Of all entries together (several processes may exceed it somewhat for a while); 0 keeps nothing.
     """
 
     def __init__(self, folder: str | Path, limit_bytes: int) -> None:
@@ -82,7 +82,7 @@ class DiskCache:
         return self.folder / name[:2] / name
 
     def _sweep(self, coming: int) -> None:
-        """Measure the folder, remove the oldest entries if need be, and allow half of the room: another may have the other."""
+        """Measure the folder, remove the oldest entries if need be, and claim half of the free space, leaving others half."""
         found: list[tuple[float, int, Path]] = []
         now = time.time()
         for path, stat in _files(self.folder):
@@ -106,7 +106,7 @@ class DiskCache:
 
 
 def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """All files two levels down, with their facts; what disappears meanwhile is left out."""
+    """All files two levels down, with their status; those that disappear meanwhile are left out."""
     found = []
     with contextlib.suppress(OSError):
         for part in os.scandir(folder):

@@ -15,18 +15,18 @@ from dnnlib.errors import DEBUG, REFUSED, UserError, sentence_for, sentence_of, 
 from dnnlib.signals import ends_in_order
 
 LONGEST = 4000
-"""Characters of a sentence: what was given may be longer than anybody reads."""
+"""Limit of a sentence in characters: the input it quotes may be of any length."""
 
 
 class Command(click.Command):
-    """A command whose options may be given once, but those that say otherwise, and whose words are not empty.
+    """A command that refuses empty arguments, and repeated options unless they are declared repeatable.
 
-    An empty word is a variable of a script that was not set, and would mean the current folder; of two values of one option
-    one would be lost without a word.
+    An empty argument is mostly a script's unset variable, and would mean the current folder; of two values of one option,
+    one would be dropped silently.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, after a look at what was typed."""
+        """As click does, after these checks."""
         values, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for param in order:
             given = values.get(param.name or "")
@@ -42,10 +42,10 @@ class Command(click.Command):
 
 
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a click command's function, so that it ends with a sentence on stderr and a code, whatever happens to it.
+    """Decorate a click command's function, so that whatever stops it becomes a sentence on stderr and an exit code.
 
-    2: ``UserError``, or the system refused a file, memory or depth; 130: Ctrl-C; 128 + number: another signal; 1: all was
-    done, but standard output could not be written.
+    2: ``UserError``, or the system refused a file, memory or depth; 130: Ctrl-C; 128 + number: another signal; 1: done,
+    but standard output could not be written.
     """
 
     @functools.wraps(command)
@@ -62,7 +62,7 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             print("Interrupted.", file=sys.stderr)
             sys.exit(130)
         if lost := what_was_lost():
-            print(f"Error: All files are written, but standard output could not be: {lost}.", file=sys.stderr)
+            print(f"Error: All files were written, but standard output could not be: {lost}.", file=sys.stderr)
             sys.exit(1)
         return result
 

@@ -1,4 +1,4 @@
-"""Standard output and errors that never end a program: what nobody reads is dropped, what cannot be shown is escaped."""
+"""Standard output and error that never end a program: what nobody reads is dropped, what cannot be shown is escaped."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import sys
 from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-"""Control characters but for tabulators, ends of lines and returns: from a file's name they would steer the terminal."""
+"""Control characters except tab, newline and return: in a file's name they would control the terminal."""
 
 
 class Patient:
-    """A stream of text that takes what it is given, whatever became of the file behind it.
+    """A text stream whose writes never fail, whatever has become of the file behind it.
 
     Args:
-        stream: Where to; all else but writing is its own.
+        stream: What to write to; everything but writing is passed on to it.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.lost: str | None = None
-        """Why something was not written; None if all was, or nobody was there to read it."""
+        """Why something was not written; None if everything was, or the reader has gone."""
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
@@ -38,7 +38,7 @@ class Patient:
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Write each."""
+        """Write each line."""
         for line in lines:
             self.write(line)
 
@@ -50,7 +50,7 @@ class Patient:
             self._give_up(error)
 
     def _give_up(self, error: OSError | ValueError) -> None:
-        """Note the loss; a file that nobody will read again is replaced by nothing, a full disk may have room again."""
+        """Note the loss; a file without a reader is replaced by the null device, while a full disk may get space again."""
         number = error.errno if isinstance(error, OSError) else errno.EBADF
         if number in (errno.EPIPE, errno.EIO, errno.EBADF):
             try:
@@ -64,7 +64,7 @@ class Patient:
 
 
 def make_patient() -> None:
-    """Have this process write to its standard output and errors as :class:`Patient` does; more calls do nothing more."""
+    """Make this process's standard output and error :class:`Patient`; further calls do nothing."""
     _occupy()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -75,13 +75,13 @@ def make_patient() -> None:
 
 
 def what_was_lost() -> str | None:
-    """Why standard output is not whole; None if it is, or was closed by who read it."""
+    """Why standard output is incomplete; None if it is complete, or its reader closed it."""
     sys.stdout.flush()
     return sys.stdout.lost if isinstance(sys.stdout, Patient) else None
 
 
 def _occupy() -> None:
-    """Open nothing in place of standard files that are closed: the next file would have their number, and be written into."""
+    """Open the null device in place of closed standard streams: the next file would get their number and their output."""
     while True:
         descriptor = os.open(os.devnull, os.O_RDWR)
         if descriptor > 2:

@@ -1,11 +1,11 @@
-"""Files fetched once and kept by their content: resumed where they broke off, bounded in size, checked where a digest is known.
+"""Files downloaded once and kept by content: resumed if interrupted, bounded in size, checked if a digest is known.
 
-    FOLDER/SHA256/NAME        a whole file, by the digest of its bytes
+    FOLDER/SHA256/NAME        a complete file, by the digest of its bytes
     FOLDER/urls/KEY.json      what an address held last: digest, name, and the server's mark (ETag) of it
-    FOLDER/urls/KEY.part      what has come of a file so far; KEY.mark has the server's mark of it
+    FOLDER/urls/KEY.part      what has arrived of a file so far; KEY.mark has the server's mark of it
 
-A known digest needs no network at all. Otherwise the server is asked whether the file is still the same; where there is no
-connection, what the address held last is used, and said.
+A known digest needs no network at all. Otherwise the server is asked whether the file is still the same; without a
+connection, what the address held last is used, with a warning.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dnnlib.progress import progress_bar
 from dnnlib.reading import from_json, parsed, read_text
 
 LARGEST = 4 << 30
-"""Bytes of a file, at most, unless its caller says otherwise."""
+"""Default limit of a file's bytes."""
 TIMEOUT_SEC = 30.0
 _BLOCK = 1 << 20
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -42,7 +42,7 @@ _DIGEST = re.compile(r"sha256=([0-9a-fA-F]{64})", re.ASCII)
 
 
 class _Gone(Exception):
-    """There is no connection, or it broke; the text says why."""
+    """There is no connection, or it was lost; the text says why."""
 
 
 def fetch(address: str, folder: Path, *, largest: int = LARGEST) -> Path:
@@ -52,13 +52,13 @@ def fetch(address: str, folder: Path, *, largest: int = LARGEST) -> Path:
         address: ``https://HOST/PATH``, with ``#sha256=DIGEST`` if the file must have that digest. ``http://`` is allowed on
             this machine only.
         folder: Where files are kept.
-        largest: Bytes, at most.
+        largest: Limit in bytes.
 
     Returns:
         The file, with the last part of the address's path as its name.
 
     Raises:
-        UserError: the address is none, nothing is there, the file is too large or has another digest, or there is no
+        UserError: the address is invalid, nothing is there, the file is too large or has another digest, or there is no
             connection and nothing was kept.
     """
     url, digest = _parsed(address)
@@ -67,7 +67,7 @@ def fetch(address: str, folder: Path, *, largest: int = LARGEST) -> Path:
     entry = folder / "urls" / hashlib.sha256(url.encode()).hexdigest()
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{entry}.lock"):  # of two processes one fetches, and the other waits for it
+        with FileLock(f"{entry}.lock"):  # of two processes, one fetches and the other waits
             return _fetch(url, digest, folder, entry, largest)
     except OSError as error:
         raise UserError(f"Cannot keep {url} in {folder}: {error.strerror or error}.") from error
@@ -78,21 +78,21 @@ def _parsed(address: str) -> tuple[str, str | None]:
     url, _, fragment = address.partition("#")
     parts = parsed(lambda: urlsplit(url), f"The address {shown(address)} cannot be read: {{reason}}.")
     if not (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)) or not parts.hostname:
-        raise UserError(f"The address {shown(address)} is not one of https://; give one that is.")
+        raise UserError(f"The address {shown(address)} does not begin with https://HOST; give one that does.")
     if any(not "!" <= character <= "~" for character in url):
         raise UserError(
-            f"The address {shown(address)} has characters that addresses do not have; write them as %20 and so on."
+            f"The address {shown(address)} has characters that a URL cannot hold; write them as %20 and so on."
         )
     match = _DIGEST.fullmatch(fragment)
     if fragment and match is None:
         raise UserError(
-            f"The address {shown(address)} ends in #{shown(fragment)}; only #sha256= and 64 hexadecimal digits are known."
+            f"The address {shown(address)} ends in #{shown(fragment)}; only #sha256= and 64 hexadecimal digits are allowed."
         )
     return url, match[1].lower() if match else None
 
 
 def _kept(folder: Path, digest: str) -> Path | None:
-    """A whole file by its digest, which is checked again: nobody answers for what happens to a folder."""
+    """A complete file by its digest, checked again: anything may have changed the folder."""
     place = folder / digest
     with contextlib.suppress(OSError):
         for path in place.iterdir():
@@ -109,7 +109,7 @@ def _fetch(url: str, digest: str | None, folder: Path, entry: Path, largest: int
         mark = _transfer(url, entry, known, largest)
     except _Gone as error:
         if kept is None or digest is not None:
-            hint = " What has come of it is kept: the same command goes on." if _size(entry) else ""
+            hint = " What has arrived is kept: the same command resumes." if _size(entry) else ""
             raise UserError(f"Cannot get {url}: {error}.{hint}") from error
         logging.getLogger(__name__).warning("Cannot get %s (%s); using what it held last.", url, error)
         return kept
@@ -135,7 +135,7 @@ def _fetch(url: str, digest: str | None, folder: Path, entry: Path, largest: int
 
 
 def _other_digest(url: str, actual: str, digest: str) -> UserError:
-    return UserError(f"{url} has the SHA-256 {actual}, not {digest}; it is another file than the one that was meant.")
+    return UserError(f"{url} has the SHA-256 {actual}, not {digest}; it is not the file that was meant.")
 
 
 def _last(entry: Path) -> dict[str, Any] | None:
@@ -149,7 +149,7 @@ def _last(entry: Path) -> dict[str, Any] | None:
 
 
 def _transfer(url: str, entry: Path, known: str | None, largest: int) -> str | None:
-    """Bring ``entry.part`` up to the whole file; its mark, or None if it is still the one that is known."""
+    """Complete ``entry.part``; returns its mark, or None if the file is still the known one."""
     part, mark_of_part = Path(f"{entry}.part"), Path(f"{entry}.mark")
     headers = {"User-Agent": "multiscale-gan", "Accept-Encoding": "identity"}
     begun = _size(entry)
@@ -164,12 +164,12 @@ def _transfer(url: str, entry: Path, known: str | None, largest: int) -> str | N
             goes_on = answer.status == 206 and mark == began_as and _starts_at(answer.headers, begun)
             if not goes_on:
                 if answer.status == 206:
-                    raise _Gone("the server sent another part than the one that was asked for")
+                    raise _Gone("the server sent a different part than requested")
                 begun = 0
             length = _length(answer.headers)
             total = None if length is None else begun + length
             if total is not None and total > largest:
-                raise UserError(f"{url} has {total:,} bytes, and {largest:,} are allowed; it is no network.")
+                raise UserError(f"{url} has {total:,} bytes, and {largest:,} are allowed; it is not a network.")
             mark_of_part.write_text(mark)
             with open(part, "ab" if goes_on else "wb") as stream:
                 come = _copy(answer, stream, begun, total, largest, url)
@@ -179,7 +179,7 @@ def _transfer(url: str, entry: Path, known: str | None, largest: int) -> str | N
     except urllib.error.HTTPError as error:
         if error.code == 304 and known:
             return None
-        if error.code == 416 and begun:  # what has come is not a part of what is there now
+        if error.code == 416 and begun:  # what has arrived is not part of the file there now
             _forget(entry)
             return _transfer(url, entry, known, largest)
         if error.code >= 500 or error.code == 429:
@@ -191,29 +191,29 @@ def _transfer(url: str, entry: Path, known: str | None, largest: int) -> str | N
         raise _Gone(_reason(error.reason)) from error
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.filename is not None:
-            raise  # the disk, not the line
+            raise  # the disk, not the network
         raise _Gone(_reason(error)) from error
 
 
 def _copy(answer: IO[bytes], stream: IO[bytes], begun: int, total: int | None, largest: int, url: str) -> int:
-    """Append what comes; the bytes that there are then."""
+    """Append what arrives; returns the bytes so far."""
     come = begun
     with progress_bar(total=total, initial=begun, unit="B", unit_scale=True, desc=_name(url)) as bar:
         while block := answer.read(_BLOCK):
             come += len(block)
             if come > largest:
-                raise UserError(f"{url} has more than the {largest:,} bytes that are allowed; it is no network.")
+                raise UserError(f"{url} has more than the {largest:,} bytes that are allowed; it is not a network.")
             stream.write(block)
             bar.update(len(block))
     return come
 
 
 class _StaysSecure(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but from https to https only."""
+    """Follows redirects, but never from https to anything else."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
-            raise urllib.error.URLError("it leads on to an address that is not https://")
+            raise urllib.error.URLError("it redirects to an address that is not https://")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -227,13 +227,13 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPErrorProcessor,
         _StaysSecure,
     ]
-    for handler in handlers:  # not those of files and ftp
+    for handler in handlers:  # none for files and ftp
         opener.add_handler(handler())
     return opener
 
 
 def _mark(headers: Message) -> str:
-    """What tells a file from the one before at the same address: its strong ETag, or its time; empty if neither is sent."""
+    """What identifies a version of a file: its strong ETag, or its modification time; empty if neither is sent."""
     etag = headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
 

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""The one exception for mistakes that a user can fix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake in what the user gave: the message says what was given, what is allowed and what to do.
 
-    Commands print the message in one line and leave with exit code 2; library callers may catch it as ``ValueError``.
+    Commands print the message on one line and exit with code 2; library callers may catch it as ``ValueError``.
     """
 
 
@@ -22,7 +22,7 @@ def nearest_name(name: str, allowed: Iterable[str]) -> str:
 
 
 def shown(value: object, longest: int = 80) -> str:
-    """What somebody gave, as a message repeats it: cut off where it is long."""
+    """A value as a message quotes it, cut off if long."""
     text = repr(value)
     return text if len(text) <= longest else f"{text[:longest]} ..."
 
@@ -31,15 +31,15 @@ DEBUG = "MULTISCALE_DEBUG"
 """Environment variable: 1 shows the tracebacks of errors that are one sentence otherwise."""
 
 REFUSED = (OSError, MemoryError, RecursionError)
-"""What the system raises where it refuses a file, memory or depth: at the edge of a process it becomes a sentence."""
+"""What is raised when the system refuses a file, memory or depth: at the edge of a process it becomes a sentence."""
 
 
 def sentence_for(error: BaseException) -> str:
     """The sentence for an exception of ``REFUSED``."""
     if isinstance(error, MemoryError):
-        return "The memory does not hold what is asked for; ask for less, or close other programs."
+        return "There is not enough memory; ask for less, or close other programs."
     if isinstance(error, RecursionError):
-        return "Something that was given is nested too deeply; give a file that this program has written, or a flatter one."
+        return "The input is nested too deeply; give a file that this program has written, or a flatter one."
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
     name = getattr(error, "filename", None)
     what = "the system" if name is None else shortened(os.fsdecode(name) if not isinstance(name, int) else str(name))
@@ -47,10 +47,10 @@ def sentence_for(error: BaseException) -> str:
 
 
 def shortened(text: str, longest: int = 120) -> str:
-    """A text without its middle, where it is long."""
+    """A text, without its middle if long."""
     return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-longest // 2 :]}"
 
 
 def sentence_of(text: str) -> str:
-    """The sentence of a ``UserError`` that has come out of another process, wrapped in the text of a traceback."""
+    """The sentence of a ``UserError`` from another process, which wraps it in the text of a traceback."""
     return text.rpartition("UserError: ")[2].strip()

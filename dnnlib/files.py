@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written under a temporary name, flushed to disk, then renamed.
+"""Files that are complete or absent: written under a temporary name, flushed to disk, then renamed.
 
-A temporary name says whose it is, ``.NAME.HOST-PROCESS-RANDOM.tmp``: what a killed process has left is removed by the next one
-that writes in the same folder.
+A temporary name says whose it is, ``.NAME.HOST-PROCESS-RANDOM.tmp``: what a killed process leaves behind is removed by the
+next one that writes to the same folder.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from dnnlib.errors import UserError
 
 _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]{1,10})-[0-9a-z_]{8}\.tmp", re.ASCII | re.DOTALL)
 _NAME_BYTES = 150
-"""Of a file's own name in that of its temporary file: systems allow 255 in all."""
+"""Limit of a file's own name within its temporary name: systems allow 255 in all."""
 UNTOUCHED_SECONDS = 2 * 86400.0
-"""After which a temporary file of a process that cannot be asked for, such as another machine's, is taken for abandoned."""
+"""After which a temporary file counts as abandoned if its process cannot be looked up, such as one on another machine."""
 _RELATIVE = {os.open, os.stat, os.unlink, os.rename} <= os.supports_dir_fd
-"""Whether this system can work within an open folder, whatever becomes of its path meanwhile."""
+"""Whether this system can address files relative to an open folder, whatever becomes of its path meanwhile."""
 _swept: set[Path] = set()
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """An open temporary file beside ``path``, which is renamed to ``path`` when the block ends well.
+    """An open temporary file beside ``path``, which is renamed to ``path`` when the block succeeds.
 
     The data are fsynced before the rename, and the folder's entry after it; if the block raises (Ctrl-C included) the
-    temporary file is removed and an older ``path`` stays as it was. Missing parent folders are made. The folder and the file
-    stay open throughout: in one that others may write, nothing that they put in place of either is written into.
+    temporary file is removed and an older ``path`` stays as it was. Missing parent folders are created. The folder and the
+    file stay open throughout: in a folder that others can write, nothing that they put in place of either is written to.
 
     Args:
-        path: Where the file shall stand.
+        path: The final path.
         mode: ``"wb"`` (readable too: ``"w+b"``) or ``"w"`` for UTF-8 text.
 
     Raises:
@@ -73,7 +73,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def atomic_copy(source: str | Path, path: str | Path) -> None:
-    """Copy a file to ``path``, which is replaced once the copy is whole.
+    """Copy a file to ``path``, which is replaced once the copy is complete.
 
     Raises:
         OSError: the source cannot be read.
@@ -84,7 +84,7 @@ def atomic_copy(source: str | Path, path: str | Path) -> None:
 
 
 class _Place:
-    """A folder that is held open, so that names in it mean the same from beginning to end; where that cannot be, its path."""
+    """A folder held open, so that names in it keep their meaning throughout; where that is impossible, its path."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -100,7 +100,7 @@ class _Place:
             os.close(self._descriptor)
 
     def create(self, name: str) -> tuple[str, int]:
-        """Name and descriptor of an empty hidden file of nobody else's, with the permissions of any new file."""
+        """Name and descriptor of a new, empty, hidden file, with the usual permissions of new files."""
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         while True:
             temporary = f".{_shortened(name)}.{_owner()}-{secrets.token_hex(4)}.tmp"
@@ -109,7 +109,7 @@ class _Place:
                 return temporary, os.open(self._at(temporary), flags, 0o666, dir_fd=self._descriptor)
 
     def check(self, name: str, descriptor: int) -> None:
-        """OSError if a name does not mean the open file any more."""
+        """OSError if a name no longer refers to the open file."""
         found = os.stat(self._at(name), dir_fd=self._descriptor, follow_symlinks=False)
         if not os.path.samestat(found, os.fstat(descriptor)):
             raise OSError(f"somebody else has replaced its temporary file {name}")
@@ -133,7 +133,7 @@ class _Place:
 def new_temporary_folder(name: str, parent: Path | None = None) -> Path:
     """A new folder that others cannot read, in ``parent`` or the system's folder for temporary files.
 
-    Whoever asks removes it; if the process is killed, the next one that asks in the same place does. OSError if there is none.
+    The caller removes it; if the process is killed, the next call in the same place does. OSError if it cannot be created.
     """
     parent = Path(tempfile.gettempdir()) if parent is None else parent
     remove_abandoned(parent)
@@ -143,8 +143,8 @@ def new_temporary_folder(name: str, parent: Path | None = None) -> Path:
 def remove_abandoned(folder: Path, *, again: bool = False) -> None:
     """Remove temporary files and folders whose processes have ended; looks once in each folder, unless ``again``.
 
-    Of another machine's (on a shared disk, or a container that had another name), and on Windows, no process can be asked
-    for: those are removed that nobody has touched for ``UNTOUCHED_SECONDS``.
+    Processes of other machines (on a shared disk, or in a container renamed since) and on Windows cannot be looked up: their
+    files are removed once untouched for ``UNTOUCHED_SECONDS``.
     """
     if folder in _swept and not again:
         return
@@ -178,7 +178,7 @@ def cache_folder() -> Path:
     """Folder for files fetched once and kept.
 
     ``$MULTISCALE_CACHE``, else ``$XDG_CACHE_HOME/multiscale``, else ``~/.cache/multiscale``; for a user without a home a
-    folder of their own among the system's temporary ones, which is said once.
+    private temporary folder, with one warning.
     """
     chosen = os.environ.get("MULTISCALE_CACHE")
     if chosen:
@@ -201,7 +201,7 @@ def _homeless_cache() -> Path:
 
 
 def private_cache() -> Path:
-    """A cache folder among the system's temporary ones that nobody else can write; OSError if there can be none."""
+    """A temporary cache folder that nobody else can write; OSError if it cannot be created."""
     folder = Path(tempfile.gettempdir()) / f"multiscale-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -211,11 +211,12 @@ def private_cache() -> Path:
 
 
 def is_trusted(path: str | Path) -> bool:
-    """Whether nobody but this user and root can have put there, or can exchange, what stands at a path.
+    """Whether nobody but this user and root can have put in place, or can replace, what is at a path.
 
-    All on the way to it, and what links on the way lead to, must belong to one of the two and not be writable by others; but a
-    folder with the sticky bit, such as ``/tmp``, where nobody can replace what others own, is allowed on the way. A group
-    that has no other member counts as its user. What is not there yet is as its folder is. Windows is believed.
+    Everything on the way to it, and whatever links on the way lead to, must belong to one of the two and not be writable by
+    others; but a folder with the sticky bit, such as ``/tmp``, where nobody can replace what others own, is allowed on the
+    way. A group without other members counts as its user. A path that does not exist is judged by its folder. Always true
+    on Windows.
     """
     if os.name == "nt":
         return True
@@ -242,7 +243,7 @@ def is_trusted(path: str | Path) -> bool:
 
 
 def _is_own_group(group: int) -> bool:
-    """Whether a group is the one that systems make for each user: called as the user, without other members."""
+    """Whether a group is a user's private one: named like the user, without other members."""
     import grp
     import pwd
 
@@ -254,7 +255,7 @@ def _is_own_group(group: int) -> bool:
 
 
 def sha256(file: str | Path | IO[bytes]) -> str:
-    """SHA-256 of a file's bytes as 64 hexadecimal digits; of an open one, of those from its place on."""
+    """SHA-256 of a file's bytes as 64 hexadecimal digits; of an open one, from its current position."""
     digest = hashlib.sha256()
     with open(file, "rb") if isinstance(file, str | Path) else contextlib.nullcontext(file) as stream:
         while block := stream.read(1 << 20):
@@ -271,7 +272,7 @@ def _owner() -> str:
 
 
 def _host() -> str:
-    """Eight digits for what numbers this process: the machine, or the container on it."""
+    """Eight digits for what assigned this process its number: the machine, or the container on it."""
     try:
         processes = os.readlink("/proc/self/ns/pid")
     except OSError:

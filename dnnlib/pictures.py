@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 DISPLAY_PX = 128
-"""Images below this side are enlarged by a whole factor to at least it."""
+"""Images with a smaller side are enlarged by a whole factor, to at least this."""
 GAP_PX = 4
 TITLE_PX = 18
 ROW_TITLE_PX = 72
-"""Room for the titles of rows, at least."""
+"""Least room for the titles of rows."""
 BACKGROUND = (255, 255, 255)
 INK = (40, 40, 40)
 

@@ -1,4 +1,4 @@
-"""Figures of panels, as all plots of the project look."""
+"""Figures with panels, in the style of all the project's plots."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def panels(
 
     Args:
         count: Panels, one or more.
-        columns: In a row, at most.
+        columns: Most panels in a row.
         width: Of a panel, in inches.
         height: Of a row, in inches.
         ratios: Heights of the rows in proportion; None: equal.
-        share_x: All have the x axis of the first one, labelled below the lowest of each column.
+        share_x: Share one x axis, labelled below the lowest panel of each column.
     """
     from matplotlib.figure import Figure  # here: it takes a second
 
@@ -59,7 +59,7 @@ def put_title(axes: Axes, title: str) -> None:
 
 
 def colours(count: int) -> list[Any]:
-    """One for each curve; many are in the order of a colour map, as snapshots of a run are."""
+    """One for each curve; many follow a colour map in order, such as for the snapshots of a run."""
     from matplotlib import colormaps
 
     if count <= len(COLOURS):

@@ -1,4 +1,4 @@
-"""Progress bars: lively on a terminal, a line now and then in a log."""
+"""Progress bars: live on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def progress_bar(**options: Any) -> tqdm:
 
 
 class Stopwatch:
-    """Time by what it went to, by the clock and of this process on CPUs: each lap ends now, and began when the last ended."""
+    """Wall-clock and CPU time of this process by activity: each lap runs from the end of the last one to now."""
 
     def __init__(self) -> None:
         self.clear()

@@ -1,6 +1,6 @@
-"""Files of others, read as what they must be or refused in one sentence: regular, bounded, and whatever a parser says of them.
+"""Untrusted files: read as what they must be, regular and bounded, or refused in one sentence, whatever a parser raises.
 
-A parser may raise anything for bytes that nobody wrote with it; :func:`parsed` is the one place where that ends.
+A parser may raise anything on bytes it was not made for; :func:`parsed` is the one place that catches it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import yaml
 from dnnlib.errors import UserError
 
 TEXT_BYTES = 1 << 20
-"""Of a file of settings or facts, at most: ours have a few thousand."""
+"""Limit of a file of settings or facts: ours have a few thousand."""
 DEPTH = 32
-"""Of nesting, at most: ours is 4."""
+"""Limit of nesting: ours is 4."""
 DIGITS = 40
 REASON_CHARACTERS = 200
 
@@ -27,14 +27,14 @@ T = TypeVar("T")
 
 
 def regular_size(path: str | Path, what: str) -> int:
-    """Bytes of a file that can be read at any place, and again: not a pipe, which would be waited for, nor a device.
+    """Size in bytes of a regular file: not a pipe, which would block, nor a device.
 
     Args:
         path: Of the file, or a link to it.
-        what: It should be, with an article, such as ``the config``.
+        what: What it should be, with an article, such as ``the config``.
 
     Raises:
-        UserError: it is not there, may not be looked at, or is something else.
+        UserError: it does not exist, cannot be accessed, or is something else.
     """
     try:
         facts = os.stat(path)
@@ -65,11 +65,11 @@ def read_text(path: str | Path, what: str, limit: int = TEXT_BYTES) -> str:
 
 
 def parsed(parse: Callable[[], T], sentence: str) -> T:
-    """What ``parse()`` returns, or a :class:`UserError`, whatever it raises but another one or the system's word on a file.
+    """What ``parse()`` returns; whatever it raises, except ``UserError`` and ``OSError``, becomes a :class:`UserError`.
 
     Args:
         parse: Reads what somebody else may have written.
-        sentence: What is wrong; ``{reason}`` in it becomes what the parser said, cut to one short line.
+        sentence: What is wrong; ``{reason}`` in it becomes the parser's message, cut to one short line.
     """
     try:
         return parse()
@@ -86,9 +86,9 @@ def short_reason(error: BaseException) -> str:
 
 
 def from_yaml(text: str) -> Any:
-    """Plain values of YAML; to be called by way of :func:`parsed`, for it raises what PyYAML raises, and ValueError.
+    """Plain values of YAML; call it through :func:`parsed`, as it raises what PyYAML raises, and ValueError.
 
-    Aliases are not allowed, with which a few bytes stand for a billion, nor nesting beyond ``DEPTH``.
+    Aliases, with which a few bytes stand for a billion, and nesting beyond ``DEPTH`` are not allowed.
     """
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -101,7 +101,7 @@ def from_yaml(text: str) -> Any:
 
 
 def from_json(text: str | bytes) -> Any:
-    """Plain values of JSON; to be called by way of :func:`parsed`, for it raises what ``json`` raises, and ValueError.
+    """Plain values of JSON; call it through :func:`parsed`, as it raises what ``json`` raises, and ValueError.
 
     Nesting beyond ``DEPTH`` is not allowed, nor whole numbers of more than ``DIGITS``, which no float can hold.
     """

@@ -1,4 +1,4 @@
-"""Stopping when asked to: a long run finishes what it is doing, all else is left at once, but in order."""
+"""Stopping on request: a long run finishes its step first, everything else stops at once, but cleanly."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from types import FrameType, TracebackType
 from typing import Any
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that ask a program to end; SIGHUP says that its terminal has gone."""
+"""Signals that ask a program to end; SIGHUP means that its terminal is gone."""
 
 
 def are_heard() -> tuple[signal.Signals, ...]:
-    """Those of ``ENDING`` that whoever started this process has not had ignored, as ``nohup`` does."""
+    """Those of ``ENDING`` that this process was not started to ignore, as under ``nohup``."""
     return tuple(number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 class Ended(SystemExit):
-    """Raised where a signal comes that asks to end: temporary files are removed on the way out."""
+    """Raised by a signal that asks to end, so that temporary files are removed on the way out."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -29,7 +29,7 @@ class Ended(SystemExit):
 
 @contextlib.contextmanager
 def ends_in_order() -> Iterator[None]:
-    """Have the signals of ``ENDING`` raise :class:`Ended` in a ``with`` block; outside of the main thread nothing changes."""
+    """Have the signals of ``ENDING`` raise :class:`Ended` in a ``with`` block; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -42,7 +42,7 @@ def ends_in_order() -> Iterator[None]:
 
 
 def interrupt_quietly() -> None:
-    """Have Ctrl-C end this process without a traceback wherever it comes, in the middle of an import too."""
+    """Have Ctrl-C end this process without a traceback whenever it comes, even during an import."""
     shown = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -57,7 +57,7 @@ def interrupt_quietly() -> None:
 class StopRequest:
     """In a ``with`` block, SIGTERM, SIGHUP and the first SIGINT (Ctrl-C) only set ``received``; a second SIGINT interrupts.
 
-    SIGHUP stays ignored where it was. Outside of the main thread, where Python has no handlers, nothing changes.
+    A signal that was ignored stays so. No effect outside the main thread, where Python cannot set handlers.
     """
 
     def __init__(self) -> None:

@@ -20,9 +20,9 @@ from PIL import Image
 
 from multiscale.cli import dataset_tool, generate, train
 from multiscale.runs.folder import held
+from multiscale.runs.migrations import FORMAT_VERSION
 from multiscale.runs.snapshots import BUNDLED, find_network, load_snapshot, save_snapshot, snapshots_of
 from multiscale.runs.states import load_state, states_of
-from multiscale.runs.stored import FORMAT_VERSION
 from multiscale.training import launch
 from multiscale.training.launch import Request, data_layer, resolve
 

@@ -1,6 +1,6 @@
-"""The commands: options, their words, and nothing else.
+"""The commands: options, their help, and nothing else.
 
-The first import of any command makes the process one: PyTorch's takes seconds, in which Ctrl-C may come too.
+Importing any of them sets the process up as a command first: importing PyTorch takes seconds, and Ctrl-C may come then.
 """
 
 from dnnlib.console import make_patient

@@ -11,7 +11,7 @@ from dnnlib.cli import Command, reports_user_errors
 from multiscale.metrics.commands import Request, calc_metrics
 from multiscale.metrics.features import NAMES
 from multiscale.metrics.measure import KINDS
-from multiscale.metrics.names import DEFAULT
+from multiscale.metrics.parse import DEFAULT
 
 MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.unit}" for name, kind in KINDS.items())
 
@@ -19,7 +19,7 @@ MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.uni
 @click.command(
     cls=Command,
     context_settings={"show_default": True, "max_content_width": 110},
-    epilog=f"\b\nMeasures, each with a number of its own if you like (msfid10k, swd500):\n{MEASURES}",
+    epilog=f"\b\nMeasures, with an optional number of samples (msfid10k, swd500):\n{MEASURES}",
 )
 @optgroup.group("What is measured")
 @optgroup.option(
@@ -27,17 +27,17 @@ MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.uni
     "networks",
     multiple=True,
     metavar="RUN|FILE|NAME|PATTERN",
-    help="Several may be given: 'run/generator-*.safetensors'.  [default: newest run, else the bundled model]",
+    help="May be repeated; also 'run/generator-*.safetensors'.  [default: newest run, else the bundled model]",
 )
 @optgroup.option("--data", required=True, metavar="ZIP|FOLDER|PATTERN", help="The patches that it was trained on.")
 @optgroup.option("--metrics", default=DEFAULT, metavar="NAME,NAME,...", help="See below.")
-@optgroup.option("--seed", type=click.IntRange(0), default=0, help="Of what is generated: same seed, same numbers.")
+@optgroup.option("--seed", type=click.IntRange(0), default=0, help="Of the samples: same seed, same numbers.")
 @optgroup.group("Features")
 @optgroup.option(
     "--features",
     type=click.Choice(NAMES),
     default="random",
-    help="For msfid, mskid, precision_recall and the report; random needs no file, but its values are no FID.",
+    help="For msfid, mskid, precision_recall and the report; random needs no file, but its values are not FID.",
 )
 @optgroup.option(
     "--weights", metavar="FILE|FOLDER", help="Weight file of inception or dinov2.  [default: the cache folder]"
@@ -48,7 +48,7 @@ MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.uni
 @optgroup.option("--batch", type=click.IntRange(1), help="Views at a time.  [default: 16 on a CPU, 64 on a GPU]")
 @optgroup.group("Other")
 @optgroup.option("--out", default="out/metrics", metavar="FOLDER", help="For report.html, plots and metrics.jsonl.")
-@optgroup.option("--dry-run", is_flag=True, help="Print what each measure costs, from a few views; then exit.")
+@optgroup.option("--dry-run", is_flag=True, help="Estimate the cost of each measure from a few views; then exit.")
 @reports_user_errors
 def main(*, dry_run: bool, **options: Any) -> None:
     """Measure models against the patches that they were trained on, octave by octave, and write a report."""

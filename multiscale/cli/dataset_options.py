@@ -20,11 +20,11 @@ class Number(click.FloatRange):
         """The number, or an error of use."""
         number = super().convert(value, param, ctx)
         if math.isnan(number):
-            self.fail(f"{value} is no number.", param, ctx)
+            self.fail(f"{value} is not a number.", param, ctx)
         return number
 
 
-workers_option = click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a CPU core]")
+workers_option = click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per CPU core]")
 
 
 def making_options(resolution: int, octaves: str, counts: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -61,30 +61,32 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--memory",
             type=Number(0.1, 1e6),
             default=1.0,
-            help="GB of pictures that may be decoded at a time.",
+            help="GB of decoded pictures to hold at a time.",
         ),
-        click.option("--cache", type=Number(0, 1e6), default=50.0, help="GB to keep of levels made or tiles fetched."),
+        click.option(
+            "--cache", type=Number(0, 1e6), default=50.0, help="GB of picture levels and fetched tiles to keep."
+        ),
         click.option("--page", type=click.IntRange(0), default=0, help="Which page or frame of a file with several."),
         click.option(
             "--range",
             "value_range",
             metavar="LOW,HIGH",
-            help="Numbers that become black and white.  [default: all that an integer can be; of floating-point numbers the "
-            "0.1 and 99.9 percentiles]",
+            help="Numbers that become black and white.  [default: the range of an integer type; the 0.1 and 99.9 "
+            "percentiles of floating-point numbers]",
         ),
-        click.option("--skip-bad", is_flag=True, help="Name files that cannot be used, and go on without them."),
+        click.option("--skip-bad", is_flag=True, help="List files that cannot be used, and go on without them."),
         click.option(
             "--allow-empty",
             type=Number(0, 1),
             default=0.0,
-            help="Share of a patch that may be transparent or without data.",
+            help="Fraction of a patch that may be transparent or without data.",
         ),
     ]
     return functools.reduce(lambda inner, option: option(inner), reversed(options), with_reading)
 
 
 def tile_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of pictures that lie on a server as tiles, given to the command as ``tiles``."""
+    """The options of pictures that a server has as tiles, given to the command as ``tiles``."""
 
     @functools.wraps(command)
     def with_tiles(
@@ -93,14 +95,12 @@ def tile_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(tiles=Tiles(connections, rate, zooms, bounds, dry_run), **options)
 
     options = [
-        click.option("--connections", type=click.IntRange(1, 64), default=4, help="Tiles asked for at a time."),
-        click.option("--rate", type=Number(0, 1e6), default=20.0, help="Tiles a second, at most; 0: no bound."),
-        click.option("--zooms", metavar="LOW-HIGH", help="Of XYZ tiles: the z to use, such as 0-12."),
+        click.option("--connections", type=click.IntRange(1, 64), default=4, help="Tiles requested at a time."),
+        click.option("--rate", type=Number(0, 1e6), default=20.0, help="Most tiles per second; 0: no limit."),
+        click.option("--zooms", metavar="LOW-HIGH", help="For XYZ tiles: the z to use, such as 0-12."),
         click.option(
-            "--bounds", metavar="W,S,E,N", help="Of XYZ tiles: degrees of longitude and latitude.  [default: all]"
+            "--bounds", metavar="W,S,E,N", help="For XYZ tiles: degrees of longitude and latitude.  [default: all]"
         ),
-        click.option(
-            "--dry-run", is_flag=True, help="Say how many tiles and bytes are to be fetched, and make nothing."
-        ),
+        click.option("--dry-run", is_flag=True, help="Print how many tiles and bytes would be fetched; then exit."),
     ]
     return functools.reduce(lambda inner, option: option(inner), reversed(options), with_tiles)

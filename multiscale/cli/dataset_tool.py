@@ -43,7 +43,7 @@ def make(*, counts: str | None, **options: Any) -> None:
 
 
 @main.command(cls=Command)
-@click.option("--source", required=True, metavar="FOLDER", help="Pictures of one kind of scene, searched to any depth.")
+@click.option("--source", required=True, metavar="FOLDER", help="Pictures of one kind of scene, searched recursively.")
 @click.option(
     "--scales",
     required=True,
@@ -58,7 +58,7 @@ def make(*, counts: str | None, **options: Any) -> None:
 def collect(*, counts: str | None, **options: Any) -> None:
     """Sample pictures that show a scene at different scales, none of which says where it was taken.
 
-    A picture gives patches of every zoom that it has, from all of it down to its own pixels.
+    A picture gives patches at every zoom it covers, from all of it down to its own pixels.
     """
     make_collection(counts=parse_counts(counts), **options)
 
@@ -76,7 +76,7 @@ def earth(*, counts: str | None, **options: Any) -> None:
 
 @main.command(cls=Command)
 @click.argument("patches", metavar="ZIP|FOLDER")
-@click.option("--sheet", metavar="PNG", help="Also draw a contact sheet, one row an octave.")
+@click.option("--sheet", metavar="PNG", help="Also draw a contact sheet, one row per octave.")
 @workers_option
 @reports_user_errors
 def inspect(*, patches: str, sheet: str | None, workers: int | None) -> None:

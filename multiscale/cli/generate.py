@@ -20,7 +20,7 @@ from multiscale.rendering.worlds import World
 @optgroup.option("--seeds", metavar="WORLDS", help="Several: 0-15 or 1,4~7:0.5,8-10; one file each.")
 @optgroup.option("--trunc", type=click.FloatRange(-2, 2), default=1.0, help="Truncation psi: 1 as trained, 0 the mean.")
 @optgroup.group("View")
-@optgroup.option("--scale", type=float, help="Zoom FACTOR, to the model's 2^octaves.  [default: 1, the whole world]")
+@optgroup.option("--scale", type=float, help="Zoom FACTOR, up to the model's 2^octaves.  [default: 1, the whole world]")
 @optgroup.option("--centre", metavar="X,Y", default="0,0", help="In the world [-0.5, 0.5], x right, y down.")
 @optgroup.option(
     "--size",
@@ -34,21 +34,23 @@ from multiscale.rendering.worlds import World
 @optgroup.group("Film")
 @optgroup.option("--video", metavar="MP4", help="Fly through the world at constant zoom speed.")
 @optgroup.option("--from", "start", metavar="Z,X,Y", default="1,0,0", help="Where the film begins: zoom and centre.")
-@optgroup.option("--to", "ends", metavar="Z,X,Y", multiple=True, help="Where it goes; several: one after the other.")
+@optgroup.option(
+    "--to", "ends", metavar="Z,X,Y", multiple=True, help="Where it goes; may be repeated, for several in turn."
+)
 @optgroup.option("--seconds", type=click.FloatRange(0, min_open=True), default=20.0, help="Its length.")
-@optgroup.option("--fps", type=click.IntRange(1, 240), default=30, help="Frames a second.")
+@optgroup.option("--fps", type=click.IntRange(1, 240), default=30, help="Frames per second.")
 @optgroup.group("Large files")
-@optgroup.option("--pyramid", metavar="DZI", help="The whole world as Deep Zoom tiles; goes on with a half-made one.")
+@optgroup.option("--pyramid", metavar="DZI", help="The whole world as Deep Zoom tiles; resumes an unfinished one.")
 @optgroup.option("--tiff", metavar="TIF", help="The whole world, or --scale and --size, as a pyramidal BigTIFF.")
 @optgroup.group("Files")
-@optgroup.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Of a channel, in PNG and TIFF.")
+@optgroup.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Per channel, in PNG and TIFF.")
 @optgroup.option(
     "--network",
     metavar="RUN|FILE|NAME",
     help="A run's folder, a snapshot, a published .pkl, https://..., hf://owner/repo.  "
     "[default: newest run, else the bundled model]",
 )
-@optgroup.option("--out", metavar="FILE|FOLDER", default="out", help="A .png file, or a folder for one file a seed.")
+@optgroup.option("--out", metavar="FILE|FOLDER", default="out", help="A .png file, or a folder for one file per seed.")
 @reports_user_errors
 def main(
     *,

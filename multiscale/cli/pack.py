@@ -17,7 +17,7 @@ from multiscale.runs.snapshots import BUNDLED
 @click.option("--networks", metavar="FILE", help="Also write both networks, for train.py --transfer.")
 @reports_user_errors
 def main(run: str, file: str, networks: str | None) -> None:
-    """Write the newest generator of the folder RUN to FILE, with the run's settings and last distances beside it.
+    """Write the newest generator of the folder RUN to FILE, with the run's settings and last measurements.
 
     Parameters become float16; frequencies, phases and running means stay in float32, which deep zooms need.
     """

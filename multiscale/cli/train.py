@@ -15,15 +15,15 @@ from multiscale.training.status import report_status
     "--data", metavar="ZIP|FOLDER|PATTERN", help="Patches with scale labels; several sets: 'part-*.zip'.  [required]"
 )
 @optgroup.option(
-    "--outdir", metavar="FOLDER", help="The run's own folder; a run there goes on.  [default: a numbered one in runs/]"
+    "--outdir", metavar="FOLDER", help="The run's own folder; resumes a run there.  [default: a numbered one in runs/]"
 )
-@optgroup.option("--resume", metavar="FILE", help="Begin a run with the training state (state-*.pt) of another.")
+@optgroup.option("--resume", metavar="FILE", help="Start a new run from the training state (state-*.pt) of another.")
 @optgroup.option(
     "--transfer",
     metavar="FILE|NAME",
-    help="Begin with its networks alone: a state-*.pt, a generator-*.safetensors or a published .pkl.",
+    help="Start a new run from networks only: a state-*.pt, a generator-*.safetensors or a published .pkl.",
 )
-@optgroup.option("--fresh", is_flag=True, help="Begin another run; without it the same command goes on with its run.")
+@optgroup.option("--fresh", is_flag=True, help="Start another run; without it the same command resumes its run.")
 @optgroup.group("Machine")
 @optgroup.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0: the CPU.  [default: one GPU if there is one]")
 @optgroup.option("--procs", type=click.IntRange(1, 256), default=1, help="With --gpus 0: processes that share the CPU.")
@@ -33,24 +33,26 @@ from multiscale.training.status import report_status
 @optgroup.option(
     "--kimg", type=click.FloatRange(0, min_open=True), help="Length in thousands of images.  [default: the preset's]"
 )
-@optgroup.option("--batch", type=click.IntRange(1), help="Images a step over all devices.  [default: the preset's]")
+@optgroup.option("--batch", type=click.IntRange(1), help="Images per step over all devices.  [default: the preset's]")
 @optgroup.option(
     "--batch-gpu",
     type=click.IntRange(1),
-    help="Images that a device computes at a time; gradients add up to --batch.  [default: what fits its memory]",
+    help="Images per device at a time; gradients accumulate to --batch.  [default: what fits its memory]",
 )
 @optgroup.option("--seed", type=click.IntRange(0), help="Seed of every random stream.  [default: the preset's]")
 @optgroup.group("Other")
 @optgroup.option("--dry-run", is_flag=True, help="Print the resolved run, layer plan, parameters, memory; then exit.")
 @optgroup.option(
-    "--status", metavar="RUN", help="Print where a run stands, the newest of a folder of runs, and plot it; then exit."
+    "--status",
+    metavar="RUN",
+    help="Print and plot the progress of a run, or of the newest in a folder of runs; then exit.",
 )
 @reports_user_errors
 def main(*, status: str | None, dry_run: bool, assignments: tuple[str, ...], **options: object) -> None:
     """Train a multiscale generator.
 
-    --data alone is enough: device, preset, batch and output folder are chosen and printed. The same command typed again goes
-    on with the same run, to the bit; Ctrl-C, SIGTERM or SIGHUP finishes the step and keeps the state.
+    --data alone is enough: device, preset, batch and output folder are chosen and printed. The same command typed again
+    resumes the same run, bit for bit; Ctrl-C, SIGTERM or SIGHUP finishes the step and saves the state.
     """
     if status is not None:
         report_status(status)

@@ -36,17 +36,17 @@ TOKEN_FILE_BYTES = 4096
     "--export", metavar="FOLDER", help="Write a page that renders the model in any browser, without a server; exit."
 )
 @optgroup.option(
-    "--tiles", is_flag=True, help="With --export: one world as Deep Zoom tiles, where browsers cannot compute."
+    "--tiles", is_flag=True, help="With --export: one world as Deep Zoom tiles, for browsers too slow to render."
 )
 @optgroup.option("--world", metavar="WORLD", help="With --tiles: which, such as 3 or 3~7:0.25.  [default: 3]")
 @optgroup.group("Server")
-@optgroup.option("--host", default="127.0.0.1", help="Address to listen at; 0.0.0.0 for other machines, with a token.")
+@optgroup.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for other machines, with a token.")
 @optgroup.option("--port", type=click.IntRange(1, 65535), help="Port.  [default: the first free one from 8000]")
 @optgroup.option(
     "--token",
     envvar="MULTISCALE_TOKEN",
-    help="What every request must have; other users of this machine see it, unless it comes from the variable "
-    "MULTISCALE_TOKEN or a file.  [default: made up if others can connect]",
+    help="What every request must carry; other users of this machine see it, unless it comes from the variable "
+    "MULTISCALE_TOKEN or a file.  [default: a random one if others can connect]",
 )
 @optgroup.option("--token-file", metavar="FILE", help="A file whose first line is the token.")
 @optgroup.option(
@@ -57,10 +57,12 @@ TOKEN_FILE_BYTES = 4096
     "origins",
     metavar="ORIGIN",
     multiple=True,
-    help="Another site whose pages may have tiles, such as https://example.org; null: files; *: any.",
+    help="Another site whose pages may fetch tiles, such as https://example.org; null: files; *: any.",
 )
 @optgroup.option("--no-browser", is_flag=True, help="Do not open the page in a browser.")
-@optgroup.option("--cache-mb", type=click.IntRange(0), default=512, help="Tiles for other viewers kept on disk, in MB.")
+@optgroup.option(
+    "--cache-mb", type=click.IntRange(0), default=512, help="MB of tiles for other viewers to keep on disk."
+)
 @reports_user_errors
 def main(
     network: str | None,
@@ -76,7 +78,7 @@ def main(
     tiles: bool,
     world: str | None,
 ) -> None:
-    """Fly through the worlds of a model in the browser, and save images and films; Ctrl-C ends it."""
+    """Fly through the worlds of a model in the browser, and save images and films; Ctrl-C stops it."""
     if (tiles and export is None) or (world is not None and not tiles):
         raise UserError("--tiles goes with --export FOLDER, and --world with --tiles; give them together.")
     if export is not None:
@@ -98,7 +100,7 @@ def main(
     )
 
     def ready(url: str) -> None:
-        print(f"Explore at {url} (Ctrl-C ends it)", flush=True)
+        print(f"Explore at {url} (Ctrl-C stops it)", flush=True)
         if public_url is not None:
             return
         if "SSH_CONNECTION" in os.environ and is_loopback(host):
@@ -112,7 +114,7 @@ def main(
 
     serve(options, ready)
     sys.stdout.flush()
-    os._exit(0)  # at once: a thread may be within a layer or an encoder yet, and nobody waits for it
+    os._exit(0)  # at once: a thread may still be inside a layer or an encoder, and nobody waits for it
 
 
 def has_display() -> bool:

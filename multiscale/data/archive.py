@@ -372,7 +372,7 @@ def _identity(stream: IO[bytes]) -> tuple[int, int]:
 
 
 def _data_start(data: bytes) -> int:
-    """Length of the local header at the begin of ``data``, name and extra field included."""
+    """Length of the local header at the beginning of ``data``, name and extra field included."""
     if len(data) < _LOCAL.size or data[:4] != b"PK\x03\x04":
         raise ValueError("is damaged inside the ZIP (its header is missing)")
     _, name, extra = _LOCAL.unpack_from(data)

@@ -22,7 +22,7 @@ from multiscale.data.finding import find_pictures
 from multiscale.data.patches import MAX_OCTAVES
 from multiscale.data.pictures import Picture, forget_sources, shorter_side
 from multiscale.data.prepare import check_resolution, paper_counts, resolved_counts, write_patches
-from multiscale.data.processes import process_count
+from multiscale.data.process_pool import process_count
 from multiscale.data.source import counted, listed
 from multiscale.data.vips import Reading
 from torch_utils.random import stream

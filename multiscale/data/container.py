@@ -198,7 +198,7 @@ def open_sources(path: str | Path) -> list[PatchSource]:
     A path that exists is taken as it stands, whatever characters it holds.
 
     Raises:
-        UserError: nothing is there, or nothing matches; one of them is no readable ZIP or folder.
+        UserError: nothing is there, or nothing matches; one of them is not a readable ZIP or folder.
     """
     path = Path(path)
     if path.exists() or not glob.has_magic(str(path)):

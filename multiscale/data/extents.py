@@ -123,7 +123,7 @@ def _by_name(picture: Picture, pattern: re.Pattern[str]) -> Measured:
     try:
         return Measured(float(text), "its name's unit")
     except (TypeError, ValueError):
-        raise Unknown(f"has {text!r} in its name, which is no number") from None
+        raise Unknown(f"has {text!r} in its name, which is not a number") from None
 
 
 def _by_table(path: Path, folder: Path) -> Callable[[Picture], Measured]:
@@ -151,7 +151,7 @@ def _by_table(path: Path, folder: Path) -> Callable[[Picture], Measured]:
         try:
             return Measured(float(text), "the table's unit")
         except ValueError:
-            raise Unknown(f"has the extent {text[:40]!r}, which is no number") from None
+            raise Unknown(f"has the extent {text[:40]!r}, which is not a number") from None
 
     return measure
 
@@ -201,7 +201,7 @@ def _tags(picture: Picture, kind: str) -> tuple[dict[int, Any], str, str | None]
             page = file.pages.first
             return {tag.code: tag.value for tag in page.tags}, page.description, file.ome_metadata
     except Exception as error:
-        raise Unknown(f"is no {kind} ({type(error).__name__})") from error
+        raise Unknown(f"is not a {kind} ({type(error).__name__})") from error
 
 
 def _by_geotiff(picture: Picture) -> Measured:

@@ -1,6 +1,6 @@
 """Pictures fetched by HTTP: few at a time, tried again, kept on disk, and looked at before they are kept.
 
-Nothing but ``http`` and ``https`` is followed, redirects included; what is no picture of the expected size is not kept.
+Nothing but ``http`` and ``https`` is followed, redirects included; anything but a picture of the expected size is not kept.
 """
 
 from __future__ import annotations
@@ -252,14 +252,14 @@ def check_picture(data: bytes, wanted: Wanted) -> None:
     """Look at what came, and decode it, so that nothing broken is kept.
 
     Raises:
-        Refused: it is no picture, or of another size.
+        Refused: it is not a picture, or has another size.
         _NotNow: it is cut off.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:
         begin = data[:40].decode("latin-1").split()
-        raise Refused(f"is no picture (it begins with {' '.join(begin)[:40]!r})") from error
+        raise Refused(f"is not a picture (it begins with {' '.join(begin)[:40]!r})") from error
     if max(abs(image.width - wanted.width), abs(image.height - wanted.height)) > wanted.slack:
         raise Refused(f"has {image.width} x {image.height} pixels, and {wanted.width} x {wanted.height} are right")
     try:

@@ -17,7 +17,7 @@ from dnnlib.files import cache_folder
 from dnnlib.progress import progress_bar
 from dnnlib.reading import regular_size
 from multiscale.data.pictures import Picture, examine, remove_broken_levels
-from multiscale.data.processes import in_order
+from multiscale.data.process_pool import in_order
 from multiscale.data.source import counted, listed
 from multiscale.data.vips import NotAPicture, Reading, Unreadable
 
@@ -83,7 +83,7 @@ class _ExamineJob(NamedTuple):
 
 
 def _examine(job: _ExamineJob) -> Picture | str | None:
-    """What a file is, why it cannot be used, or None if it is no picture and does not say so."""
+    """What a file is, why it cannot be used, or None if it neither is a picture nor claims to be one."""
     try:
         regular_size(job.path, "the image")
     except UserError as error:

@@ -25,7 +25,7 @@ from multiscale.data.finding import find_pictures
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
 from multiscale.data.pictures import Place, depth_of, forget_sources, octaves_at
 from multiscale.data.procedural import render_batch
-from multiscale.data.processes import in_order, process_count
+from multiscale.data.process_pool import in_order, process_count
 from multiscale.data.remote import Tiles, fetch_tiles, is_remote, open_tiles, tiles_of
 from multiscale.data.source import listed
 from multiscale.data.vips import Reading

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from multiscale.data.grids import (
+from multiscale.data.procedural_grids import (
     HALF_TAPS_PX,
     SUPERSAMPLING,
     Grid,

@@ -144,7 +144,7 @@ def open_remote(
 
 def _read_file(path: Path) -> bytes:
     if regular_size(path, "the description of tiles") > XML_BYTES:
-        raise UserError(f"{path} is no description of tiles: it has more than {XML_BYTES >> 20} MB.")
+        raise UserError(f"{path} is not a description of tiles: it has more than {XML_BYTES >> 20} MB.")
     return path.read_bytes()
 
 

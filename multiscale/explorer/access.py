@@ -1,7 +1,7 @@
 """Who may use the server: its own page on this machine, or whoever has the token.
 
-Without a token the server listens on loopback only, and a request must be addressed to a loopback name, so that no page of
-the web reaches it under a name of its own (DNS rebinding). With one, every request must have it.
+Without a token the server listens on loopback only, and requests must be addressed to a loopback name, so that no website
+reaches it under its own domain name (DNS rebinding). With a token, every request must carry it.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ _COOKIE_SECONDS = 30 * 24 * 3600
 
 
 def token_for(host: str, token: str | None, *, is_public: bool = False) -> str | None:
-    """The token of a server at ``host``: the one given; made up where others than this machine can connect; else none.
+    """The token of a server at ``host``: the one given; else a random one if other machines can connect; else none.
 
     ``is_public``: a proxy lets others in.
 
     Raises:
-        UserError: the one given is too short, or has characters that are not in addresses.
+        UserError: the one given is too short, or has characters that a URL cannot hold.
     """
     if token is None:
         return None if is_loopback(host) and not is_public else secrets.token_urlsafe(18)
     if not _TOKEN.fullmatch(token):
         raise UserError(
-            "A --token must have 8 to 200 letters, digits or signs of ASCII, without spaces; leave it out to have one made up."
+            "A --token must have 8 to 200 ASCII letters, digits or symbols, without spaces; leave it out to have one generated."
         )
     return token
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address, as given to ``--host`` or in a request, means this machine alone."""
+    """Whether a name or an address, as given to ``--host`` or in a request, means this machine only."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:
@@ -63,7 +63,7 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_origin(text: str) -> str:
-    """An origin, such as ``https://example.org``, as browsers write it; ``null`` is that of files, ``*`` means any.
+    """An origin, such as ``https://example.org``, as browsers write it; ``null`` is that of local files, ``*`` means any.
 
     Raises:
         UserError: it is something else.
@@ -74,14 +74,14 @@ def parse_origin(text: str) -> str:
         parts = urlsplit(text.rstrip("/"))
         if parts.scheme in ("http", "https") and parts.hostname and not (parts.path or parts.query or parts.fragment):
             return f"{parts.scheme}://{parts.netloc.lower()}"
-    raise UserError(f"--allow-origin {text[:80]} is no origin; give one such as https://example.org, or * for any.")
+    raise UserError(f"--allow-origin {text[:80]} is not an origin; give one such as https://example.org, or * for any.")
 
 
 def parse_public_url(text: str) -> str:
-    """The address under which others reach the server through a proxy, without a slash at its end.
+    """The address at which others reach the server through a proxy, without a trailing slash.
 
     Raises:
-        UserError: it is no http or https address, or has a query.
+        UserError: it is not an http or https URL, or has a query.
     """
     with contextlib.suppress(ValueError):
         parts = urlsplit(text)
@@ -91,16 +91,16 @@ def parse_public_url(text: str) -> str:
             and not (parts.query or parts.fragment or parts.username)
         ):
             return text.rstrip("/")
-    raise UserError(f"--public-url {text[:80]} is no address; give one such as https://example.org/worlds.")
+    raise UserError(f"--public-url {text[:80]} is not a URL; give one such as https://example.org/worlds.")
 
 
 class Access:
     """The check of every request.
 
     Args:
-        token: What a request must have; None: it must be addressed to a loopback name.
-        origins: Of other sites whose pages may have tiles, as of :func:`parse_origin`.
-        public_url: Where a proxy serves this server, as of :func:`parse_public_url`.
+        token: What every request must carry; None: requests must be addressed to a loopback name.
+        origins: Other sites whose pages may fetch tiles, from :func:`parse_origin`.
+        public_url: Where a proxy serves this server, from :func:`parse_public_url`.
     """
 
     def __init__(self, token: str | None, *, origins: Collection[str] = (), public_url: str | None = None) -> None:
@@ -112,12 +112,12 @@ class Access:
 
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """A middleware: 403 for what may not be, a redirect that turns the token of an address into a cookie."""
+        """Middleware: 403 for what is not allowed; a redirect turns a token in the address into a cookie."""
         if self.token is None:
             if not is_loopback(_name_of(request.host)):
                 raise web.HTTPForbidden(text="This server answers to loopback names only; give zoom.py a --token.")
         elif not self._admitted(request):
-            raise web.HTTPForbidden(text="The token is missing or wrong; open the address that zoom.py has printed.")
+            raise web.HTTPForbidden(text="The token is missing or wrong; open the address that zoom.py printed.")
         changes = request.method not in ("GET", "HEAD") or _is_upgrade(request)
         is_open = not changes and (request.path == "/" or self.allows(request))
         if not is_open and not self._of_own_page(request):
@@ -152,12 +152,12 @@ class Access:
         return response
 
     def allows(self, request: web.Request) -> bool:
-        """Whether a request is for tiles, by a page of another site that may have them."""
+        """Whether this is a request for tiles from another site's page that may have them."""
         is_tile = request.path.startswith(("/tiles/", "/iiif/"))
         return is_tile and ("*" in self.origins or _origin_of(request) in self.origins)
 
     def shared_headers(self, request: web.Request) -> dict[str, str]:
-        """Headers of tiles that let other sites' pages read them, where those may."""
+        """CORS headers of tiles, for the sites that may have them."""
         if "*" in self.origins:
             return {"Access-Control-Allow-Origin": "*"}
         if not self.origins:
@@ -167,7 +167,7 @@ class Access:
         return {**shared, "Vary": "Origin"}
 
     def _of_own_page(self, request: web.Request) -> bool:
-        """Whether a request comes from the server's page, or from no page at all; browsers always say."""
+        """Whether a request comes from the server's page, or from no page at all; browsers always tell."""
         origin = request.headers.get("Origin")
         if origin is None:
             return request.headers.get("Sec-Fetch-Site", "none") in ("same-origin", "none")
@@ -202,10 +202,10 @@ def origin_of_address(address: str) -> str:
 
 
 def _origin_of(request: web.Request) -> str:
-    """The site whose page asks: browsers name it for some requests, and for others the page that it stands on."""
+    """The site whose page sent a request, by its Origin header, else by Referer."""
     return request.headers.get("Origin") or origin_of_address(request.headers.get("Referer", ""))
 
 
 def _token_in_path(request: web.Request) -> str:
-    """The token among the options behind a world (see :func:`multiscale.explorer.messages.split_options`)."""
+    """The token among the options after a world (see :func:`multiscale.explorer.messages.split_options`)."""
     return split_options(request.match_info.get("world", ""))[1].get("token", "")

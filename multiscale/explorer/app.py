@@ -15,7 +15,7 @@ from dnnlib.errors import UserError
 from multiscale.explorer.access import HEADERS, Access
 from multiscale.explorer.connections import Connections
 from multiscale.explorer.films import Film
-from multiscale.explorer.images import Images
+from multiscale.explorer.image_downloads import ImageDownloads
 from multiscale.explorer.messages import LIMITS, MESSAGE_BYTES, FilmRequest, parse_json
 from multiscale.explorer.services import Services
 from multiscale.explorer.session import Session
@@ -26,19 +26,19 @@ from multiscale.rendering.worlds import World
 STATIC = Path(__file__).with_name("static")
 SOCKETS = 64
 SILENT_SECONDS = 30.0
-"""After which a page that has said nothing makes room for another; a page says something every few seconds."""
+"""A page silent for so long makes room for another; pages ping every few seconds."""
 BODY_SECONDS = 20.0
-"""In which the body of a request must have come."""
+"""Time in which the body of a request must arrive."""
 REQUESTS = 256
 SCAN_SECONDS = 3.0
 HEARTBEAT_SECONDS = 60.0
 UNCHANGED = {"Cache-Control": "no-cache"}
-"""Headers of what a browser may keep, but has to ask about each time."""
+"""Headers of what a browser may keep, but must revalidate each time."""
 UNKEPT = {"Cache-Control": "no-store"}
 
 
 class Explorer:
-    """One server's application, ``app``."""
+    """The web application of one server, ``app``."""
 
     def __init__(self, services: Services, access: Access) -> None:
         self.services = services
@@ -49,7 +49,7 @@ class Explorer:
             middlewares=[self._answering, self._bounding, access.check], client_max_size=MESSAGE_BYTES
         )
         self.app.on_response_prepare.append(_add_headers)
-        images, tiles = Images(services), Tiles(services, access)
+        images, tiles = ImageDownloads(services), Tiles(services, access)
         self.app.router.add_get("/", self._page)
         self.app.router.add_get("/static/{name}", self._static)
         self.app.router.add_get("/ws", self._socket, allow_head=False)
@@ -62,7 +62,7 @@ class Explorer:
         tiles.add_to(self.app.router)
 
     async def watch(self) -> None:
-        """Notice new snapshots, for as long as the server runs."""
+        """Watch for new snapshots while the server runs."""
         while True:
             await asyncio.sleep(SCAN_SECONDS)
             try:
@@ -75,7 +75,7 @@ class Explorer:
                 self.services.note(error)
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         await asyncio.gather(*(session.close() for session in self.sessions), return_exceptions=True)
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
@@ -83,7 +83,7 @@ class Explorer:
 
     async def _static(self, request: web.Request) -> web.StreamResponse:
         files = {path.name: path for path in STATIC.iterdir() if path.is_file()}
-        if request.match_info["name"] not in files:  # the name in a request is never made a path
+        if request.match_info["name"] not in files:  # the name in a request never becomes a path
             raise web.HTTPNotFound
         return web.FileResponse(files[request.match_info["name"]], headers=UNCHANGED)
 
@@ -113,7 +113,7 @@ class Explorer:
         return answer
 
     async def _make_room(self) -> bool:
-        """End the connection that has been silent longest; False if none has been for long."""
+        """Close the connection that has been silent longest; False if none has been silent for long."""
         silent = min(self.sessions, key=lambda session: session.heard)
         if time.monotonic() - silent.heard < SILENT_SECONDS:
             return False
@@ -125,7 +125,7 @@ class Explorer:
         try:
             body = await asyncio.wait_for(request.read(), BODY_SECONDS)
         except asyncio.TimeoutError:
-            raise web.HTTPRequestTimeout(text="The request did not come whole in time.") from None
+            raise web.HTTPRequestTimeout(text="The request did not arrive in time.") from None
         wanted = parse_json(FilmRequest, body)
         network = await self.services.library.get(wanted.network)
         film = self.services.films.start(network, World.parse(wanted.world), wanted)
@@ -154,7 +154,7 @@ class Explorer:
 
     @web.middleware
     async def _answering(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every refusal and failure is a JSON object with a message."""
+        """Answer every refusal and failure with a JSON object that has a message."""
         try:
             return await handler(request)
         except web.HTTPException as error:
@@ -165,7 +165,7 @@ class Explorer:
         except UserError as error:
             return _message(400, str(error))
         except Cancelled:
-            return _message(503, "The server ends.")
+            return _message(503, "The server is shutting down.")
         except ConnectionError:
             raise
         except Exception as error:

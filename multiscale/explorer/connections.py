@@ -18,15 +18,15 @@ from typing import Any
 from aiohttp import web
 
 CONNECTIONS = 512
-"""Open at once, of any kind, at most."""
+"""Limit of open connections of any kind."""
 ADDRESS_CONNECTIONS = 256
-"""Of one address; idle ones beyond are closed. A proxy's clients have one address together."""
+"""Limit for one address, beyond which idle ones are closed. A proxy's clients share one address."""
 SPARE_DESCRIPTORS = 64
-"""Files that the server has open beside connections, at most."""
+"""File descriptors reserved for what is not a connection."""
 IDLE_SECONDS = 15.0
-"""Longest without a request, from the first byte to the end of its headers too."""
+"""Longest wait for a request, and from its first byte to the end of its headers."""
 STALLED_SECONDS, STALLED_BYTES = 20.0, 1 << 16
-"""An answer must be read by so many bytes in this time, or to its end."""
+"""In this time a client must read so many bytes of an answer, or the rest of it."""
 SWEEP_SECONDS = 0.5
 
 
@@ -41,7 +41,7 @@ class Connections:
         self._unread: dict[Any, tuple[int, float]] = {}
 
     def protocol_for(self, server: web.Server) -> asyncio.BaseProtocol:
-        """What serves a new connection: where there are too many, one that is idle makes room, or the new one is closed."""
+        """The protocol of a new connection; where there are too many, an idle one is closed, or else the new one."""
         self._server = server
         found = server.connections
         if len(found) >= self.limit and not self._make_room(found):
@@ -49,24 +49,24 @@ class Connections:
         return server()
 
     def begin(self, protocol: Any) -> None:
-        """A request has come whole."""
+        """A request has arrived."""
         self._busy[protocol] += 1
 
     def end(self, protocol: Any) -> None:
-        """It has been answered, but for what lies in the connection's buffer."""
+        """It has been answered, except for what is still in the connection's buffer."""
         self._busy[protocol] -= 1
         if not self._busy[protocol]:
             del self._busy[protocol]
         self._idle_since[protocol] = time.monotonic()
 
     async def watch(self) -> None:
-        """Close what has been idle or unread for too long, for as long as the server runs."""
+        """Close what has been idle or unread for too long, while the server runs."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self.sweep()
 
     def sweep(self) -> None:
-        """Look at all connections once."""
+        """Check all connections once."""
         now, found = time.monotonic(), [] if self._server is None else self._server.connections
         self._idle_since = {each: self._idle_since.get(each, now) for each in found}
         self._unread = {each: self._read(each, now) for each in found if _buffered(each)}
@@ -91,7 +91,7 @@ class Connections:
         return protocol not in self._busy and not _buffered(protocol)
 
     def _make_room(self, those: list[Any], count: int = 1) -> bool:
-        """Close those of some connections which have been idle longest, ``count`` at most; False if none is idle."""
+        """Close up to ``count`` of ``those`` that have been idle longest; False if none is idle."""
         now = time.monotonic()
         idle = [each for each in those if self._is_idle(each) and not _is_closing(each)]
         for each in heapq.nsmallest(count, idle, key=lambda each: self._idle_since.setdefault(each, now)):
@@ -100,14 +100,14 @@ class Connections:
 
 
 class _Refusal(asyncio.Protocol):
-    """Ends a connection as soon as it is made."""
+    """Closes a connection as soon as it is made."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
 
 
 def _descriptors() -> int:
-    """Files that this process may have open, after asking for as many as it needs."""
+    """Limit of this process's open files, raised to what the server needs if the system allows it."""
     if sys.platform == "win32":
         return 1 << 20
     import resource
@@ -136,7 +136,7 @@ def _abort(protocol: Any) -> None:
 
 
 def _address(protocol: Any) -> str:
-    """Who is at the other end: an address, of version 6 without the half that anybody may choose."""
+    """The client's address; of IPv6 its /64 network, as clients choose the rest freely."""
     name = None if protocol.transport is None else protocol.transport.get_extra_info("peername")
     if not name:
         return ""

@@ -1,4 +1,4 @@
-"""Films that clients have asked for: rendered one after the other between everybody's frames, kept in a temporary folder."""
+"""Films that clients have ordered: rendered one at a time, in between everybody's frames, and kept in a temporary folder."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ UNFINISHED = 8
 KEPT = 16
 KEPT_BYTES = 2 << 30
 FILM_BYTES = 1 << 29
-"""Of a film, at most; with the finished ones that are kept it makes ``KEPT_BYTES``."""
+"""Limit of one film; together with the finished ones it stays within ``KEPT_BYTES``."""
 KEPT_SECONDS = 3600.0
-"""For which a finished film can be fetched."""
+"""How long a finished film can be fetched."""
 
 log = logging.getLogger(__name__)
 
@@ -62,14 +62,14 @@ class Films:
         self._queue = queue
         self._films: dict[str, Film] = {}
         self.folder: Path | None = None
-        """Where the files are; made with the first film."""
+        """Where the files are; created with the first film."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="film")
 
     def start(self, network: Network, world: World, request: FilmRequest) -> Film:
-        """Have a film rendered after those that wait.
+        """Queue a film.
 
         Raises:
-            UserError: too many wait already, or the disk has no room.
+            UserError: too many are queued already, or the disk is full.
         """
         if sum(film.state == "rendering" for film in self._films.values()) >= UNFINISHED:
             raise UserError(f"{UNFINISHED} films are waiting or being rendered; wait for one, or cancel it.")
@@ -77,7 +77,7 @@ class Films:
             self.folder = new_temporary_folder("multiscale-films")
         self.forget_oldest()
         if shutil.disk_usage(self.folder).free < 2 * FILM_BYTES:
-            raise UserError("The server's disk has no room for a film; try again when there is.")
+            raise UserError("The server's disk has no space for a film; try again later.")
         name = secrets.token_hex(12)
         film = self._films[name] = Film(name, self.folder / f"{name}.mp4")
         loop = asyncio.get_running_loop()
@@ -105,18 +105,18 @@ class Films:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _render(self, film: Film, network: Network, world: World, request: FilmRequest) -> None:
-        """On the films' thread."""
+        """Runs on the films' thread."""
 
         def cancelled() -> bool:
             return film.state != "rendering" or self._queue.stopped
 
-        def advance(share: float) -> None:
-            film.progress = min(share, 1.0)
+        def advance(fraction: float) -> None:
+            film.progress = min(fraction, 1.0)
             check_room()
 
         def check_room() -> None:
             if _bytes_below(film.path.parent) > KEPT_BYTES:
-                raise UserError("The film takes too much room on the server; ask for fewer or smaller frames.")
+                raise UserError("The film takes too much space on the server; ask for fewer or smaller frames.")
 
         renderer = QueuedRenderer(network.renderer, self._queue, film.owner)
         keyframes = [Keyframe(keyframe.zoom, keyframe.x, keyframe.y) for keyframe in request.keyframes]
@@ -154,7 +154,7 @@ class Films:
                 film.path.unlink(missing_ok=True)
 
     def forget_oldest(self) -> None:
-        """Keep to the bounds of count, bytes and age; films being rendered stay."""
+        """Enforce the limits of number, bytes and age; films being rendered stay."""
         finished = [film for film in self._films.values() if film.state != "rendering"]
         sizes = [film.path.stat().st_size if film.path.exists() else 0 for film in finished]
         latest = time.monotonic() - KEPT_SECONDS
@@ -168,7 +168,7 @@ class Films:
 
 
 def _bytes_below(folder: Path) -> int:
-    """Of the files of a folder; those that disappear meanwhile are left out."""
+    """Bytes of a folder's files, except those that disappear meanwhile."""
     total = 0
     for entry in os.scandir(folder):
         with contextlib.suppress(OSError):
@@ -177,7 +177,7 @@ def _bytes_below(folder: Path) -> int:
 
 
 class QueuedRenderer(Renderer):
-    """A renderer for other threads: each tile is a piece of the queue's work, so that frames slip in between."""
+    """A renderer for other threads: each tile is one piece of work in the queue, so that frames can go in between."""
 
     def __init__(self, renderer: Renderer, queue: RenderQueue, owner: Owner) -> None:
         super().__init__(renderer.generator, renderer.device)

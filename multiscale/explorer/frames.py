@@ -1,6 +1,6 @@
 """From a request to an encoded picture: views of a world, and how much two scales of it disagree.
 
-The functions that render are generators, one tile a step, for :mod:`multiscale.explorer.scheduler`; encoding is for other
+The functions that render are generators, one tile a step, for :mod:`multiscale.explorer.scheduler`; encoding runs on other
 threads. Shapes: C channels, H and W height and width in pixels.
 """
 
@@ -24,10 +24,10 @@ from multiscale.rendering.worlds import World
 from multiscale.view import Region
 
 WHOLE_PX = 1 << 19
-"""Drafts of up to this size are one piece."""
+"""Drafts of up to this size are rendered in one piece."""
 DRAFT_QUALITY, SHARP_QUALITY = 85, 95
 HEAT_FULL = 0.5
-"""Mean |difference| over the channels, of a range of 2, that has the last colour; colours go with its square root."""
+"""Mean |difference| over the channels (range 2) of the last colour; colours follow its square root."""
 HEAT = ((0, 0, 4), (60, 15, 112), (140, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191))
 MOST_DB = 120.0
 
@@ -41,14 +41,14 @@ class Frame:
     region: Region
     extrapolation: float
     error_db: float | None = None
-    """Of an error picture: PSNR in dB of one scale against the other, for a range of 2."""
+    """For an error picture: PSNR in dB between the two scales, for a range of 2."""
 
 
 def check(network: Network, request: FrameRequest) -> World:
-    """The world of a request that can be rendered.
+    """The world of a request.
 
     Raises:
-        UserError: it cannot.
+        UserError: the request cannot be rendered.
     """
     network.renderer.check(request.region, extrapolate=request.extrapolate)
     if request.error and min(request.width, request.height) < 2:
@@ -81,7 +81,7 @@ def image(
     convert: Callable[[torch.Tensor], np.ndarray] = to_uint8,
     dtype: type[np.generic] = np.uint8,
 ) -> Generator[None, None, np.ndarray]:
-    """Pixels [H, W, C] of a region; ``convert`` makes them, of ``dtype``, from each tile [C, h, w]."""
+    """Pixels [H, W, C] of a region; ``convert`` turns each tile [C, h, w] into pixels of ``dtype``."""
     pixels = np.empty((region.height, region.width, renderer.generator.config.img_channels), dtype)
     tiles = renderer.tiles(world, region, truncation_psi, extrapolate=extrapolate, cancelled=cancelled)
     for tile in placed(tiles, pixels, convert):
@@ -92,7 +92,7 @@ def image(
 
 
 def encode(frame: Frame, quality: str) -> bytes:
-    """JPEG: small for a draft, without loss of colour resolution otherwise."""
+    """As JPEG, with subsampled colour in drafts only."""
     if quality == "draft":
         return encode_jpeg(frame.pixels, DRAFT_QUALITY, subsampling=2)
     return encode_jpeg(frame.pixels, SHARP_QUALITY)

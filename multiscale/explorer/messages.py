@@ -1,4 +1,4 @@
-"""What a client may say, bounded in every number, count and length; and how a frame is packed for it."""
+"""What clients may send, bounded in every number, count and length; and how frames are packed for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FRAME_PX = 1 << 22
 SIDE_PX = 8192
 IMAGE_PX = 1 << 26
 FILM_TOTAL_PX = 1 << 36
-"""Of all frames of a film together: 40 minutes of 1280 x 720 at 30 a second."""
+"""Over all frames of a film: 40 minutes of 1280 x 720 at 30 frames per second."""
 FILM_PX = 3840 * 2160
 FILM_FRAMES = 36_000
 KEYFRAMES = 64
@@ -43,7 +43,7 @@ class _Message(BaseModel):
 
 
 class _Looks(_Message):
-    """A network and a world; without a network the server's default is meant."""
+    """A network (None: the server's default) and a world."""
 
     network: NetworkName | None = None
     world: WorldText
@@ -78,7 +78,7 @@ class FrameRequest(_Picture):
 
 
 class CancelRequest(_Message):
-    """Forget what a slot has asked for."""
+    """Drop what a slot has requested."""
 
     type: Literal["cancel"]
     slot: Slot
@@ -92,7 +92,7 @@ class Ping(_Message):
 
 
 class ImageQuery(_Picture):
-    """An image to take home."""
+    """An image to download."""
 
     depth: Literal["8", "16"] = "8"
 
@@ -102,14 +102,14 @@ class ImageQuery(_Picture):
 
 
 class TileQuery(_Message):
-    """What tiles show, beside their world."""
+    """What tiles show, besides their world."""
 
     network: NetworkName | None = None
     trunc: Truncation = 1.0
 
 
 class KeyframeRequest(_Message):
-    """A view of a film's path."""
+    """A view on a film's path."""
 
     zoom: Annotated[float, Field(ge=1, le=2**24)]
     x: Annotated[float, Field(ge=-0.5, le=0.5)]
@@ -141,10 +141,10 @@ _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 
 def parse_message(text: str) -> Message:
-    """A message of the WebSocket.
+    """A message from the WebSocket.
 
     Raises:
-        UserError: it is no JSON, or not within its bounds.
+        UserError: it is not JSON, or out of bounds.
     """
     try:
         return _MESSAGE.validate_json(text)
@@ -161,7 +161,7 @@ def parse_json(model: type[M], body: bytes) -> M:
 
 
 def parse_query(model: type[M], query: Mapping[str, str]) -> M:
-    """The query of an address (an empty value is one that is not given); errors as above."""
+    """The query of an address (an empty value counts as not given); errors as above."""
     try:
         return model.model_validate_strings({name: value for name, value in query.items() if value != ""})
     except ValidationError as error:
@@ -169,17 +169,17 @@ def parse_query(model: type[M], query: Mapping[str, str]) -> M:
 
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:
-    """A world in the path of an address, and the options behind it: ``3;trunc=0.7`` -> ``3``, ``{"trunc": "0.7"}``.
+    """A world in the path of an address, and the options after it: ``3;trunc=0.7`` -> ``3``, ``{"trunc": "0.7"}``.
 
-    Viewers put what they want behind the addresses that they are given, so that options in a query are lost. Values may be
-    quoted, as :func:`join_options` does.
+    Viewers append to the addresses they are given, so options in a query would be lost. Values may be quoted, as by
+    :func:`join_options`.
     """
     world, *options = text.split(";")
     return world, {name: unquote(value) for name, _, value in (option.partition("=") for option in options)}
 
 
 def join_options(world: str, options: Mapping[str, str]) -> str:
-    """The inverse, for the path of an address: quoted twice, for the server takes the one off before anybody looks."""
+    """The inverse, for the path of an address: quoted twice, as the server unquotes once before routing."""
     return quote(world, safe=":~@") + "".join(
         f";{name}={quote(quote(value, safe=''))}" for name, value in options.items()
     )
@@ -193,7 +193,7 @@ def parse_world(text: str) -> World:
 
 
 def sender_of(text: str) -> tuple[int | None, str | None]:
-    """Id and slot of a message that is otherwise wrong, as far as it has them."""
+    """Id and slot of an invalid message, as far as it has them."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -218,7 +218,7 @@ def _at_most(picture: Any, pixels: int) -> Any:
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, in a few words."""
+    """The first error, in a few words."""
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in found["loc"])[:80]
     what = found["msg"].removeprefix("Value error, ")[:200]

@@ -19,10 +19,10 @@ from multiscale.runs.snapshots import BUNDLED, Snapshot, find_network, load_snap
 
 LOADED = 3
 UNKNOWN: dict[str, Any] = dict.fromkeys(("kimg", "resolution", "octaves", "world_px", "layers", "channels", "licence"))
-"""What is said of a snapshot that cannot be read."""
+"""Facts of a snapshot that cannot be read."""
 
 LICENCE_CHARACTERS = 200
-"""Of a licence's name that clients are told."""
+"""Limit of a licence's name as sent to clients."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Entry:
 
     path: Path
     stamp: tuple[int, int]
-    """Time of change in nanoseconds, and bytes."""
+    """Modification time in nanoseconds, and size in bytes."""
     facts: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """What clients call it."""
+        """Its name for clients."""
         return self.path.stem
 
 
@@ -50,12 +50,12 @@ class Network:
     renderer: Renderer
     """For any image, in pieces."""
     drafts: Renderer
-    """For many images of few shapes, each at once and fast: their outermost pixels are right to 66 dB only."""
+    """For many images of few shapes, fast and in one piece each: their outermost pixels are accurate to 66 dB only."""
 
 
 @dataclass
 class Library:
-    """The networks of one server. Methods are for the event loop, but for :meth:`scan`."""
+    """The networks of one server. Methods are for the event loop, except :meth:`scan`."""
 
     network: str | None
     """A file, a run's folder, or None for the newest run."""
@@ -86,7 +86,7 @@ class Library:
             raise UserError(f"Cannot read the network {path}: it has just disappeared.")
 
     def scan(self) -> bool:
-        """Look at the disk; whether the list has changed. Networks that have all disappeared stay listed."""
+        """Look at the disk; whether the list has changed. It stays as it is if all networks have disappeared."""
         found = {}
         for path in snapshots_of(self.run) if self.run is not None else [self._file]:
             try:
@@ -111,10 +111,10 @@ class Library:
         return entry.facts["octaves"] is not None and (entry.name, entry.stamp) not in self._broken
 
     async def first(self) -> Network:
-        """The newest network that can be read; what is wrong with newer ones is printed.
+        """The newest network that can be read; errors of newer ones are printed.
 
         Raises:
-            UserError: none can; says what is wrong with the newest.
+            UserError: none can; the message is about the newest.
         """
         reason: UserError | None = None
         for _ in range(len(self.entries)):
@@ -125,11 +125,11 @@ class Library:
                 reason = reason or error
                 self._broken.add((name, self.entries[name].stamp))
                 if any(self._is_usable(entry) for entry in self.entries.values()):
-                    print(f"{error} An older one of the run is shown.", flush=True)
+                    print(f"{error} Showing an older one of the run.", flush=True)
         raise reason or UserError("There is no network.")
 
     def listing(self) -> list[dict[str, Any]]:
-        """What clients are told."""
+        """The networks as clients see them."""
         default = self.default
         return [
             {"name": name, **(entry.facts if self._is_usable(entry) else UNKNOWN), "current": name == default}
@@ -147,7 +147,7 @@ class Library:
             return network
         entry = self.entries.get(name)
         if entry is None:
-            raise UserError(f"There is no network {name!r} here (any more); choose one of the list.")
+            raise UserError(f"There is no network {name!r} here (any more); choose one from the list.")
         key = name, entry.stamp
         if key not in self._arriving:
             self._arriving[key] = asyncio.create_task(self._load(entry))
@@ -157,7 +157,7 @@ class Library:
     async def _load(self, entry: Entry) -> Network:
         try:
             snapshot = await asyncio.get_running_loop().run_in_executor(self._loader, load_snapshot, entry.path)
-        except UserError as error:  # for clients, who need not know where it is
+        except UserError as error:  # for clients, which need not know the path
             self._broken.add((entry.name, entry.stamp))
             raise UserError(str(error).replace(str(entry.path), entry.path.name)) from error
         job = self.queue.call(self._owner, Rank.DRAFT, lambda _: self._placed(entry, snapshot))
@@ -194,7 +194,7 @@ class Library:
 
 
 def header_facts(path: Path) -> dict[str, Any]:
-    """What a snapshot's header says, without reading weights; None for each thing that it does not."""
+    """What a snapshot's header says, without reading weights; None where it says nothing."""
     facts = dict(UNKNOWN)
     try:
         config, info = read_header(path)

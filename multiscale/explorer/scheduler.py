@@ -1,8 +1,8 @@
-"""One thread does everything that a device computes, in pieces: between two pieces, whatever is more urgent goes first.
+"""One thread does all the computing of a device, in pieces: after each piece, the most urgent job goes on.
 
 A job is a generator; each step of it is one piece, such as a tile of an image or a frame of a film. Drafts come before sharp
-images and these before long jobs; among equals, whoever has waited longest since being served last. But whoever has taken more
-of the thread lately than another who waits comes after them, however urgent: nobody's drafts keep others from sharp images.
+images and these before long jobs; among equals, whoever has waited longest since being served last. But an owner that has
+lately used more of the thread than another one waiting comes after it: nobody's drafts keep others from sharp images.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ PATIENCE_SECONDS = 3.0
 
 
 SHARE_SECONDS = 0.15
-"""Of the thread, that an owner may have taken more than the one who has taken least, of those who wait."""
+"""Thread time that an owner may have used beyond the waiting owner that has used least."""
 FORGET_SECONDS = 2.0
-"""In which what an owner has taken counts for half."""
+"""Half-life of the thread time that an owner has used."""
 
 
 class Rank(IntEnum):
@@ -51,16 +51,16 @@ class Owner:
         self._noted = 0.0
 
     def taken(self, now: float) -> float:
-        """Seconds of the thread that were spent on its jobs, those of long ago forgotten by and by."""
+        """Thread time in seconds spent on its jobs, decaying with age."""
         return self._taken * 0.5 ** ((now - self._noted) / FORGET_SECONDS)
 
     def take(self, seconds: float, now: float) -> None:
-        """Note seconds that were spent."""
+        """Add seconds spent."""
         self._taken, self._noted = self.taken(now) + seconds, now
 
 
 class Job(Generic[T]):
-    """A job that has been asked for; call :meth:`close` in any case, as soon as its result is used or no longer wanted."""
+    """A submitted job; always call :meth:`close`, as soon as its result has been used or is no longer wanted."""
 
     def __init__(self, queue: RenderQueue, owner: Owner, rank: Rank, work: Work[T]) -> None:
         self.future: Future[T] = Future()
@@ -71,7 +71,7 @@ class Job(Generic[T]):
         self.began: float | None = None
         """When its first piece began, in seconds of ``time.perf_counter``."""
         self.render_seconds = 0.0
-        """What its pieces took."""
+        """Time spent on its pieces."""
         self.closed = False
         self.counted = False
         self._queue = queue
@@ -82,12 +82,12 @@ class Job(Generic[T]):
         self._queue.close(self)
 
     def drop(self) -> None:
-        """End the job before its first piece (of the queue alone)."""
+        """End the job before its first piece (for the queue only)."""
         self._pieces.close()
         self.future.set_exception(Cancelled())
 
     def advance(self) -> bool:
-        """Do the next piece; whether that was the last (of the queue alone, on its thread)."""
+        """Do the next piece; whether that was the last (for the queue only, on its thread)."""
         start = time.perf_counter()
         if self.began is None:
             self.began = start
@@ -173,7 +173,7 @@ class RenderQueue:
             raise
 
     def _step(self) -> bool:
-        """Wait for a piece and do it; False at the end. Nothing of the job is held while waiting."""
+        """Wait for a piece and do it; False at the end. No job is referenced while waiting."""
         with self._changed:
             while (job := self._choice()) is None:
                 if self.stopped:

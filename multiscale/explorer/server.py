@@ -33,7 +33,7 @@ from torch_utils.devices import default_device, keep_freed_memory
 
 FIRST_PORT, PORTS = 8000, 100
 END_SECONDS = 0.4
-"""What connections get to end by themselves, then requests, then the render thread."""
+"""Grace period of connections, then of requests, then of the render thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,23 +45,23 @@ class Options:
     port: int | None = None
     """None: the first free one."""
     token: str | None = None
-    """What every request must have; None only where the host is loopback and there is no ``public_url``."""
+    """What every request must carry; None only where the host is loopback and there is no ``public_url``."""
     origins: Sequence[str] = ()
-    """Of other sites whose pages may have tiles."""
+    """Other sites whose pages may fetch tiles."""
     public_url: str | None = None
     """Where a proxy serves this server."""
     cache_mb: int = 512
 
 
 def serve(options: Options, ready: Callable[[str], None]) -> None:
-    """Run a server until SIGINT, SIGTERM or SIGHUP. Threads that are within a layer or an encoder then may go on for a while.
+    """Run a server until SIGINT, SIGTERM or SIGHUP. Threads inside a layer or an encoder may outlast it for a while.
 
     Args:
         options: What to show, and where.
         ready: Called with the address of the page, with its token, when it can be opened.
 
     Raises:
-        UserError: no network, or no place to listen at.
+        UserError: no network, or no address to listen on.
     """
     logging.getLogger("aiohttp.server").addFilter(is_news)
     keep_freed_memory()
@@ -72,8 +72,8 @@ def serve(options: Options, ready: Callable[[str], None]) -> None:
 def _leave_a_core() -> None:
     """Render on one core fewer than there are, unless the environment says how many.
 
-    Threads of one layer wait for each other: with the browser, or the encoder, on one of their cores all of them are as late
-    as the last (measured on 4: a frame of 256 x 256 takes 287 ms on four threads then, 119 ms on three; 122 and 116 ms alone).
+    Threads of one layer wait for each other: with the browser or the encoder on one of their cores, all are as slow as that
+    one (measured on 4: a frame of 256 x 256 then takes 287 ms on four threads, 119 ms on three; 122 and 116 ms alone).
     """
     threads = torch.get_num_threads()
     if threads > 2 and "OMP_NUM_THREADS" not in os.environ:
@@ -83,7 +83,7 @@ def _leave_a_core() -> None:
 async def _serve(options: Options, ready: Callable[[str], None]) -> None:
     queue = RenderQueue()
     library = Library(options.network, default_device(), queue)
-    network = await library.first()  # what is wrong with it is said now
+    network = await library.first()  # reports what is wrong with it now
     services = Services(library, queue, Films(queue), DiskCache(cache_folder() / "tiles", options.cache_mb << 20))
     access = Access(options.token, origins=options.origins, public_url=options.public_url)
     explorer = Explorer(services, access)
@@ -107,7 +107,7 @@ async def _serve(options: Options, ready: Callable[[str], None]) -> None:
 
 
 def _warm_up(queue: RenderQueue, network: Network) -> None:
-    """Render something nobody has asked for yet, so that kernels are built and loaded."""
+    """Render a view before anybody asks, so that kernels are built and loaded."""
     job = queue.call(Owner(), Rank.DRAFT, lambda _: network.renderer.render([0], [1.0], [(0.0, 0.0)]))
     job.future.add_done_callback(lambda _: job.close())
 
@@ -115,7 +115,7 @@ def _warm_up(queue: RenderQueue, network: Network) -> None:
 async def _listen(
     runner: web.AppRunner, connections: Connections, host: str, port: int | None
 ) -> tuple[asyncio.Server, int]:
-    """Listen at a port, or at the first free one; what listens, and the port."""
+    """Listen on a port, or on the first free one; the listener, and the port."""
     assert runner.server is not None
     connected = partial(connections.protocol_for, runner.server)
     for candidate in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
@@ -127,7 +127,7 @@ async def _listen(
                 continue
             reason = "it is taken" if taken else error.strerror or error
             advice = "give another --port, or none for the first free one" if taken else "give another --host or --port"
-            raise UserError(f"Cannot listen at {host} port {candidate}: {reason}; {advice}.") from error
+            raise UserError(f"Cannot listen on {host} port {candidate}: {reason}; {advice}.") from error
     raise UserError(f"No port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free; give one with --port.")
 
 
@@ -141,7 +141,7 @@ def _stop_event() -> asyncio.Event:
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Whether a record of aiohttp's log is more than a request that is no HTTP."""
+    """Whether a record of aiohttp's log is about more than a request that is not HTTP."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 

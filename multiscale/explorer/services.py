@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Services:
-    """The networks, the render thread, and what is kept."""
+    """The networks, the render thread, films and the cache."""
 
     library: Library
     queue: RenderQueue
@@ -38,7 +38,7 @@ class Services:
         self._noted: set[tuple[str, str]] = set()
 
     def close(self, seconds: float) -> bool:
-        """Give up all work and remove all films; whether the render thread has ended within a time."""
+        """Give up all work and remove all films; whether the render thread has ended in time."""
         ended = self.queue.stop(seconds)
         self.films.close()
         for threads in (self._encoders, self._readers):
@@ -62,8 +62,8 @@ class Services:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function)
 
     def note(self, error: BaseException) -> None:
-        """Log an error that should not have happened, once for each place that it comes from."""
+        """Log an unexpected error, once for each place it comes from."""
         place = type(error).__name__, repr(traceback.extract_tb(error.__traceback__)[-1:])
         if place not in self._noted and len(self._noted) < PLACES_NOTED:
             self._noted.add(place)
-            log.error("This should not have happened; it is said once.", exc_info=error)
+            log.error("Unexpected error (reported once).", exc_info=error)

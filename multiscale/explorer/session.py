@@ -22,10 +22,10 @@ from multiscale.rendering.renderer import Cancelled
 SLOTS = 16
 """Slots of a connection that may wait at once."""
 MESSAGES_A_SECOND, BURST = 100.0, 400.0
-"""Messages of a connection that are heard at once, in the long run and after a silence; later ones wait their turn."""
+"""Messages read from a connection, on average and in a burst; later ones wait."""
 REQUESTS_A_SECOND, REQUESTS_BURST = 20.0, 60.0
-"""Requests of a connection that are taken up beyond those whose frames have been sent; of the others, each slot's newest is,
-later."""
+"""Requests taken up beyond those whose frames have been sent, on average and in a burst; of the others, each slot's newest
+is, later."""
 
 
 @dataclass(eq=False)
@@ -60,7 +60,7 @@ class Session:
         self._in_turn = asyncio.Lock()
         self._announcing: asyncio.Task[None] | None = None
         self.heard = time.monotonic()
-        """When its last message came."""
+        """When its last message arrived."""
         self._allowance = BURST
         self._waiting: dict[str, Errand] = {}
         self._taking: asyncio.Task[None] | None = None
@@ -80,22 +80,22 @@ class Session:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def announce(self, networks: list[dict[str, Any]]) -> None:
-        """Tell the client of new networks; a client that has not heard of the last ones yet hears of these alone."""
+        """Tell the client of new networks, in place of an announcement that is still unsent."""
         if self._announcing is not None:
             self._announcing.cancel()
         self._announcing = asyncio.create_task(self._say({"type": "networks", "networks": networks}))
 
     def end(self) -> None:
-        """End the connection at once: nobody may be at its other end any more."""
+        """Close the connection at once: its other end may be gone."""
         if self._transport is not None:
             self._transport.abort()
 
     async def close(self) -> None:
-        """End the connection, because the server ends."""
-        await self._socket.close(code=1001, message=b"The server ends.")
+        """Close the connection because the server is shutting down."""
+        await self._socket.close(code=1001, message=b"The server is shutting down.")
 
     async def _in_rate(self) -> None:
-        """Wait, and read nothing, where more has come than is heard at once."""
+        """Wait, reading nothing, while messages come too fast."""
         now = time.monotonic()
         self._allowance = min(self._allowance + (now - self.heard) * MESSAGES_A_SECOND, BURST) - 1
         self.heard = now
@@ -104,7 +104,7 @@ class Session:
 
     async def _hear(self, message: WSMessage) -> None:
         if message.type is not WSMsgType.TEXT:
-            await self._complain("Messages are JSON texts.")
+            await self._complain("Messages must be JSON text.")
             return
         try:
             said = parse_message(message.data)
@@ -123,7 +123,7 @@ class Session:
             self._ask(said)
 
     def _ask(self, request: FrameRequest) -> None:
-        """Take up a request in place of the slot's older one, now or when there have not been too many."""
+        """Take up a request in place of the slot's older one, now or once the rate allows it."""
         if self._taking is None and self._may_take():
             self._take(Errand(request))
             return

@@ -1,6 +1,6 @@
 """The world as tiles for other viewers: XYZ (Leaflet, QGIS), Deep Zoom and IIIF Image API 3 (OpenSeadragon), cached on disk.
 
-The page of the explorer itself is fed with frames (``session``, ``frames``)."""
+The explorer's own page gets frames (``session``, ``frames``)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from multiscale.rendering.pyramid import Pyramid
 from multiscale.view import Region
 
 FORMAT = 1
-"""Part of every key of the cache; to be raised when tiles are to look otherwise."""
+"""Part of every cache key; raised when tiles change their look."""
 FRESH_SECONDS = 3600
 INFO_TYPE = 'application/ld+json;profile="http://iiif.io/api/image/3/context.json"'
 _NUMBER = r"\d{1,7}"
@@ -33,23 +33,23 @@ _NUMBER = r"\d{1,7}"
 
 @dataclass(frozen=True)
 class Asked:
-    """What every request for tiles means."""
+    """What a request for tiles asks for."""
 
     network: Network
     pyramid: Pyramid
     world: str
     options: dict[str, str]
-    """Those of the address that were given, for further addresses."""
+    """Those given in the address, for further addresses."""
     headers: dict[str, str]
     """Of the answer."""
 
 
 class Tiles:
-    """The handlers of tiles; all viewers together have one turn on the render thread.
+    """The handlers of tiles; on the render thread all viewers together are one owner.
 
     Args:
         services: The server's.
-        access: Whose pages may read tiles, and where the server is for them.
+        access: Which sites may read tiles, and the server's public address.
     """
 
     def __init__(self, services: Services, access: Access) -> None:
@@ -110,12 +110,12 @@ class Tiles:
         world, query = parse_world(text), parse_query(TileQuery, options)
         network = await self._services.library.get(query.network)
         whose = "public" if self._access.token is None else "private"
-        fresh = f"max-age={FRESH_SECONDS}" if query.network else "no-cache"  # the default may be another one soon
+        fresh = f"max-age={FRESH_SECONDS}" if query.network else "no-cache"  # the default may change
         headers = {**self._access.shared_headers(request), "Cache-Control": f"{whose}, {fresh}"}
         return Asked(network, Pyramid(network.renderer, world, query.trunc), str(world), options, headers)
 
     async def _tile(self, request: web.Request, asked: Asked, region: Region, kind: str = "png") -> web.Response:
-        """A tile out of the cache, or a new one."""
+        """A tile from the cache, or a new one."""
         pyramid, services = asked.pyramid, self._services
         key = f"{FORMAT} {asked.network.digest} {pyramid.world} {pyramid.truncation_psi!r} {region}"
         key += "" if kind == "png" else f" {kind}"
@@ -143,7 +143,7 @@ def _with_options(request: web.Request) -> tuple[str, dict[str, str]]:
 
 @contextlib.contextmanager
 def _found() -> Iterator[None]:
-    """A tile that there is not is not found."""
+    """Answer 404 for a tile that does not exist."""
     try:
         yield
     except UserError as error:

@@ -9,7 +9,7 @@ import click
 from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError
 from multiscale.interop.pickles import load_published
-from multiscale.runs.named import local_path
+from multiscale.runs.remote import local_path
 from multiscale.runs.snapshots import save_snapshot
 
 

@@ -3,7 +3,7 @@
 Such a file is one pickle of a dict with ``G``, ``D``, ``G_ema``, ``augment_pipe`` and ``training_set_kwargs``. A network in it
 is a call of ``torch_utils.persistence._reconstruct_persistent_obj`` with one dict ``{type, version, module_src, class_name,
 state}``, whose ``module_src`` is a program that the published code would run, and whose ``state`` is the module's ``__dict__``.
-Here that is read as data (:mod:`multiscale.interop.machine`): ``G_ema``'s tensors by their names, and its settings from the
+Here that is read as data (:mod:`multiscale.interop.unpickler`): ``G_ema``'s tensors by their names, and its settings from the
 states themselves, go to :func:`multiscale.interop.official.generator_from_official`. Nothing else of the file is looked at,
 and what is not looked at is not even copied into memory.
 """
@@ -26,8 +26,8 @@ import torch
 from dnnlib.errors import UserError, shown
 from dnnlib.files import sha256
 from dnnlib.reading import parsed, regular_size, short_reason
-from multiscale.interop.machine import Built, PickleError, read_pickle
 from multiscale.interop.official import generator_from_official
+from multiscale.interop.unpickler import Built, PickleError, read_pickle
 from multiscale.networks.generator import Generator
 
 SUFFIX = ".pkl"
@@ -136,7 +136,7 @@ def _generator(data: memoryview) -> Generator:
     layers = [synthesis.child(name) for name in synthesis.children if "conv_kernel" in synthesis.child(name).state]
     resampled = [layer for layer in layers if layer.integer("up_factor") > 1]
     if not resampled:
-        raise PickleError("holds a network without layers that resample; it is no generator of the multiscale code")
+        raise PickleError("holds a network without layers that resample; it is not a generator of the multiscale code")
     settings = {
         "num_critical": synthesis.integer("num_critical"),
         "margin": synthesis.integer("margin_size"),
@@ -180,14 +180,14 @@ class _Module:
         children = self.children
         if name not in children:
             raise PickleError(
-                f"holds a {shown(self.kind)} without {shown(name)}; it is no generator of the multiscale code"
+                f"holds a {shown(self.kind)} without {shown(name)}; it is not a generator of the multiscale code"
             )
         return _module(children[name])
 
     def get(self, name: str) -> Any:
         if name not in self.state:
             raise PickleError(
-                f"does not say {shown(name)} of its {shown(self.kind)}; it is no generator of the multiscale code"
+                f"does not say {shown(name)} of its {shown(self.kind)}; it is not a generator of the multiscale code"
             )
         return self.state[name]
 

@@ -15,16 +15,16 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.progress import progress_bar
 from multiscale.data.patches import PatchDataset
-from multiscale.metrics.draws import patch_views, quantised
 from multiscale.metrics.features import Features, load_features
 from multiscale.metrics.measure import Metric
-from multiscale.metrics.names import DEFAULT, parse_metrics
+from multiscale.metrics.parse import DEFAULT, parse_metrics
 from multiscale.metrics.pools import Patches
 from multiscale.metrics.reals import content_digest
 from multiscale.metrics.report import Measured, table_lines, write_report
+from multiscale.metrics.samples import patch_views, quantised
 from multiscale.metrics.scales import Evaluation
 from multiscale.networks.generator import Generator
-from multiscale.runs.named import is_remote
+from multiscale.runs.remote import is_remote
 from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot, snapshots_of
 from torch_utils import distributed
 from torch_utils.devices import choose_devices, float32_products

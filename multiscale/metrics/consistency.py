@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from multiscale.metrics.draws import Shape, Views
+from multiscale.metrics.samples import Shape, Views
 from multiscale.view import unchecked_transform
 from torch_utils.devices import full_precision
 from torch_utils.random import stream

@@ -24,9 +24,9 @@ from dnnlib.reading import from_json, parsed, read_text
 from multiscale.data.archive import ZipSource
 from multiscale.data.container import FolderSource, open_sources
 from multiscale.data.patches import PatchDataset
-from multiscale.metrics.draws import done_by_all, gathered, own_batches
 from multiscale.metrics.features import Features
 from multiscale.metrics.frechet import Moments, merged
+from multiscale.metrics.samples import done_by_all, gathered, own_batches
 from torch_utils.distributed import Process, from_first
 from torch_utils.random import stream
 

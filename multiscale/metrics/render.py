@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from multiscale.data.patches import PatchDataset
-from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, own_batches, patch_views
 from multiscale.metrics.measure import Kind, Result
+from multiscale.metrics.samples import Shape, done_by_all, gathered, in_order, own_batches, patch_views
 from multiscale.networks.generator import Generator
 from multiscale.rendering.renderer import Renderer
 from torch_utils.distributed import Process

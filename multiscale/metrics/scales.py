@@ -17,13 +17,13 @@ import torch
 from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.compare import compare
-from multiscale.metrics.draws import Shape, done_by_all, gathered, in_order, own_batches, patch_views, quantised
 from multiscale.metrics.features import Features
 from multiscale.metrics.frechet import Moments, merged
 from multiscale.metrics.measure import Metric, Result
 from multiscale.metrics.pools import Patches, Pool, pools_for
 from multiscale.metrics.reals import MOMENTS_ROWS, RealFeatures, fixed_order
 from multiscale.metrics.render import Model, Progress, ViewKind
+from multiscale.metrics.samples import Shape, done_by_all, gathered, in_order, own_batches, patch_views, quantised
 from multiscale.networks.generator import Generator
 from torch_utils.devices import float32_products
 from torch_utils.distributed import Process, from_first

@@ -21,7 +21,7 @@ import torch
 
 from dnnlib.errors import UserError
 from multiscale.networks.generator import Generator
-from multiscale.rendering.replay import Replay
+from multiscale.rendering.cuda_graphs import Replay
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import Snapshot
 from multiscale.view import Region, centre_limit, view_transform

@@ -21,9 +21,9 @@ from dnnlib.reading import from_json, parsed, read_text
 from multiscale.config import RunConfig, load_yaml, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.journal import read_stats
+from multiscale.runs.migrations import FORMAT_VERSION, check_version, read_stored
 from multiscale.runs.snapshots import snapshots_of
 from multiscale.runs.states import identity_of, states_of
-from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
 from torch_utils.distributed import under_torchrun
 
 CONFIG, ENVIRONMENT, LOCK = "config.yaml", "environment.json", ".lock"

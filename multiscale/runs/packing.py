@@ -11,9 +11,9 @@ from dnnlib.files import atomic_write
 from multiscale.config import to_dict
 from multiscale.runs.folder import CONFIG, load_settings
 from multiscale.runs.journal import read_metrics
+from multiscale.runs.migrations import FORMAT_VERSION
 from multiscale.runs.snapshots import find_network, load_snapshot, save_snapshot
 from multiscale.runs.states import FORMAT, load_newest_state
-from multiscale.runs.stored import FORMAT_VERSION
 
 
 def pack(run: Path, file: Path) -> None:

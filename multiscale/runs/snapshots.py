@@ -20,8 +20,8 @@ from dnnlib.reading import from_json, parsed, regular_size
 from multiscale.config import GeneratorConfig, to_dict
 from multiscale.interop.pickles import SUFFIX, load_published
 from multiscale.networks.generator import Generator
-from multiscale.runs.named import local_path
-from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
+from multiscale.runs.migrations import FORMAT_VERSION, check_version, read_stored
+from multiscale.runs.remote import local_path
 
 FORMAT = "multiscale-generator"
 PATTERN = "generator-*.safetensors"
@@ -192,7 +192,7 @@ def find_network(network: str | Path | None) -> Path:
     """The file meant by ``--network``: a file, the newest of a run's folder, a name to fetch, or (None) of the newest run in
     ``runs``.
 
-    Names are ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.named`). Without any run it is the bundled model.
+    Names are ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.remote`). Without any run it is the bundled model.
 
     Raises:
         UserError: what was named does not exist or holds no snapshot.

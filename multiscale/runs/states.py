@@ -16,7 +16,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from dnnlib.reading import parsed, regular_size
 from multiscale.data.patches import PatchDataset
-from multiscale.runs.stored import FORMAT_VERSION, check_version, read_stored
+from multiscale.runs.migrations import FORMAT_VERSION, check_version, read_stored
 
 FORMAT = "multiscale-training-state"
 OLDEST_VERSION = 2

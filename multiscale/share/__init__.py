@@ -1,1 +1,1 @@
-"""Giving a world away: a model's folder for a hub, with a card that shows it and says how to fly through it."""
+"""Sharing a world: a model's folder for a hub, with a card that shows it and says how to fly through it."""

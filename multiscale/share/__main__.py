@@ -9,7 +9,7 @@ import click
 
 from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError
-from multiscale.runs.named import HubName, hub, hub_errors
+from multiscale.runs.remote import HubName, hub, hub_errors
 from multiscale.share.card import write_share
 
 

@@ -20,7 +20,7 @@ from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot
-from multiscale.site.graphs import export_graphs, points_of
+from multiscale.site.onnx_export import export_graphs, points_of
 from multiscale.site.packages import RUNTIME, VIEWER, copy_from
 from torch_utils.devices import default_device
 

@@ -13,7 +13,7 @@ from dnnlib.pictures import grid
 from multiscale.config import TrainingConfig
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.features import load_features
-from multiscale.metrics.names import parse_metrics
+from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.scales import Evaluation
 from torch_utils.distributed import Process
 from torch_utils.random import stream

@@ -23,7 +23,7 @@ from multiscale.networks.generator import Generator
 from multiscale.training import adversarial
 from multiscale.training.augment import AugmentPipe
 from multiscale.training.consistency import PerceptualDistance, consistency_loss, sample_zoom_out
-from multiscale.training.replays import Replays
+from multiscale.training.cuda_graphs import Replays
 from multiscale.view import zoom_out
 from torch_utils.devices import to_device
 from torch_utils.random import BatchRows

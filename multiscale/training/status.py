@@ -21,7 +21,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from dnnlib.plots import COLOURS, as_png, panels, put_title
 from dnnlib.reading import from_json, from_yaml, parsed, read_text
-from multiscale.metrics.names import parse_metric
+from multiscale.metrics.parse import parse_metric
 from multiscale.runs.journal import METRICS, STATS, read_metrics, read_stats
 
 if TYPE_CHECKING:

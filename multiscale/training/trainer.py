@@ -41,10 +41,10 @@ from multiscale.runs.snapshots import save_snapshot
 from multiscale.runs.states import identity_of, save_state, states_of
 from multiscale.training import adversarial
 from multiscale.training.augment import augmentation
+from multiscale.training.cuda_graphs import Replays
 from multiscale.training.evaluation import is_best, measured_lines, real_sheet, snapshot_evaluation
 from multiscale.training.objective import Generated, Losses, Objective, Part
 from multiscale.training.perceptual import load_lpips
-from multiscale.training.replays import Replays
 from multiscale.view import unchecked_transform, uniform_centres
 from torch_utils.devices import Arriving, float32_products, peak_memory, to_device
 from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first, from_first

@@ -171,7 +171,7 @@ def test_what_is_missing_is_named_before_anything_is_written(scene, tmp_path):
     assert "no group in parentheses" in refusal(*base, "abc")
     assert "regular expression" in refusal(*base, "a(b")
     assert "35-mm focal length and no subject distance" in refusal(*base, "exif")
-    assert "is no GeoTIFF" in refusal(*base, "geotiff")
+    assert "is not a GeoTIFF" in refusal(*base, "geotiff")
     whole = folder / "table.csv"
     assert "--world -3 is not allowed" in refusal(*base, whole, "--world", -3)
     assert "pictures reach s =" in refusal(*base[:-3], "--scales", whole, "--octaves", 9)

@@ -231,10 +231,10 @@ def test_a_server_that_drops_every_third_request_and_is_slow_gives_the_right_set
     [
         (lambda data: web.Response(status=404), "was answered 404 Not Found"),
         (lambda data: web.Response(status=500), "was answered 500 Internal Server Error, 5 times"),
-        (lambda data: web.Response(text="<html>Please log in</html>", content_type="text/html"), "is no picture"),
+        (lambda data: web.Response(text="<html>Please log in</html>", content_type="text/html"), "is not a picture"),
         (lambda data: web.Response(body=_png(100, 100)), "has 100 x 100 pixels, and 2"),
         (lambda data: web.Response(body=data[: len(data) // 2]), "came damaged"),
-        (lambda data: web.Response(body=b""), "is no picture"),
+        (lambda data: web.Response(body=b""), "is not a picture"),
         (lambda data: web.Response(status=302, headers={"Location": "file:///etc/passwd"}), "cannot be asked for"),
         (lambda data: web.Response(status=302, headers={"Location": "ftp://127.0.0.1/a"}), "cannot be asked for"),
     ],

@@ -102,14 +102,14 @@ def test_a_known_digest_is_checked_and_then_needs_no_server(web, tmp_path):
     with pytest.raises(UserError, match=f"has the SHA-256 {digest(BODY)}, not {'0' * 64}"):
         fetch(f"{web.address}#sha256={'0' * 64}", tmp_path)
     web.mark = '"two"'
-    with pytest.raises(UserError, match="another file than the one that was meant"):
+    with pytest.raises(UserError, match="not the file that was meant"):
         fetch(f"{web.address}#sha256={'0' * 64}", tmp_path)
     assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_broken_transfer_goes_on(web, tmp_path):
     web.breaks_after = 300_000
-    with pytest.raises(UserError, match=r"ended after 300,000 of 1,024,000 bytes.*the same command goes on"):
+    with pytest.raises(UserError, match=r"ended after 300,000 of 1,024,000 bytes.*the same command resumes"):
         fetch(web.address, tmp_path)
     web.breaks_after = None
     assert fetch(web.address, tmp_path).read_bytes() == BODY
@@ -164,10 +164,10 @@ def test_redirections_lead_nowhere_else(web, tmp_path, target):
 @pytest.mark.parametrize(
     "address, reason",
     [
-        ("http://example.org/x.pkl", "is not one of https://"),
-        ("https:///x.pkl", "is not one of https://"),
+        ("http://example.org/x.pkl", "does not begin with https://HOST"),
+        ("https:///x.pkl", "does not begin with https://HOST"),
         ("https://[::1/x.pkl", "cannot be read"),
-        ("https://example.org/a b.pkl", "characters that addresses do not have"),
+        ("https://example.org/a b.pkl", "characters that a URL cannot hold"),
         ("https://example.org/x.pkl#sha256=12", "64 hexadecimal digits"),
         ("https://example.org/x.pkl#top", "64 hexadecimal digits"),
     ],

@@ -572,7 +572,7 @@ def test_a_server_that_is_gone_is_said_to_be_and_found_again(page, server):
     server.kill()
     page.wait("explorer.connection() === 'lost'")
     assert "does not answer" in page.find("#banner").text
-    assert page.find("#s-state").text == "server gone"
+    assert page.find("#s-state").text == "disconnected"
     page.press("+")
     page.wait("explorer.view().zoom > 1.4")
     assert world_part(page).std() > 10

@@ -14,7 +14,7 @@ from PIL import Image
 from serving import WORLD_PX, run, serving, small_run
 from yarl import URL
 
-from multiscale.explorer import app, films, images
+from multiscale.explorer import app, films, image_downloads
 from multiscale.explorer.app import STATIC
 from multiscale.rendering.renderer import Renderer, to_uint8, to_uint16
 from multiscale.runs.snapshots import load_snapshot, snapshots_of
@@ -187,7 +187,7 @@ def test_images_that_cannot_be_made(folder, tmp_path, change, what):
 
 def test_an_image_nobody_waits_for_is_given_up(folder, tmp_path, monkeypatch):
     encoded = []
-    monkeypatch.setattr(images, "encode_png", lambda *_: encoded.append(1))
+    monkeypatch.setattr(image_downloads, "encode_png", lambda *_: encoded.append(1))
 
     async def work(served):
         large = {**WHOLE, "pitch": 1 / 4096, "width": 4096, "height": 4096, "extrapolate": 1}

@@ -384,7 +384,7 @@ def test_messages_that_mean_nothing_are_answered(folder, tmp_path, text):
         await socket.say(text)
         assert (await socket.hear())[0]["type"] == "error"
         await socket.raw.send_bytes(b"\0\1\2")
-        assert (await socket.hear())[0]["message"] == "Messages are JSON texts."
+        assert (await socket.hear())[0]["message"] == "Messages must be JSON text."
         await socket.say({"type": "ping", "id": 1})
         assert (await socket.hear())[0] == {"type": "pong", "id": 1}
 

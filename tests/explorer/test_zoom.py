@@ -113,7 +113,7 @@ def test_a_port_that_is_taken(folder, monkeypatch):
         other.listen()
         port = other.getsockname()[1]
         assert refused("--network", folder, "--port", port) == (
-            f"Error: Cannot listen at 127.0.0.1 port {port}: it is taken; give another --port, or none for the first free one."
+            f"Error: Cannot listen on 127.0.0.1 port {port}: it is taken; give another --port, or none for the first free one."
         )
         monkeypatch.setattr(server, "FIRST_PORT", port)
         monkeypatch.setattr(server, "PORTS", 1)
@@ -127,7 +127,7 @@ def test_a_port_that_is_taken(folder, monkeypatch):
         (["--network", "."], "holds no snapshot"),
         (["--token", "short"], "--token must have 8 to 200"),
         (["--port", 0], "--port"),
-        (["--host", "no such host"], "Cannot listen at no such host port"),
+        (["--host", "no such host"], "Cannot listen on no such host port"),
         (["--cache-mb", -1], "--cache-mb"),
     ],
 )

@@ -56,8 +56,8 @@ def examine_picture(path):
     [
         (PermissionError(13, "Permission denied", "/x"), "Error: Cannot use /x: Permission denied. MULTISCALE_DEBUG"),
         (OSError("odd."), "Error: Cannot use the system: odd. MULTISCALE_DEBUG"),
-        (MemoryError(), "Error: The memory does not hold"),
-        (RecursionError(), "Error: Something that was given is nested too deeply"),
+        (MemoryError(), "Error: There is not enough memory"),
+        (RecursionError(), "Error: The input is nested too deeply"),
         (UserError("x" * 40_000_000), "Error: xxx"),
     ],
 )

@@ -21,7 +21,7 @@ from yarl import URL
 
 from dnnlib.errors import UserError
 from multiscale.cli import zoom
-from multiscale.explorer import app, connections, films, images, server, session
+from multiscale.explorer import app, connections, films, image_downloads, server, session
 from multiscale.explorer.access import parse_origin, parse_public_url
 from multiscale.explorer.app import STATIC
 from multiscale.explorer.messages import join_options, split_options
@@ -145,9 +145,11 @@ def test_who_does_not_read_is_cut_off_and_images_in_memory_are_bounded_until_the
     monkeypatch.setattr(connections, "STALLED_SECONDS", 0.5)
     monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
     side, most = 64, []
-    monkeypatch.setattr(images, "HELD_BYTES", 3 * side * side)
+    monkeypatch.setattr(image_downloads, "HELD_BYTES", 3 * side * side)
     query = f"world=3&left=-0.5&top=-0.5&pitch={1 / side}&width={side}&height={side}&extrapolate=1"
-    monkeypatch.setattr(images, "encode_png", lambda *_: bytes(30 << 20))  # more than the system's buffers hold
+    monkeypatch.setattr(
+        image_downloads, "encode_png", lambda *_: bytes(30 << 20)
+    )  # more than the system's buffers hold
 
     async def main():
         async with listening(folder, tmp_path) as (served, port):
@@ -297,7 +299,7 @@ def test_films_are_bounded_on_disk_expire_and_say_nothing_of_the_server(folder, 
         assert not path.exists()  # it made room
         state = await ended(served, second["id"])
         assert state["state"] == "failed"
-        assert "too much room" in state["message"]
+        assert "too much space" in state["message"]
         monkeypatch.setattr(films, "KEPT_BYTES", 1 << 30)
 
         third = await (await post("/api/films", json=FILM)).json()
@@ -365,7 +367,7 @@ def test_one_bad_snapshot_does_not_hide_the_others_nor_stop_the_start(tmp_path, 
 
     run(work())
     if how == "weights":
-        assert "An older one of the run is shown." in capsys.readouterr().out
+        assert "Showing an older one of the run." in capsys.readouterr().out
     for path in snapshots_of(folder):
         spoil(path, "empty") if path.is_file() else None
     library = Library(str(folder), torch.device("cpu"), queue)

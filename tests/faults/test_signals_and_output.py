@@ -70,7 +70,7 @@ def test_a_full_disk_below_the_output_ends_nothing_and_the_code_says_what_was_wr
     assert (tmp_path / "f").read_text() == "whole"
     if stream == "stdout":
         last = done.stderr.decode().splitlines()[-1]
-        assert last == "Error: All files are written, but standard output could not be: No space left on device."
+        assert last == "Error: All files were written, but standard output could not be: No space left on device."
 
 
 @needs_posix

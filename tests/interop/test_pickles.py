@@ -20,8 +20,8 @@ from multiscale.cli.generate import main as generate
 from multiscale.explorer.networks import header_facts
 from multiscale.interop import pickles
 from multiscale.interop.__main__ import main as convert
-from multiscale.interop.machine import Built, Name, PickleError, read_pickle
 from multiscale.interop.pickles import LICENCE, NAMES, load_published
+from multiscale.interop.unpickler import Built, Name, PickleError, read_pickle
 from multiscale.networks.generator import Generator
 from multiscale.rendering.renderer import provenance
 from multiscale.runs.snapshots import find_network, load_snapshot, read_header
@@ -139,7 +139,7 @@ def test_plain_stylegan3_is_refused_for_having_no_scales(tmp_path):
 
 def test_networks_of_other_kinds_are_refused(tmp_path):
     other = module("Generator", modules={"synthesis": module("SynthesisNetwork", modules={"b4": module("Block")})})
-    with pytest.raises(UserError, match="it is no generator of the multiscale code"):
+    with pytest.raises(UserError, match="it is not a generator of the multiscale code"):
         load_published(dump(tmp_path / "other.pkl", {"G_ema": other}))
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(UserError, match="holds no network named G_ema"):
@@ -219,7 +219,7 @@ def test_what_wants_anything_else_is_refused_by_name_and_not_run(wanted, payload
         (b"\x8e" + (2**63 - 1).to_bytes(8, "little") + b"x.", "not a whole pickle"),
         (b"\x8b" + (2**31 - 1).to_bytes(4, "little") + b"x.", "holds the instruction"),
         (b"c" + b"x" * 10**6 + b"\nb\n.", "name without end"),
-        (b")" + b"\x85" * 10**5 + b"}" + b"N" + b"s.", "adds to something that is no mapping"),
+        (b")" + b"\x85" * 10**5 + b"}" + b"N" + b"s.", "adds to something that is not a mapping"),
         (b"}" + b")" + b"\x85" * 10**5 + b"Ns.", "keys are not texts"),
         (b"N0" * 10**6 + b"N" * 10**6 + b".", "more than 2,000,000 instructions"),
         (b"]\x94" + b"h\x00h\x00a" * 1000 + b"0.", "no network named G_ema"),

@@ -21,7 +21,7 @@ from multiscale.metrics import plots, reals
 from multiscale.metrics.commands import find_networks, labels_of
 from multiscale.metrics.compare import real_images
 from multiscale.metrics.features import load_features
-from multiscale.metrics.names import parse_metrics
+from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.pools import Patches
 from multiscale.metrics.report import histories, neighbours_of
 from multiscale.metrics.scales import Evaluation

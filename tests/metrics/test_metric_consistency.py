@@ -16,7 +16,7 @@ from multiscale.metrics.consistency import (
     shifted,
     structural_similarity,
 )
-from multiscale.metrics.draws import Shape
+from multiscale.metrics.samples import Shape
 from multiscale.view import unchecked_transform
 
 CPU = torch.device("cpu")

@@ -15,14 +15,14 @@ from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
 from multiscale.metrics.compare import compare, real_images
-from multiscale.metrics.draws import done_by_all, own_batches
 from multiscale.metrics.features import load_features
 from multiscale.metrics.frechet import Moments
 from multiscale.metrics.measure import KINDS
 from multiscale.metrics.measures.diversity import pairwise_distances
-from multiscale.metrics.names import parse_metric, parse_metrics
+from multiscale.metrics.parse import parse_metric, parse_metrics
 from multiscale.metrics.pools import Patches, pools_for
 from multiscale.metrics.reals import RealFeatures, content_digest, fixed_order
+from multiscale.metrics.samples import done_by_all, own_batches
 from multiscale.metrics.scales import Evaluation
 from torch_utils import distributed
 from torch_utils.distributed import Process

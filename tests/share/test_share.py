@@ -20,7 +20,7 @@ from PIL import Image
 
 from dnnlib.errors import UserError
 from multiscale.metrics.commands import find_networks
-from multiscale.runs.named import HubName, is_remote, local_path
+from multiscale.runs.remote import HubName, is_remote, local_path
 from multiscale.runs.snapshots import find_network, load_snapshot
 from multiscale.share.__main__ import main
 
@@ -127,7 +127,7 @@ def test_a_run_goes_to_the_hub_and_comes_back(hub, tmp_path):
     code = f"""
 from multiscale.share.__main__ import main
 main(["push", {str(RUN)!r}, "hf://me/world"], standalone_mode=False)
-from multiscale.runs.named import local_path
+from multiscale.runs.remote import local_path
 for name in ("hf://me/world", "hf://me/world/generator-000000020.safetensors@main"):
     print(local_path(name))
 for name in ("hf://me/world/other.pkl", "hf://me/nothing"):
@@ -180,7 +180,7 @@ def test_names():
         False,
         False,
     ]
-    with pytest.raises(UserError, match="is not one of https://"):
+    with pytest.raises(UserError, match="does not begin with https://HOST"):
         local_path("http://example.org/x.pkl")
     with pytest.raises(UserError, match="64 hexadecimal digits"):
         find_networks(["https://example.org/x.pkl?a=*#y"])

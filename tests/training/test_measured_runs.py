@@ -21,7 +21,7 @@ from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
 from multiscale.metrics import reals
 from multiscale.metrics.features import load_features
-from multiscale.metrics.names import parse_metrics
+from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.scales import Evaluation
 from multiscale.runs.journal import Journal, metrics_line, read_metrics
 from multiscale.runs.snapshots import find_network, load_snapshot, snapshots_of

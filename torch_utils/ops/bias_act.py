@@ -80,7 +80,7 @@ def bias_act(
 
 
 def _as_layer(x: torch.Tensor, act: str, alpha: float, gain: float, clamp: float | None) -> FilteredLReLU | None:
-    """The same as a filtered leaky ReLU that has no filters; None if it is no such thing."""
+    """The same as a filtered leaky ReLU that has no filters; None if it is not one."""
     if act not in SLOPES or x.ndim != 4 or not gain > 0 or 0 in x.shape[2:]:
         return None
     slope = SLOPES[act]

@@ -41,7 +41,7 @@ export class Connection extends EventTarget {
     socket.onclose = () => this.#closed(socket);
   }
 
-  /** The server has turned out not to answer. */
+  /** Give up a connection whose server does not answer. */
   lose() {
     if (this.#socket) this.#closed(this.#socket);
   }
@@ -50,7 +50,7 @@ export class Connection extends EventTarget {
     return this.state === "open";
   }
 
-  /** Send a message with a fresh id; the id. */
+  /** Send a message with a fresh id, and return the id. */
   send(message) {
     const id = ++this.#id;
     this.#socket.send(JSON.stringify({ ...message, id }));

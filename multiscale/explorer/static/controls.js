@@ -1,11 +1,11 @@
-/** The side panel's controls of worlds and checkpoints: they show the page's state and change it. */
+/** The sidebar's controls of worlds and checkpoints: they show the page's state and change it. */
 import { checkpointName } from "./readouts.js";
 import { drifted, format, isLatent, parse } from "./worlds.js";
 
 const $ = (id) => document.getElementById(id);
 
 /**
- * Wire the controls to `app` (state; change(patch) for something that goes on, settle(patch) for a finished change;
+ * Wire the controls to `app` (state; change(patch) during a change, settle(patch) for a finished one;
  * notify(text)). Returns `show(networks)`, which brings them up to date.
  */
 export function controls(app) {
@@ -113,7 +113,7 @@ export function controls(app) {
   };
 }
 
-/** The state after a drift of one panel's world (0: the first, 1: the second). */
+/** The change of state by a drift of one panel's world (0: the first, 1: the second). */
 export function driftOf(state, panel, dx, dy) {
   if (panel === 0) return { world: drifted(state.world, dx, dy) };
   return { compare: { ...state.compare, world: drifted(state.compare.world, dx, dy) } };

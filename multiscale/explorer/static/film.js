@@ -58,14 +58,14 @@ export function filming(app) {
     const enlarged = times > 1.005 ? `, enlarged up to ${times.toFixed(1)}× where it is deepest` : "";
     $("film-hint").textContent = enough
       ? `${Math.round(seconds * fps)} frames of ${width} × ${height}${enlarged}.`
-      : "Add at least two views: where the film begins and where it ends.";
+      : "Add at least two views: the film's start and end.";
     $("film-form").querySelector(".main").disabled = !enough || job !== null;
     for (const name of ["film-play", "film-clear"]) {
       document.querySelector(`[data-do=${name}]`).disabled = !path.items.length;
     }
   }
 
-  /** Fly the path in the film's time, from here where it has one view only. */
+  /** Fly the path in the film's time; from the current view if it has only one. */
   function play() {
     app.play(path.items.length > 1 ? path.items : [app.state.view, ...path.items], values()[2] * 1000);
   }
@@ -139,7 +139,7 @@ export function filming(app) {
     add() {
       $("film-section").open = true;
       set([...path.items, { ...app.state.view }]);
-      app.notify(`View ${path.items.length} of the film is kept.`);
+      app.notify(`View ${path.items.length} added to the film.`);
     },
     actions: {
       "film-play": () => play(),

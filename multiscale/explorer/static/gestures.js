@@ -9,8 +9,8 @@ const LINE_PX = 40;
 /**
  * Listen on `canvas`; the actions get canvas coordinates in CSS pixels:
  * touch() at the start of anything; zoom(px, py, octaves); pan(dx, dy); grab(px, py) when two fingers are down, then
- * pinch(px, py, factor) with where what was grabbed goes to and how many times larger it is; fling(vx, vy) in pixels a
- * millisecond; drift(dx, dy) with the whole way since the right button went down; drifted() at its end.
+ * pinch(px, py, factor) with the new place and the magnification of what was grabbed; fling(vx, vy) in pixels per
+ * millisecond; drift(dx, dy) with the total movement since the right button went down; drifted() at its end.
  */
 export function listen(canvas, actions) {
   const pointers = new Map();

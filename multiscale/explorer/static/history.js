@@ -10,7 +10,7 @@ export class History {
   #worlds = [];
   #now;
 
-  /** `apply(state)` is called when the browser goes back or forward or its address was edited. */
+  /** `apply(state)` is called when the browser goes back or forward or its address is edited. */
   constructor(state, apply) {
     this.#now = write(state);
     this.#worlds.push(state.world);
@@ -129,7 +129,7 @@ export function bookmarks(form, list, current, go) {
   render();
 }
 
-/** A button of a list. */
+/** A button in a list. */
 export function button(text, act, label = null) {
   const element = document.createElement("button");
   element.type = "button";

@@ -12,7 +12,7 @@ const EMPTY = "#16191e";
 export class Layers {
   #layers = [];
 
-  /** Add a layer; what it makes useless goes. `camera` as for `paint`. */
+  /** Add a layer, and drop those it makes useless. `camera` as for `paint`. */
   add(layer, camera) {
     this.#layers.push(layer);
     if (layer.backdrop) this.#drop((other) => other.backdrop && other.content < layer.content);
@@ -25,7 +25,7 @@ export class Layers {
     return this.#layers.filter((layer) => layer.backdrop).at(-1) ?? null;
   }
 
-  /** What of `rect` no layer covers for which `fits` holds: a list of rects. */
+  /** The parts of `rect` that no layer covers for which `fits` holds: a list of rects. */
   missing(rect, fits) {
     return subtract(
       rect,
@@ -34,9 +34,9 @@ export class Layers {
   }
 
   /**
-   * Paint all that is seen.
+   * Paint everything in view.
    *
-   * camera: {rect: what the canvas shows, shown: the same clipped to the world, pitch: world units a device pixel,
+   * camera: {rect: what the canvas shows, shown: the same clipped to the world, pitch: world units per device pixel,
    * width, height: of the canvas in device pixels}. Returns whether a layer is still fading in.
    */
   paint(context, camera, now, fade) {
@@ -74,7 +74,7 @@ export class Layers {
     this.#layers = this.#layers.filter((layer) => !useless(layer));
   }
 
-  /** Keep the pixels of a few canvases, and of them those that matter most here and now. */
+  /** Keep a few canvases' worth of pixels: those that matter most for the current view. */
   #bound(camera) {
     const most = 4 * camera.width * camera.height + 2e6;
     const seen = (layer) => (intersect(layer.rect, camera.rect) ? 1e6 : 0);

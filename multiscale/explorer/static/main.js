@@ -1,5 +1,6 @@
 /** The page: its state, and what connects the canvases, the controls and the server. */
 import { read, write } from "./address.js";
+import { WorldCanvas } from "./canvas.js";
 import { Connection } from "./connection.js";
 import { controls, driftOf } from "./controls.js";
 import { filming } from "./film.js";
@@ -8,7 +9,6 @@ import { bookmarks, History } from "./history.js";
 import { keys } from "./keys.js";
 import { Minimap } from "./minimap.js";
 import { Motion } from "./motion.js";
-import { Panel } from "./panel.js";
 import { checkpointName, readOut } from "./readouts.js";
 import { saving } from "./save.js";
 import { clamp, constrain, extent, holding, intersect, panBy, pitchOf, screenAt, WORLD, worldAt } from "./view.js";
@@ -16,9 +16,9 @@ import { parse, randomWorld } from "./worlds.js";
 
 const $ = (id) => document.getElementById(id);
 const MOVING_MS = 120; // how long a change counts as movement
-const REST_MS = 450; // after which the address follows
+const REST_MS = 450; // without movement before the address follows
 const TOAST_MS = 5000;
-const DRIFT_PX = 300; // pixels of a drag to a unit of drift
+const DRIFT_PX = 300; // pixels of a drag per unit of drift
 const SMALL = matchMedia("(max-width: 720px)");
 
 class App {
@@ -37,7 +37,7 @@ class App {
     socket.protocol = location.protocol === "https:" ? "wss:" : "ws:";
     this.connection = new Connection(socket);
     const canvas = (slot) => $(`panel-${slot}`).querySelector("canvas");
-    this.panels = ["a", "b"].map((slot) => new Panel(canvas(slot), slot, this.connection));
+    this.panels = ["a", "b"].map((slot) => new WorldCanvas(canvas(slot), slot, this.connection));
     this.motion = new Motion(this);
     this.minimap = new Minimap($("minimap"), ({ x, y }) => this.jump({ ...this.state.view, x, y }));
     this.saving = saving(this);
@@ -113,7 +113,7 @@ class App {
 
   /* What changes the state. */
 
-  /** Change something that may go on changing, such as a slider. */
+  /** Make a change that may continue, such as of a slider. */
   change(patch) {
     this.state = { ...this.state, ...patch };
     this.#changed = performance.now();
@@ -124,7 +124,7 @@ class App {
     this.wake();
   }
 
-  /** Make a finished change: it can be undone. */
+  /** Make a finished change, which can be undone. */
   settle(patch) {
     this.change(patch);
     this.history?.commit(this.state);
@@ -136,7 +136,7 @@ class App {
     if (this.info) this.change({ view });
   }
 
-  /** Move the view at once, and end what was moving it. */
+  /** Move the view at once, and stop what was moving it. */
   jump(view) {
     this.motion.stop();
     this.move(constrain(view, this.maxZoom));
@@ -183,7 +183,7 @@ class App {
   previousWorld() {
     const world = this.history?.previousWorld(this.state.world);
     if (world) this.settle({ world });
-    else this.notify("There is no world before this one.");
+    else this.notify("There is no previous world.");
   }
 
   side(open) {
@@ -211,7 +211,7 @@ class App {
     this.wake();
   }
 
-  /* The loop: it runs while something moves, and after every frame that came. */
+  /* The loop: it runs while something moves, and after every frame received. */
 
   wake() {
     if (this.#painting) return;
@@ -263,7 +263,7 @@ class App {
       }
     });
     const licences = [state, state.compare].map((of) => of && this.network(of.network)?.licence).filter(Boolean);
-    $("licence").textContent = licences.length ? `Weights under: ${[...new Set(licences)].join("; ")}.` : "";
+    $("licence").textContent = licences.length ? `Licence of the weights: ${[...new Set(licences)].join("; ")}.` : "";
     this.showControls(this.networks);
     this.film.show();
     for (const [name, able] of [
@@ -296,7 +296,7 @@ class App {
     try {
       const answer = await fetch("api/info");
       if (answer.ok) return await answer.json();
-      this.notify(`The server refuses this page (${answer.status}); open it with the address that the server printed.`);
+      this.notify(`The server refuses this page (${answer.status}); open the address that zoom.py printed.`);
     } catch {
       this.connection.lose();
     }
@@ -318,7 +318,7 @@ class App {
   #legal({ world, trunc, network, compare, ...rest }) {
     const known = (name) => {
       if (this.network(name)) return name;
-      if (name) this.notify(`The checkpoint ${name} is not here; this is ${this.info.default}.`);
+      if (name) this.notify(`There is no checkpoint ${name} here; showing ${this.info.default}.`);
       return this.info.default;
     };
     const readable = (text) => (parse(text) ? text : "0");
@@ -336,7 +336,7 @@ class App {
     const address = new URL(`#${write(this.state)}`, location.href).href;
     try {
       await navigator.clipboard.writeText(address);
-      this.notify("The address is copied.");
+      this.notify("Link copied.");
     } catch {
       this.notify(address);
     }
@@ -347,7 +347,7 @@ class App {
     connection.addEventListener("state", ({ detail }) => {
       const open = detail.state === "open";
       $("banner").hidden = open;
-      $("s-state").textContent = open ? "connected" : "server gone";
+      $("s-state").textContent = open ? "connected" : "disconnected";
       $("s-state").toggleAttribute("data-open", open);
       clearInterval(this.countdown);
       if (open) this.#connected();
@@ -355,7 +355,7 @@ class App {
         const tell = () => {
           const seconds = Math.max(Math.ceil((detail.retryAt - Date.now()) / 1000), 0);
           const when = seconds ? ` in ${seconds} s` : "";
-          $("banner").firstElementChild.textContent = `The server does not answer. Trying again${when}…`;
+          $("banner").firstElementChild.textContent = `The server does not answer. Retrying${when}…`;
         };
         tell();
         this.countdown = setInterval(tell, 250);

@@ -1,4 +1,4 @@
-/** The whole world in small, with the square that is seen; a click or a drag on it moves the view. */
+/** A small map of the whole world, with the visible part outlined; clicking or dragging on it moves the view. */
 import { clamp, extent } from "./view.js";
 
 export class Minimap {

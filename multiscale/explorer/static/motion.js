@@ -1,11 +1,11 @@
-/** What moves the view by itself: smooth zooming, gliding, momentum, flights; one at a time, and any touch ends it. */
+/** Animations of the view: smooth zooming, gliding, momentum, flights; one at a time, and any touch ends it. */
 import { between, clamp, panBy, zoomAbout } from "./view.js";
 
 const ZOOM_MS = 55;
 const GLIDE_MS = 70;
 const FLING_MS = 300;
 const FLIGHT_MS = 500;
-const REST = 0.01; // pixels a millisecond
+const REST = 0.01; // pixels per millisecond
 
 export class Motion {
   #run = null;
@@ -57,7 +57,7 @@ export class Motion {
     });
   }
 
-  /** Go on with a speed of (vx, vy) pixels a millisecond, and come to rest. */
+  /** Keep moving at (vx, vy) pixels per millisecond, slowing down to rest. */
   fling(vx, vy) {
     if (this.calm.matches || Math.hypot(vx, vy) < 10 * REST) return;
     let speed = 1;
@@ -71,13 +71,13 @@ export class Motion {
     });
   }
 
-  /** Go to a view. */
+  /** Fly to a view. */
   fly(to) {
     const octaves = Math.abs(Math.log2(to.zoom / this.stage.view.zoom));
     this.play([this.stage.view, to], this.calm.matches ? 0 : FLIGHT_MS * (1 + octaves / 4), ease);
   }
 
-  /** Go through views in `ms`, as long from one to the next as there is to see between them. */
+  /** Fly through views in `ms`, the time between two of them in proportion to their distance. */
   play(views, ms, timing = (t) => t) {
     const lengths = views.slice(1).map((view, i) => distance(views[i], view));
     const total = lengths.reduce((sum, length) => sum + length, 0) || 1;
@@ -98,7 +98,7 @@ export class Motion {
     });
   }
 
-  /** Go on until `now` (ms). */
+  /** Advance to `now` (ms). */
   step(now) {
     if (!this.#run) return;
     const dt = Math.min(now - this.#time, 100);
@@ -121,7 +121,7 @@ export class Motion {
   }
 }
 
-/** Octaves or widths of a view between two views, whichever are more. */
+/** Distance of two views: in octaves or in widths of the view, whichever is more. */
 function distance(a, b) {
   const octaves = Math.abs(Math.log2(b.zoom / a.zoom));
   return Math.max(octaves, Math.hypot(b.x - a.x, b.y - a.y) * Math.min(a.zoom, b.zoom), 0.01);

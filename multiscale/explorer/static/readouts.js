@@ -33,7 +33,7 @@ function put(element, text) {
 
 const decibels = (panel) => `${panel.errorDb.toFixed(1)}\u00a0dB`;
 
-/** How the canvas's pixels stand to the learned ones. */
+/** How the canvas's pixels compare with the learned ones. */
 function pixels(app, panel) {
   const times = panel.enlargement;
   if (times < 1.0005) return "learned pixels";

@@ -22,7 +22,7 @@ export function saving(app) {
     return { region, beyond: 1 / (pitch * app.network(app.state.network).world_px) };
   };
 
-  /** The view's own pixels, or the most that the network has learned of it. */
+  /** Fill in the view's own pixels, or the most that the network has learned of it. */
   const fit = (finest) => {
     const { width, height } = app.shownPixels();
     const { beyond } = wanted([width, height]);

@@ -12,7 +12,7 @@ const TOLERANCE = 1e-6; // pixels
 
 export const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-/** World units a pixel of the canvas. */
+/** World units per pixel of the canvas. */
 export const pitchOf = (view, size) => 1 / (view.zoom * Math.min(size.width, size.height));
 
 /** The nearest legal view. */
@@ -34,7 +34,7 @@ export function screenAt(view, size, x, y) {
   return { px: size.width / 2 + (x - view.x) / pitch, py: size.height / 2 + (y - view.y) / pitch };
 }
 
-/** The view at a zoom that shows the world's `point` at (px, py), or the legal one next to it. */
+/** The view at a zoom that shows the world's `point` at (px, py), or the nearest legal one. */
 export function holding(point, size, px, py, zoom, maxZoom) {
   const legal = clamp(zoom, 1, maxZoom);
   const pitch = pitchOf({ zoom: legal }, size);
@@ -42,7 +42,7 @@ export function holding(point, size, px, py, zoom, maxZoom) {
   return constrain({ zoom: legal, x, y }, maxZoom);
 }
 
-/** The view at another zoom in which the point under (px, py), or the world's nearest to it, has stayed there. */
+/** The view at another zoom that keeps the point under (px, py), or the world's nearest to it, in place. */
 export function zoomAbout(view, size, px, py, zoom, maxZoom) {
   const under = worldAt(view, size, px, py);
   const point = { x: clamp(under.x, -0.5, 0.5), y: clamp(under.y, -0.5, 0.5) };
@@ -50,13 +50,13 @@ export function zoomAbout(view, size, px, py, zoom, maxZoom) {
   return holding(point, size, place.px, place.py, zoom, maxZoom);
 }
 
-/** The view after its picture was moved by (dx, dy) pixels. */
+/** The view after moving its picture by (dx, dy) pixels. */
 export function panBy(view, size, dx, dy, maxZoom) {
   const pitch = pitchOf(view, size);
   return constrain({ zoom: view.zoom, x: view.x - dx * pitch, y: view.y - dy * pitch }, maxZoom);
 }
 
-/** The part of the way from one view to another, at constant zoom speed in octaves: t from 0 to 1. */
+/** The view at fraction t (0 to 1) of the way from one view to another, at constant speed in octaves. */
 export function between(from, to, t) {
   const zoom = from.zoom * (to.zoom / from.zoom) ** t;
   const same = Math.abs(Math.log2(to.zoom / from.zoom)) < 1e-6;
@@ -101,7 +101,7 @@ export const hull = (rects) => ({
   bottom: Math.max(...rects.map((r) => r.bottom)),
 });
 
-/** What of `rect` none of `covers` covers: rects that do not overlap. */
+/** `rect` without `covers`, as rects that do not overlap. */
 export function subtract(rect, covers) {
   let rest = [rect];
   for (const cover of covers) {

@@ -13,7 +13,7 @@ const LATENT = new RegExp(`^(\\d{1,10})(?:d(${NUMBER}):(${NUMBER}))?$`);
 const MIX = new RegExp(`^(.+):(${NUMBER})$`);
 const STYLE = /^([^@]+)@(\d{1,3})(?:-(\d{1,3}))?$/;
 
-/** Text -> parts, or null where it is not a world. */
+/** Text -> parts, or null if it is not a world. */
 export function parse(text) {
   const [base, ...styles] = text.trim().split("_");
   const [first, ...mixes] = base.split("~");

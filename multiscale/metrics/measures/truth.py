@@ -12,9 +12,9 @@ from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.data.procedural import render_batch
 from multiscale.metrics.consistency import psnr
-from multiscale.metrics.draws import quantised
 from multiscale.metrics.measure import KINDS, Column, Result
 from multiscale.metrics.render import Model, ViewKind
+from multiscale.metrics.samples import quantised
 from multiscale.metrics.sliced_wasserstein import sliced_wasserstein
 from torch_utils.random import stream
 

@@ -31,7 +31,7 @@ async function start() {
   if (typeof WebAssembly !== "object" || typeof BigInt !== "function") throw new Error("the browser has no WebAssembly; use a newer one");
   model = await (await fetch("./model.json")).json();
   $("name").textContent = document.title = model.name;
-  $("licence").textContent = model.licence ? `Weights under: ${model.licence}.` : "";
+  $("licence").textContent = model.licence ? `Licence of the weights: ${model.licence}.` : "";
   worker = new Worker("./worker.js", { type: "module" });
   worker.onmessage = ({ data }) => answered(data);
   worker.onerror = (event) => fail(`The model cannot run in this browser: ${event.message ?? "its worker does not start"}.`);

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import calibrated_generator, small_config
 
-from multiscale.rendering.replay import SHAPES_KEPT, Replay
+from multiscale.rendering.cuda_graphs import SHAPES_KEPT, Replay
 
 SIZES = [(32 + 8 * i, 32) for i in range(SHAPES_KEPT + 1)]
 

@@ -11,7 +11,7 @@ from dnnlib.errors import UserError
 from multiscale.interop.pickles import load_published
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import BUNDLED, load_snapshot
-from multiscale.site.graphs import export_graphs, points_of
+from multiscale.site.onnx_export import export_graphs, points_of
 from multiscale.view import AffineViews, Region
 from torch_utils.random import latents
 

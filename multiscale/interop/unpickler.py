@@ -213,7 +213,7 @@ class _Machine:
     def extend(self, values: list[Any]) -> None:
         target = self.top()
         if not isinstance(target, list):
-            raise PickleError("is damaged: it adds to something that is no list")
+            raise PickleError("is damaged: it adds to something that is not a list")
         target.extend(values)
 
     def setitem(self) -> None:
@@ -228,7 +228,7 @@ class _Machine:
         if isinstance(target, Built):
             target = target.items
         if not isinstance(target, dict) or len(pairs) % 2:
-            raise PickleError("is damaged: it adds to something that is no mapping")
+            raise PickleError("is damaged: it adds to something that is not a mapping")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if not isinstance(key, str | int):  # others could be made costly, or deep, to compare
                 raise PickleError("holds a mapping whose keys are not texts or numbers")
@@ -247,7 +247,7 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise PickleError("is damaged: it asks for a name that is no text")
+            raise PickleError("is damaged: it asks for a name that is not text")
         if f"{module}.{name}" not in self.names:
             wanted = shown(f"{module}.{name}")
             raise PickleError(f"asks for {wanted}, which a published network does not need; nothing of it was run")

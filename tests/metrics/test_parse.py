@@ -14,7 +14,7 @@ from multiscale.data.patches import PatchDataset
 from multiscale.metrics import measures
 from multiscale.metrics.compare import PatchKind
 from multiscale.metrics.measure import KINDS
-from multiscale.metrics.names import DEFAULT, parse_metric, parse_metrics
+from multiscale.metrics.parse import DEFAULT, parse_metric, parse_metrics
 from multiscale.metrics.scales import Evaluation
 from torch_utils.distributed import Process
 
@@ -67,7 +67,7 @@ def test_every_file_of_measures_is_found_and_has_names_of_its_own():
 
 
 def test_naming_measures_loads_none_of_them():
-    program = "import multiscale.metrics.names, multiscale.training.status, sys; assert 'torch' not in sys.modules"
+    program = "import multiscale.metrics.parse, multiscale.training.status, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

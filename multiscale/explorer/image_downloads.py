@@ -1,4 +1,4 @@
-"""Images to download, of any size: ``/api/image.png``."""
+"""Downloads of images of any size: ``/api/image.png``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from multiscale.rendering.renderer import to_uint8, to_uint16
 from multiscale.rendering.worlds import World
 
 AT_ONCE = 2
-"""Images that are rendered; others wait."""
+"""Images rendered at a time; others wait."""
 HELD_BYTES = 1 << 29
-"""Of images that are rendered or not sent yet, counted by their pixels; one may have more."""
+"""Limit of the pixels of all images being rendered or sent; a single one may exceed it."""
 
 
-class Images:
-    """The handler of images of any size."""
+class ImageDownloads:
+    """The handler of ``/api/image.png``."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -34,7 +34,7 @@ class Images:
         self._bytes = 0
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        """Render an image and send it as a file, which says in its metadata what it shows."""
+        """Render an image and send it as a PNG file whose metadata say what it shows."""
         query = parse_query(ImageQuery, request.query)
         network = await self._services.library.get(query.network)
         world, region = World.parse(query.world), query.region
@@ -67,7 +67,7 @@ class Images:
                 del pixels
             answer = web.Response(body=png, content_type="image/png", headers=headers)
             await answer.prepare(request)
-            await answer.write_eof()  # returns when the client has read all but the last bytes; who does not is cut off
+            await answer.write_eof()  # until the client has read all but the last bytes; one that does not is cut off
         return answer
 
     @contextlib.asynccontextmanager

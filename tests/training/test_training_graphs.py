@@ -10,8 +10,8 @@ from training.test_trainer import beyond_run, tiny_run
 from multiscale.config import RunConfig, build, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.training import estimate
+from multiscale.training.cuda_graphs import Replays
 from multiscale.training.estimate import chooses_replays
-from multiscale.training.replays import Replays
 from multiscale.training.trainer import Trainer
 from torch_utils.distributed import Process
 

@@ -14,12 +14,12 @@ from conftest import GOLDEN, calibrated_generator, small_config, small_patches
 from dnnlib.errors import UserError
 from multiscale.config import RunConfig, build, to_dict
 from multiscale.data.patches import PatchDataset
-from multiscale.runs import stored
+from multiscale.runs import migrations
 from multiscale.runs.folder import began_with
 from multiscale.runs.journal import read_metrics, read_stats
+from multiscale.runs.migrations import FORMAT_VERSION, measured_by_name, read_stored
 from multiscale.runs.snapshots import find_network, load_snapshot, read_header, save_snapshot
 from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
-from multiscale.runs.stored import FORMAT_VERSION, measured_by_name, read_stored
 from multiscale.training import launch
 from multiscale.training.resume import choose_folder
 from multiscale.training.trainer import Trainer
@@ -186,8 +186,8 @@ def test_what_is_renamed_migrates_in_snapshots_states_and_folders(old, monkeypat
         load_snapshot(path)
     assert began_with(old) is None
 
-    monkeypatch.setattr(stored, "FORMAT_VERSION", FORMAT_VERSION + 1)
-    monkeypatch.setitem(stored.MIGRATIONS, FORMAT_VERSION, migrate)
+    monkeypatch.setattr(migrations, "FORMAT_VERSION", FORMAT_VERSION + 1)
+    monkeypatch.setitem(migrations.MIGRATIONS, FORMAT_VERSION, migrate)
     assert load_snapshot(path).generator.config.margin == 7
     state = load_state(states_of(old)[-1])
     assert state["config"].generator.margin == began_with(old)[0].generator.margin == 7
@@ -197,7 +197,7 @@ def test_what_is_renamed_migrates_in_snapshots_states_and_folders(old, monkeypat
 
 @pytest.mark.parametrize("file", ["snapshot", "state", "run"])
 def test_a_file_of_a_newer_format_is_refused(old, monkeypatch, file):
-    monkeypatch.setattr(stored, "FORMAT_VERSION", 0)
+    monkeypatch.setattr(migrations, "FORMAT_VERSION", 0)
     if file == "run":
         assert began_with(old) is None
         return

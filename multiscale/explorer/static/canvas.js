@@ -3,7 +3,7 @@
  *
  * While the view moves it asks for drafts, as many pixels as the server can render in a blink; when it rests, for finer
  * and finer pictures down to the canvas's own pixels (or the finest that the network has learned), in parts where the
- * whole would take long. One request is under way at a time; a newer one replaces it where it has become useless.
+ * whole would take long. One request is under way at a time; a newer one replaces it once it has become useless.
  */
 import { box, Layers } from "./layers.js";
 import { area, cells, clamp, extent, hull, inflate, intersect, rectOf, regionOver, WORLD } from "./view.js";
@@ -27,7 +27,7 @@ class Pace {
   }
 }
 
-export class Panel {
+export class WorldCanvas {
   #connection;
   #slot;
   #context;
@@ -58,7 +58,7 @@ export class Panel {
     return { width: this.canvas.clientWidth, height: this.canvas.clientHeight };
   }
 
-  /** Match the canvas's pixels to the screen's; whether that changed anything. */
+  /** Match the canvas's pixels to the screen's; returns whether that changed anything. */
   fit(ratio) {
     const [width, height] = [this.size.width, this.size.height].map((side) => Math.max(Math.round(side * ratio), 1));
     if (this.canvas.width === width && this.canvas.height === height) return false;
@@ -68,7 +68,7 @@ export class Panel {
 
   /**
    * Show another world: {network: an entry of the server's info, world, trunc, extrapolate, error, share: how many
-   * panels the server works for}.
+   * canvases the server works for}.
    */
   show(content, limits) {
     this.#limits = limits;
@@ -83,7 +83,7 @@ export class Panel {
     if (!error) this.#dropHeat();
   }
 
-  /** Ask for everything again; what is there stays until the new comes. */
+  /** Ask for everything again; what is shown stays until it is replaced. */
   refresh() {
     this.#generation += 1;
     this.#failed = false;
@@ -91,7 +91,7 @@ export class Panel {
     this.#dropHeat();
   }
 
-  /** The answer to a request got lost. */
+  /** Forget requests whose answers were lost. */
   forget() {
     this.#request = this.#heatRequest = null;
   }
@@ -108,7 +108,7 @@ export class Panel {
     return this.#layers.backdrop;
   }
 
-  /** How many times larger than the learned pixels (device pixels); at most 1: not at all. */
+  /** Magnification of the learned pixels, in device pixels; 1 or less: none. */
   get enlargement() {
     return this.#content ? this.#finest / this.#camera().pitch : 1;
   }
@@ -117,7 +117,7 @@ export class Panel {
     return this.#heat?.db ?? null;
   }
 
-  /** From 0 to 1: the part of the view that is as sharp as it can be. */
+  /** Fraction of the view, 0 to 1, that is as sharp as it can be. */
   get progress() {
     if (!this.#content || !this.canvas.width) return 0;
     const { shown } = this.#camera();
@@ -125,7 +125,7 @@ export class Panel {
     return 1 - missing.reduce((sum, rect) => sum + area(rect), 0) / area(shown);
   }
 
-  /** Nothing is under way and nothing is left to ask for. */
+  /** Whether nothing is under way and nothing is left to ask for. */
   get settled() {
     if (!this.#content) return false;
     return this.#failed || (!this.#request && !this.#heatRequest && !this.#plan(false) && !this.#planHeat());
@@ -145,7 +145,7 @@ export class Panel {
     }
   }
 
-  /** Take a frame of the server; whether it was for this panel. */
+  /** Take a frame from the server; returns whether it was for this canvas. */
   async receive(header, blob) {
     const heat = header.slot === `${this.#slot}-error`;
     if (!heat && header.slot !== this.#slot) return false;
@@ -184,7 +184,7 @@ export class Panel {
     return true;
   }
 
-  /** The server refused a request; whether it was this panel's. Nothing more is asked for until something changes. */
+  /** A request was refused; returns whether it was this canvas's, which then asks for nothing until something changes. */
   refused(id) {
     if (this.#heatRequest?.id === id) {
       this.#heatDone = this.#heatRequest.key;
@@ -197,7 +197,7 @@ export class Panel {
     return true;
   }
 
-  /** Paint the picture; whether it goes on changing by itself. */
+  /** Paint the picture; returns whether it keeps changing by itself. */
   paint(now, fade) {
     if (!this.canvas.width) return false;
     const camera = this.#camera();
