@@ -61,20 +61,18 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--memory",
             type=Number(0.1, 1e6),
             default=1.0,
-            help="GB of decoded pictures to hold at a time.",
+            help="GB of pictures that may be decoded at a time.",
         ),
-        click.option(
-            "--cache", type=Number(0, 1e6), default=50.0, help="GB of picture levels and fetched tiles to keep."
-        ),
+        click.option("--cache", type=Number(0, 1e6), default=50.0, help="GB to keep of levels made or tiles fetched."),
         click.option("--page", type=click.IntRange(0), default=0, help="Which page or frame of a file with several."),
         click.option(
             "--range",
             "value_range",
             metavar="LOW,HIGH",
-            help="Numbers that become black and white.  [default: the range of an integer type; the 0.1 and 99.9 "
-            "percentiles of floating-point numbers]",
+            help="Numbers that become black and white.  [default: all that an integer can be; of floating-point numbers the "
+            "0.1 and 99.9 percentiles]",
         ),
-        click.option("--skip-bad", is_flag=True, help="List files that cannot be used, and go on without them."),
+        click.option("--skip-bad", is_flag=True, help="Name files that cannot be used, and go on without them."),
         click.option(
             "--allow-empty",
             type=Number(0, 1),

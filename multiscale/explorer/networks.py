@@ -147,7 +147,7 @@ class Library:
             return network
         entry = self.entries.get(name)
         if entry is None:
-            raise UserError(f"There is no network {name!r} here (any more); choose one from the list.")
+            raise UserError(f"There is no network {name!r} here (any more); choose one of the list.")
         key = name, entry.stamp
         if key not in self._arriving:
             self._arriving[key] = asyncio.create_task(self._load(entry))

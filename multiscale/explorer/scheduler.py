@@ -1,8 +1,8 @@
 """One thread does all the computing of a device, in pieces: after each piece, the most urgent job goes on.
 
 A job is a generator; each step of it is one piece, such as a tile of an image or a frame of a film. Drafts come before sharp
-images and these before long jobs; among equals, whoever has waited longest since being served last. But an owner that has
-lately used more of the thread than another one waiting comes after it: nobody's drafts keep others from sharp images.
+images and these before long jobs; among equals, whoever has waited longest since being served last. But whoever has taken more
+of the thread lately than another who waits comes after them, however urgent: nobody's drafts keep others from sharp images.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Services:
         self._noted: set[tuple[str, str]] = set()
 
     def close(self, seconds: float) -> bool:
-        """Give up all work and remove all films; whether the render thread has ended in time."""
+        """Give up all work and remove all films; whether the render thread has ended within a time."""
         ended = self.queue.stop(seconds)
         self.films.close()
         for threads in (self._encoders, self._readers):

@@ -22,7 +22,7 @@ from multiscale.rendering.renderer import Cancelled
 SLOTS = 16
 """Slots of a connection that may wait at once."""
 MESSAGES_A_SECOND, BURST = 100.0, 400.0
-"""Messages read from a connection, on average and in a burst; later ones wait."""
+"""Messages of a connection that are heard at once, in the long run and after a silence; later ones wait their turn."""
 REQUESTS_A_SECOND, REQUESTS_BURST = 20.0, 60.0
 """Requests taken up beyond those whose frames have been sent, on average and in a burst; of the others, each slot's newest
 is, later."""

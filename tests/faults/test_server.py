@@ -318,7 +318,7 @@ def test_films_are_bounded_on_disk_expire_and_say_nothing_of_the_server(folder, 
         monkeypatch.setattr(films.shutil, "disk_usage", lambda _: usage)
         refused = await post("/api/films", json=FILM)
         assert refused.status == 400
-        assert "no room" in (await refused.json())["message"]
+        assert "no space" in (await refused.json())["message"]
 
         huge = {**FILM, "width": 3840, "height": 2160, "fps": 60, "seconds": 600}
         refused = await post("/api/films", json=huge)
