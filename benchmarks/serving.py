@@ -1,12 +1,13 @@
 """Frames a second and latency of the explorer, through its real server and WebSocket, for several clients at once.
 
     python benchmarks/serving.py [--network RUN|FILE --clients 1 4 16 --seconds 20 --side 256 --minutes 10 --out FILE.json]
-                                 [--floods 8 --idle 600]
+                                 [--floods 8 --idle 600 --rounds 3]
 
 Each client flies: its input moves 60 times a second, and it asks for the newest view as soon as the last frame has come. The
 latency of a frame goes from the input that it shows to its last byte. Memory is the server's, every few seconds;
-``--minutes 10`` adds a long flight of four clients for it; ``--floods`` and ``--idle`` one among connections that ask without
-end, and others that ask nothing. The client runs on the same processors as the server.
+``--minutes 10`` adds a long flight of four clients for it; ``--floods`` and ``--idle`` compare the last number of clients alone
+with the same among connections that ask without end, and others that ask nothing, which a process of its own holds. Clients and
+attack run on the same processors as the server. Needs Linux.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ import argparse
 import asyncio
 import json
 import math
+import multiprocessing
+import os
 import re
+import resource
+import struct
 import subprocess
 import sys
 import time
@@ -32,6 +37,8 @@ from machine import describe, publish
 ROOT = Path(__file__).resolve().parent.parent
 INPUT_SECONDS = 1 / 60
 SAMPLE_SECONDS = 5.0
+ATTACK_SECONDS = 3.0
+"""Before the clients fly among an attack that has begun, and after its end."""
 
 
 @dataclass
@@ -86,38 +93,80 @@ async def fly(url: str, client: int, side: int, octaves: float, until: float) ->
     return flight
 
 
-async def flood(url: str, client: int, side: int) -> None:
-    """Ask for other views as fast as the connection takes it, and read what comes; for ever."""
-    async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}/ws", max_msg_size=0) as socket:
-
-        async def read() -> None:
-            async for _ in socket:
-                pass
-
-        reading, number = asyncio.create_task(read()), 0
-        try:
-            while True:
-                number += 1
-                request = {"type": "frame", "id": number, "slot": f"s{number % 12}", "world": f"{client}{number % 97}"}
-                request |= {"quality": "draft", **view(number / 50, client, side, 6)}
-                await socket.send_str(json.dumps(request))
-                await asyncio.sleep(0)
-        finally:
-            reading.cancel()
+def frame_of_websocket(text: str) -> bytes:
+    """A client's text message as it goes over the wire, its mask zero."""
+    data = text.encode()
+    return struct.pack(">BBH4x", 0x81, 0x80 | 126, len(data)) + data
 
 
-async def idle(url: str, begun: bytes) -> None:
+async def flood(url: str, client: int, side: int, sent: list[int]) -> asyncio.Future[Any]:
+    """Connect, then ask for other views as fast as the connection takes it, and read what comes: what is returned, for ever.
+
+    Messages are made beforehand, so that this takes next to nothing of processors that the server may run on.
+    """
+    messages = []
+    for number in range(12 * 97):
+        request = {"type": "frame", "id": number, "slot": f"s{number % 12}", "world": f"{client}{number % 97}"}
+        request |= {"quality": "draft", **view(number / 50, client, side, 6)}
+        messages.append(frame_of_websocket(json.dumps(request)))
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(
+        f"GET /ws HTTP/1.1\r\nHost: {parts.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+    )
+    if b" 101 " not in await reader.readline():
+        raise RuntimeError("The server takes no WebSocket.")
+
+    async def read() -> None:
+        while await reader.read(1 << 16):
+            pass
+        raise RuntimeError("The server has closed a flood; it is to be measured under it.")
+
+    async def write() -> None:
+        while True:
+            for first in range(0, len(messages), 100):
+                chosen = messages[first : first + 100]
+                writer.write(b"".join(chosen))
+                await writer.drain()
+                sent[0] += len(chosen)
+
+    return asyncio.gather(read(), write())
+
+
+async def idle(url: str, begun: bytes, opened: list[int]) -> None:
     """Connections of which nothing, or half of a request, comes; opened again when the server has closed them."""
     parts = urlsplit(url)
     while True:
         try:
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            opened[0] += 1
             writer.write(begun)
             await reader.read()
             writer.close()
         except OSError:
             pass
         await asyncio.sleep(1)
+
+
+def attack(url: str, floods: int, idles: int, side: int, stop: Any, counts: Any) -> None:
+    """Flood and idle until told to stop; ``counts`` becomes messages sent, connections opened, and seconds."""
+
+    async def work() -> None:
+        sent, opened, start = [0], [0], time.perf_counter()
+        others: list[asyncio.Future[Any]] = [await flood(url, i, side, sent) for i in range(floods)]
+        others += [asyncio.create_task(idle(url, b"GET / HT" if i % 2 else b"", opened)) for i in range(idles)]
+        while not stop.is_set():
+            counts[:] = sent[0], opened[0], time.perf_counter() - start
+            await asyncio.sleep(0.2)
+            if ended := [other for other in others if other.done()]:
+                await ended[0]
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
+    asyncio.run(work())
 
 
 async def resident(pid: int, samples: list[float]) -> None:
@@ -129,28 +178,58 @@ async def resident(pid: int, samples: list[float]) -> None:
 
 
 async def attacked(url: str, pid: int, options: argparse.Namespace, octaves: float) -> dict[str, Any]:
-    """Fly the last number of clients alone, then among connections that flood, and others that are idle."""
-    clients = options.clients[-1]
-    quiet = await measure(url, pid, clients, options.seconds, options.side, octaves)
-    others = [asyncio.create_task(flood(url, i, options.side)) for i in range(options.floods)]
-    others += [asyncio.create_task(idle(url, b"GET / HT" if i % 2 else b"")) for i in range(options.idle)]
-    await asyncio.sleep(3)
-    under = await measure(url, pid, clients, options.seconds, options.side, octaves)
-    for other in others:
-        other.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    times = under["latency_ms"]["p95"] / quiet["latency_ms"]["p95"]
-    return {"floods": options.floods, "idle": options.idle, "quiet": quiet, "under": under, "p95_times": times}
+    """Fly the last number of clients alone and among floods and idle connections, in turns: the machine may do other work.
+
+    ``p95_times`` is the 95th percentile of all latencies of the clients under attack over that of the same clients alone, in
+    each round; ``p95_times_of_worst`` the same of the client that is worst off.
+    """
+    context = multiprocessing.get_context("spawn")
+    rounds = []
+    for _ in range(options.rounds):
+        quiet = await measure(url, pid, options.clients[-1], options.seconds, options.side, octaves)
+        stop, counts = context.Event(), context.Array("d", 3)
+        other = context.Process(target=attack, args=(url, options.floods, options.idle, options.side, stop, counts))
+        other.start()
+        while not counts[2]:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(ATTACK_SECONDS)
+        under = await measure(url, pid, options.clients[-1], options.seconds, options.side, octaves)
+        if other.exitcode is not None:
+            raise SystemExit("The attack has ended early.")
+        stop.set()
+        other.join()
+        await asyncio.sleep(ATTACK_SECONDS)
+        messages, connections, lasted = (float(counts[i]) for i in range(3))
+        rounds.append(
+            {
+                "load": os.getloadavg()[0],
+                "messages_per_sec": messages / lasted,
+                "connections_per_sec": connections / lasted,
+                "quiet": quiet,
+                "under": under,
+                "p95_times": under["latency_ms"]["p95"] / quiet["latency_ms"]["p95"],
+                "p95_times_of_worst": under["latency_ms"]["p95_of_worst"] / quiet["latency_ms"]["p95_of_worst"],
+            }
+        )
+    return {"floods": options.floods, "idle": options.idle, "rounds": rounds}
+
+
+def cpu_seconds(pid: int) -> float:
+    """That a process has taken so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def measure(url: str, pid: int, clients: int, seconds: float, side: int, octaves: float) -> dict[str, Any]:
     """Fly ``clients`` at once and sum up."""
     memory: list[float] = []
     sampler = asyncio.create_task(resident(pid, memory))
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_seconds(pid)
     flights = await asyncio.gather(*(fly(url, i, side, octaves, start + seconds) for i in range(clients)))
     took = time.perf_counter() - start
     sampler.cancel()
+    cpu = (cpu_seconds(pid) - cpu) / took
+    each_p95 = [1000 * float(np.quantile(flight.latencies, 0.95)) for flight in flights]
     latencies = 1000 * np.concatenate([flight.latencies for flight in flights])
     counts = [len(flight.latencies) for flight in flights]
     return {
@@ -158,7 +237,12 @@ async def measure(url: str, pid: int, clients: int, seconds: float, side: int, o
         "seconds": round(took, 1),
         "frames_per_sec": sum(counts) / took,
         "frames_per_sec_of_each": [min(counts) / took, max(counts) / took],
-        "latency_ms": {"p50": float(np.median(latencies)), "p95": float(np.quantile(latencies, 0.95))},
+        "latency_ms": {
+            "p50": float(np.median(latencies)),
+            "p95": float(np.quantile(latencies, 0.95)),
+            "p95_of_worst": max(each_p95),
+        },
+        "server_cores": cpu,
         "render_ms": float(np.median(np.concatenate([flight.render_ms for flight in flights]))),
         "bytes_a_frame": sum(flight.bytes for flight in flights) / sum(counts),
         "server_mb": [memory[0], max(memory), memory[-1]],
@@ -202,6 +286,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256, help="side of a frame in pixels (default 256)")
     parser.add_argument("--floods", type=int, default=0, help="connections that ask without end (default none)")
     parser.add_argument("--idle", type=int, default=0, help="connections that ask nothing (default none)")
+    parser.add_argument("--rounds", type=int, default=3, help="alone and among them, in turns (default 3)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     server, url = served(options.network)

@@ -52,7 +52,7 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say how pictures are read, given to the command as ``reading``, ``skip_bad`` and ``allow_empty``."""
 
     @functools.wraps(command)
-    def with_reading(*, memory: float, cache: float, page: int, value_range: str | None, **options: Any) -> Any:
+    def with_reading(*, memory: float, cache: float, page: int | None, value_range: str | None, **options: Any) -> Any:
         reading = make_reading(memory, cache, page, value_range)
         return command(reading=reading, **options)
 
@@ -64,13 +64,17 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="GB of pictures that may be decoded at a time.",
         ),
         click.option("--cache", type=Number(0, 1e6), default=50.0, help="GB to keep of levels made or tiles fetched."),
-        click.option("--page", type=click.IntRange(0), default=0, help="Which page or frame of a file with several."),
+        click.option(
+            "--page",
+            type=click.IntRange(0),
+            help="Which page or frame of a file with several, from 0.  [default: the largest of a TIFF's, else the first]",
+        ),
         click.option(
             "--range",
             "value_range",
             metavar="LOW,HIGH",
-            help="Numbers that become black and white.  [default: all that an integer can be; of floating-point numbers the "
-            "0.1 and 99.9 percentiles]",
+            help="Numbers that become black and white.  [default: all that 8 or 16 bits can be; of integers with a sign or of "
+            "32 bits the least and the largest there is; of floating-point numbers the 0.1 and 99.9 percentiles]",
         ),
         click.option("--skip-bad", is_flag=True, help="Name files that cannot be used, and go on without them."),
         click.option(

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write, new_temporary_folder
+from dnnlib.files import atomic_write, new_temporary_folder, remove_abandoned
 from dnnlib.reading import regular_size
 from multiscale.data.archive import ZipSource
 from multiscale.data.source import LABELS_FILE, MAX_LABEL, FilesSource, Names, PatchSource
@@ -115,6 +115,7 @@ def check_dest(dest: Path, *, force: bool) -> None:
         return
     elif not (dest / LABELS_FILE).is_file():
         raise UserError(f"Folder {dest} is not empty and holds no patch set; give another --dest.")
+    remove_abandoned(dest.parent)  # the process that wrote it may have been killed just before its end
     if not force:
         raise UserError(f"{dest} exists; pass --force to replace it, or give another --dest.")
 

@@ -41,17 +41,19 @@ PHOTOGRAPH_SUFFIXES = frozenset(
     | {".ppm", ".svs", ".tga", ".tif", ".tiff", ".webp"}
 )
 """Names that promise a picture: a file of such a name that holds none is an error, of another name it is passed over."""
+KINDS_NAMED = 10
+"""Kinds of what is passed over, that are counted one by one."""
 KINDS = {"ushort": "16 bits", "short": "16 bits with a sign", "uint": "32 bits", "int": "32 bits with a sign"}
 KINDS |= {"float": "floating point", "double": "floating point", "char": "8 bits with a sign"}
 
 
-def make_reading(memory: float, cache: float, page: int, value_range: str | None) -> Reading:
+def make_reading(memory: float, cache: float, page: int | None, value_range: str | None) -> Reading:
     """How pictures are read, from the options of the commands.
 
     Args:
         memory: GB of pictures that may be decoded at a time.
         cache: GB to keep of levels and tiles.
-        page: Of a file with several.
+        page: Of a file with several; None: see :class:`Reading`.
         value_range: ``"0,4095"``, what becomes black and white; None: see :class:`Reading`.
 
     Raises:
@@ -109,13 +111,13 @@ def find_pictures(
     Raises:
         UserError: names all files that cannot be used (unless ``skip_bad``, which prints them); there is nothing.
     """
-    files = _find_files(source)
+    files, passed, problems = _find_files(source)
     alone = len(files) < workers
     reading = replace(reading, threads=0 if alone else 1, cache=reading.cache or cache_folder())
     held = 0 if alone else reading.memory // (2 * workers)
     jobs = [_ExamineJob(path, sure, source == path, reading, held, least_px) for path, sure in files]
     pictures: list[Picture] = []
-    problems: list[str] = []
+    looked_at = len(files) + len(problems)
     try:
         with (
             progress_bar(total=len(jobs), unit="file", desc="reading") as bar,
@@ -126,20 +128,41 @@ def find_pictures(
                     problems.append(f"{job.path if job.path == source else job.path.relative_to(source)} {found}")
                 elif found is not None:
                     pictures.append(found)
+                else:
+                    passed[job.path.suffix.lower()] += 1
                 bar.update()
     except BaseException:
         remove_broken_levels(reading)
         raise
+    _print_passed(passed)
     if problems:
-        which = "Image" if source.is_file() else f"{len(problems)} of {len(files)} files in {source} cannot be used:"
+        which = "Image" if source.is_file() else f"{len(problems)} of {looked_at} files in {source} cannot be used:"
         if not skip_bad or not pictures:
             hint = "; --skip-bad goes on without them" if pictures else ""
             raise UserError(f"{which} {listed(problems, '; ', 100)}{hint}.")
         print(f"{which} {'; '.join(problems)}; they are left out.")
     if not pictures:
         raise UserError(f"Folder {source} holds no pictures; give --source another, or an image.")
+    _print_pages(pictures)
     _print_ranges(pictures)
     return pictures, reading
+
+
+def _print_passed(passed: Counter[str]) -> None:
+    """Say what of a folder is not used and no error either, by kind."""
+    if passed:
+        kinds = [f"{kind or 'no suffix'} ({count})" for kind, count in passed.most_common()]
+        print(f"Passed over as no pictures: {listed(kinds, ', ', KINDS_NAMED)}.")
+
+
+def _print_pages(pictures: Sequence[Picture]) -> None:
+    """Say where another page than the first is read."""
+    later = [picture for picture in pictures if picture.page]
+    if len(later) == 1:
+        print(f"{later[0].path.name}: page {later[0].page} is read, where the first is 0 (--page).")
+    elif later:
+        which = f"{later[0].page} of {later[0].path.name}"
+        print(f"{counted(len(later), 'picture')}: another page than the first is read, such as {which} (--page).")
 
 
 def _print_ranges(pictures: Sequence[Picture]) -> None:
@@ -153,23 +176,35 @@ def _print_ranges(pictures: Sequence[Picture]) -> None:
         print(f"and {len(ranges) - 5} other ranges, each picture's own; --range LOW,HIGH gives all the same.")
 
 
-def _find_files(source: Path) -> list[tuple[Path, bool]]:
-    """Files that may be pictures, each once, and whether their names say that they are; links are followed."""
+def _find_files(source: Path) -> tuple[list[tuple[Path, bool]], Counter[str], list[str]]:
+    """What is in a folder, links followed: files that may be pictures, each once, and whether their names say that they are;
+    how many others there are of each kind; and which folders cannot be read.
+    """
+    passed: Counter[str] = Counter()
     if source.is_file():
-        return [(source, True)]
+        return [(source, True)], passed, []
     if not source.is_dir():
         if source.exists():
             regular_size(source, "the image")
         raise UserError(f"There is no {source}; give --source an image or a folder of photographs.")
-    paths, folders = [], set()
-    for name, below, files in os.walk(source, followlinks=True):
+    paths, folders, shut = [], set(), []
+
+    def note(error: OSError) -> None:
+        path = Path(error.filename)
+        name = source if path == source else path.relative_to(source)
+        shut.append(f"{name} cannot be read ({error.strerror or error})")
+
+    for name, below, files in os.walk(source, followlinks=True, onerror=note):
         facts = os.stat(name)
         if (facts.st_dev, facts.st_ino) in folders:  # a link in a circle
             below.clear()
             continue
         folders.add((facts.st_dev, facts.st_ino))
-        below[:] = [folder for folder in below if not folder.startswith(".") and folder != "__MACOSX"]
-        paths += [Path(name, file) for file in files if not file.startswith(".")]
+        kept = [folder for folder in below if not folder.startswith(".") and folder != "__MACOSX"]
+        shown = [file for file in files if not file.startswith(".")]
+        passed["hidden"] += len(below) - len(kept) + len(files) - len(shown)
+        below[:] = kept
+        paths += [Path(name, file) for file in shown]
     seen: set[tuple[int, int]] = set()
     found: list[tuple[Path, bool]] = []
     for path in sorted(paths):
@@ -179,9 +214,13 @@ def _find_files(source: Path) -> list[tuple[Path, bool]]:
         except OSError:  # a link that leads nowhere, which opening will say
             found += [(path, sure)] if sure else []
             continue
-        if stat.S_ISREG(facts.st_mode) and (facts.st_dev, facts.st_ino) not in seen:
+        if not stat.S_ISREG(facts.st_mode):
+            passed["pipe or device"] += 1
+        elif (facts.st_dev, facts.st_ino) not in seen:
             seen.add((facts.st_dev, facts.st_ino))
             found.append((path, sure))
-    if not found:
+        else:
+            passed["another link"] += 1
+    if not found and not shut:
         raise UserError(f"Folder {source} holds no pictures; give --source another, or an image.")
-    return found
+    return found, +passed, shut

@@ -15,6 +15,7 @@ import shutil
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,11 +25,13 @@ from dnnlib.errors import UserError
 from dnnlib.files import cache_folder, new_temporary_folder, remove_abandoned
 from multiscale.data.cutting import FOREIGN_OVERSAMPLING, OVERSAMPLING, Box, Level, Source
 from multiscale.data.vips import (
+    MOST_PAGES,
     Colours,
     Opened,
     Reading,
     Unreadable,
     colours_of,
+    decoded,
     halved,
     has_empty,
     is_grey,
@@ -45,8 +48,6 @@ COARSEST_PX = 96
 ALWAYS_HELD_BYTES = 32 * 2**20
 """Decoded, of a picture so small that every process decodes it for itself."""
 TILE_PX = 256
-_MOST_LEVELS = 64
-"""Pages of a file that may be levels."""
 _FETCHED_SHARE = 32
 """Of the memory, that a process fetches before it lets go of decoded tiles."""
 
@@ -100,6 +101,7 @@ class Picture(NamedTuple):
         with_empty: Whether parts of it may be empty.
         colours: How its numbers become colours.
         kind: Of its numbers: ``uchar``, ``ushort``, ``float`` ...
+        page: That is read, from 0.
         own: Levels that can be read in parts where they lie, finest first; none if the file must be decoded as a whole.
         held: Whether processes shall hold it decoded.
     """
@@ -111,6 +113,7 @@ class Picture(NamedTuple):
     with_empty: bool
     colours: Colours
     kind: str
+    page: int
     own: tuple[Own, ...]
     held: bool
 
@@ -150,7 +153,15 @@ def examine(path: Path, reading: Reading, held_bytes: int, least_px: int = 0) ->
     own = _own_levels(path, size, opened, reading) if opened.is_random else ()
     fits = size[0] * size[1] * upright.bands * 4 // 3 <= max(held_bytes, ALWAYS_HELD_BYTES)
     picture = Picture(
-        path, *size, is_grey(image), has_empty(image, colours), colours, str(image.format), own, fits and len(own) <= 1
+        path,
+        *size,
+        is_grey(image),
+        has_empty(image, colours),
+        colours,
+        str(image.format),
+        opened.page,
+        own,
+        fits and len(own) <= 1,
     )
     if min(size) >= least_px:
         open_source(picture, reading)
@@ -200,9 +211,7 @@ class HeldPicture:
     @classmethod
     def of_file(cls, picture: Picture, reading: Reading) -> HeldPicture:
         """Decode a file in full, or raise :class:`Unreadable`."""
-        opened = open_image(picture.path, reading, sequential=True)
-        with reported(picture.path):
-            pixels = to_srgb(opened.image, picture.colours).numpy()
+        pixels = decoded(picture.path, reading, lambda image: to_srgb(image, picture.colours).numpy())
         return cls(pixels, str(picture.path), picture.with_empty)
 
     def read(self, box: Box, shrink: int) -> np.ndarray:
@@ -230,7 +239,7 @@ class StoredPicture:
         self._picture, self._reading = picture, reading
         self.with_empty = picture.with_empty
         self._is_tiled = bool(picture.own)
-        own = picture.own or (Own(picture.width, picture.height, 0, reading.page, -1),)
+        own = picture.own or (Own(picture.width, picture.height, 0, picture.page, -1),)
         self.levels = [
             Level(level.width, level.height, 2.0**level.halvings, FOREIGN_OVERSAMPLING if level.halvings else 0.0)
             for level in own
@@ -272,13 +281,14 @@ def _own_levels(path: Path, size: tuple[int, int], opened: Opened, reading: Read
 
     A page is a level if it is tiled, of the same kind, and smaller by a whole number of halvings within a pixel a halving.
     """
-    image, whole = opened.image, Own(*size, 0, reading.page, -1)
+    image, whole = opened.image, Own(*size, 0, opened.page, -1)
     if opened.loader != "tiffload" or reading.page:
         return (whole,)
-    subs = min(image.get("n-subifds") if image.get_typeof("n-subifds") else 0, _MOST_LEVELS)
-    pages = min(image.get("n-pages") if image.get_typeof("n-pages") else 1, _MOST_LEVELS)
+    subs = min(image.get("n-subifds") if image.get_typeof("n-subifds") else 0, MOST_PAGES)
+    pages = min(image.get("n-pages") if image.get_typeof("n-pages") else 1, MOST_PAGES)
     found: dict[int, Own] = {}
-    for page, subifd in [(0, i) for i in range(subs)] or [(i, -1) for i in range(1, pages)]:
+    others = [(page, -1) for page in range(pages) if page != opened.page]
+    for page, subifd in [(opened.page, i) for i in range(subs)] or others:
         with contextlib.suppress(Unreadable):
             small = open_image(path, reading, {"page": page, "subifd": subifd})
             part = small.image
@@ -335,7 +345,7 @@ class _KeptLevel:
 def _kept_levels(picture: Picture, reading: Reading, levels: Sequence[Level]) -> Path:
     """The folder with levels ``0.tif``, ``1.tif`` ..., made now if it is not there."""
     facts = os.stat(picture.path)
-    colours = (picture.colours, reading.page, picture.bands, picture.own)
+    colours = (picture.colours, picture.page, picture.bands, picture.own)
     key = f"{FORMAT} {picture.path.resolve()} {facts.st_size} {facts.st_mtime_ns} {colours}"
     parent = _levels_folder(reading)
     folder = parent / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -363,23 +373,26 @@ def _write_levels(picture: Picture, reading: Reading, folder: Path, count: int) 
     """Levels that the file has are decoded; others are made from the file of the one before: a band at a time is in memory."""
     vips = library()
     for i in range(count):
-        if i + 1 < len(picture.own):
-            image = _open_own(picture, reading, picture.own[i + 1])
-        elif i:
-            image = halved(vips.Image.new_from_file(str(folder / f"{i - 1}.tif")), picture.with_empty)
-        elif picture.own:
-            image = halved(_open_own(picture, reading, picture.own[0]), picture.with_empty)
-        else:
-            image = to_srgb(open_image(picture.path, reading, sequential=True).image, picture.colours)
         path = folder / f"{i}.tif"
-        image = image.copy(interpretation="b-w" if image.bands < 3 else "srgb")
-        _save(image, path)
+        if i + 1 < len(picture.own):
+            _save(_open_own(picture, reading, picture.own[i + 1]), path)
+        elif i:
+            _save(halved(vips.Image.new_from_file(str(folder / f"{i - 1}.tif")), picture.with_empty), path)
+        elif picture.own:
+            _save(halved(_open_own(picture, reading, picture.own[0]), picture.with_empty), path)
+        else:
+            decoded(picture.path, reading, partial(_save_srgb, picture.colours, path))
         with open(path, "rb+") as stream:
             os.fsync(stream.fileno())
 
 
+def _save_srgb(colours: Colours, path: Path, image: Any) -> None:
+    _save(to_srgb(image, colours), path)
+
+
 def _save(image: Any, path: Path) -> None:
     """Write tiles; in a thread, as this one would not hear Ctrl-C within libvips."""
+    image = image.copy(interpretation="b-w" if image.bands < 3 else "srgb")
 
     def save() -> None:
         image.tiffsave(str(path), tile=True, tile_width=TILE_PX, tile_height=TILE_PX, bigtiff=True, keep="none")

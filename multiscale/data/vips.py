@@ -12,10 +12,11 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -50,6 +51,14 @@ _WHOLE = ("webpload", "heifload", "gifload", "uhdrload", "jxlload", "jp2kload")
 _PILLOW_FORMATS = ("BMP", "DDS", "FITS", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "TGA")
 """What Pillow opens where libvips was built without."""
 _GDAL_NODATA = 42113
+MOST_PAGES = 64
+"""Of a TIFF, that are looked at."""
+_HARMLESS = re.compile(
+    r"extraneous bytes before marker 0x(?!d[0-9a]|c4)|Invalid SOS parameters|Unknown Adobe color|unknown JFIF revision"
+)
+"""What a JPEG's decoder says of whole pictures as some cameras write them; all else that it only warns of is damage."""
+
+T = TypeVar("T")
 
 
 @functools.cache
@@ -78,16 +87,15 @@ class Reading:
 
     Attributes:
         memory: Bytes that all processes together may hold of pictures.
-        page: Which of a file's pages or frames, from 0.
-        value_range: What becomes black and white, in the picture's own numbers; None: all that an integer can be, and from the
-            0.1 to the 99.9 percentile of floating-point numbers.
+        page: Which of a file's pages or frames, from 0; None: the largest of a TIFF's, the first of these, and else the first.
+        value_range: What becomes black and white, in the picture's own numbers; None: see :func:`colours_of`.
         threads: That libvips may use in a process; 0: as many as there are cores.
         cache: Folder for what is made or fetched once; None: ``dnnlib.files.cache_folder()``.
         cache_bytes: Bound of what is kept there.
     """
 
     memory: int = 10**9
-    page: int = 0
+    page: int | None = None
     value_range: tuple[float, float] | None = None
     threads: int = 0
     cache: Path | None = None
@@ -117,15 +125,45 @@ class Opened:
         image: Of libvips.
         is_random: Whether any part can be read without what is before it.
         loader: Name of libvips's operation, or ``pillow``.
+        page: That was opened, from 0.
     """
 
     image: Any
     is_random: bool
     loader: str
+    page: int
+
+
+def decoded(path: Path, reading: Reading, use: Callable[[Any], T]) -> T:
+    """``use(image)`` of a file that is read once, top down; raises as :func:`open_image`."""
+
+    def read(strict: bool) -> T:
+        with reported(path):
+            return use(open_image(path, reading, sequential=True, strict=strict).image)
+
+    return _strictly(read)
+
+
+def _strictly(read: Callable[[bool], T]) -> T:
+    """``read(True)``, or ``read(False)`` if that ended with a warning of a JPEG's decoder that does no harm.
+
+    A JPEG has no checksum, and its decoder goes on from damage with a warning.
+    """
+    try:
+        return read(True)
+    except Unreadable as error:
+        if not _HARMLESS.search(str(error)):
+            raise
+    return read(False)
 
 
 def open_image(
-    path: Path, reading: Reading, which: Mapping[str, int] | None = None, *, sequential: bool = False
+    path: Path,
+    reading: Reading,
+    which: Mapping[str, int] | None = None,
+    *,
+    sequential: bool = False,
+    strict: bool = False,
 ) -> Opened:
     """Open a file by what it holds, whatever its name.
 
@@ -134,6 +172,7 @@ def open_image(
         reading: Page and memory.
         which: ``page`` and ``subifd`` of a TIFF, in place of ``reading.page``.
         sequential: Whether it will be read once, top down.
+        strict: Whether a JPEG's pixels end with the first warning of its decoder.
 
     Raises:
         Unreadable: damaged, of no known format (:class:`NotAPicture`), no such page, more than the memory holds at a time.
@@ -150,19 +189,17 @@ def open_image(
             loader = vips.ffi.string(vips.vips_lib.vips_nickname_find(kind)).decode()
         if loader not in _LOADERS:
             vips.vips_lib.vips_error_clear()
-            return Opened(_by_pillow(path, reading), False, "pillow")
+            return Opened(_by_pillow(path, reading), False, "pillow", reading.page or 0)
         access = "random" if loader == "tiffload" else "sequential"
+        fail_on = "warning" if strict and loader == "jpegload" else "error"
 
         def load(access: str, **options: int) -> Any:
-            return vips.Operation.call(loader, os.fsencode(path), access=access, fail_on="error", **options)
+            return vips.Operation.call(loader, os.fsencode(path), access=access, fail_on=fail_on, **options)
 
-        image = load(access, **(which or {}))
-        options = which or {}
-        if reading.page and which is None:
-            pages = _field(image, "n-pages", 1)
-            if reading.page >= pages or "page" not in vips.Introspect.get(loader).optional_input:
-                raise Unreadable(f"has {_pages(pages)}, and page {reading.page} is asked for (the first is 0)")
-            options = {"page": reading.page}
+        options = dict(which or {})
+        image = load(access, **options)
+        if which is None and (page := _page_of(image, loader, reading, partial(load, access))):
+            options = {"page": page}
             image = load(access, **options)
     _check_claim(image, loader, size, reading)
     is_tiled = loader == "openslideload" or (loader == "tiffload" and _field(image, "tile-width", 0) > 0)
@@ -170,7 +207,27 @@ def open_image(
         image = load("sequential", **options)
     if loader != "tiffload" and _field(image, "orientation", 1) != 1:
         image = load("random", **options)  # a turned picture cannot be read top down
-    return Opened(image, is_tiled, loader)
+    return Opened(image, is_tiled, loader, options.get("page", 0))
+
+
+def _page_of(image: Any, loader: str, reading: Reading, load: Callable[..., Any]) -> int:
+    """The page to open of a file whose first is ``image``: before a TIFF's picture there may be a thumbnail of it."""
+    pages = _field(image, "n-pages", 1)
+    if reading.page is None:
+        if loader != "tiffload" or pages < 2:
+            return 0
+        sizes = [image.width * image.height]
+        for page in range(1, min(pages, MOST_PAGES)):
+            try:
+                other = load(page=page)
+            except library().Error:  # damaged, or of a kind that is not read: not the picture
+                sizes.append(0)
+            else:
+                sizes.append(other.width * other.height)
+        return sizes.index(max(sizes))
+    if reading.page and (reading.page >= pages or "page" not in library().Introspect.get(loader).optional_input):
+        raise Unreadable(f"has {_pages(pages)}, and page {reading.page} is asked for (the first is 0)")
+    return reading.page
 
 
 def _pages(count: int) -> str:
@@ -217,7 +274,7 @@ def _by_pillow(path: Path, reading: Reading) -> Any:
     except Image.UnidentifiedImageError as error:
         raise NotAPicture("is of no known format") from error
     with opened as image:
-        if reading.page >= getattr(image, "n_frames", 1):
+        if reading.page and reading.page >= getattr(image, "n_frames", 1):
             raise Unreadable(f"has 1 page, and page {reading.page} is asked for (the first is 0)")
         if (needed := image.width * image.height * 4) > reading.memory:
             raise Unreadable(
@@ -257,17 +314,23 @@ class Colours:
 
 
 def colours_of(path: Path, opened: Opened, reading: Reading) -> Colours:
-    """What must be known of a whole picture before its first pixel can be shown; reads a sample of a floating-point one."""
+    """What must be known of a whole picture before its first pixel can be shown.
+
+    Without ``reading.value_range`` black and white are all that 8 or 16 bits without a sign can be; of other integers, which
+    are measurements and no colours, the least and the largest in the picture, which is decoded for that; and of floating-point
+    numbers the 0.1 and 99.9 percentiles of a sample.
+    """
     image, nodata = opened.image, None
     if opened.loader == "tiffload":
-        nodata = _gdal_nodata(path, reading.page)
+        nodata = _gdal_nodata(path, opened.page)
     if reading.value_range is not None:
         return Colours(reading.value_range, nodata)
     if image.format == "uchar":
         return Colours(None, nodata)
-    if image.format not in ("float", "double"):
-        limits = np.iinfo({"char": "i1", "ushort": "u2", "short": "i2", "uint": "u4", "int": "i4"}[image.format])
-        return Colours((float(limits.min), float(limits.max)), nodata)
+    if image.format == "ushort":
+        return Colours((0.0, 65535.0), nodata)
+    if image.format in _OTHER_INTEGERS:
+        return Colours(decoded(path, reading, partial(_extremes, nodata=nodata)), nodata)
     step = max(1, math.ceil(math.sqrt(image.width * image.height / SAMPLED_PIXELS)))
     with reported(path):
         colour = image.extract_band(0, n=image.bands - image.hasalpha())
@@ -277,6 +340,23 @@ def colours_of(path: Path, opened: Opened, reading: Reading) -> Colours:
         raise Unreadable("holds no number that is finite and not its own sign for none")
     low, high = (float(value) for value in np.percentile(values, (0.1, 99.9)))
     return Colours((low, high) if high > low else (low, low + 1), nodata)
+
+
+_OTHER_INTEGERS = {"char": "i1", "short": "i2", "uint": "u4", "int": "i4"}
+
+
+def _extremes(image: Any, nodata: float | None) -> tuple[float, float]:
+    """The least and the largest number of a picture of integers that stand for something; two that differ."""
+    colour, limits = image.extract_band(0, n=image.bands - image.hasalpha()), np.iinfo(_OTHER_INTEGERS[image.format])
+    least, most = colour, colour
+    if nodata is not None:
+        least = (colour == nodata).ifthenelse(int(limits.max), colour)
+        most = (colour == nodata).ifthenelse(int(limits.min), colour)
+    found = least.bandjoin(most).stats().numpy()[1:, :2]  # least and largest of each band
+    low, high = float(found[: colour.bands, 0].min()), float(found[colour.bands :, 1].max())
+    if low > high:
+        raise Unreadable("holds no number that is not its own sign for none")
+    return (low, high) if high > low else (low, low + 1)
 
 
 def _gdal_nodata(path: Path, page: int) -> float | None:
@@ -296,6 +376,10 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
         Unreadable: it cannot be decoded.
     """
+    return _strictly(partial(_decode, data))
+
+
+def _decode(data: bytes, strict: bool) -> np.ndarray:
     vips = library()
     with reported(Path("tile")):
         found = vips.vips_lib.vips_foreign_find_load_buffer(data, len(data))
@@ -306,7 +390,8 @@ def decode(data: bytes) -> np.ndarray:
         if loader.removesuffix("_buffer") not in _LOADERS:
             vips.vips_lib.vips_error_clear()
             raise NotAPicture("is of no known format")
-        image = vips.Operation.call(loader, data, fail_on="error")
+        fail_on = "warning" if strict and loader == "jpegload_buffer" else "error"
+        image = vips.Operation.call(loader, data, fail_on=fail_on)
         limits = {"uchar": None, "ushort": (0.0, 65535.0)}
         if image.format not in limits:
             raise Unreadable("has neither 8 nor 16 bits")

@@ -3,6 +3,7 @@
 A job is a generator; each step of it is one piece, such as a tile of an image or a frame of a film. Drafts come before sharp
 images and these before long jobs; among equals, whoever has waited longest since being served last. But whoever has taken more
 of the thread lately than another who waits comes after them, however urgent: nobody's drafts keep others from sharp images.
+Whoever floods comes after all others.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Owner:
     def __init__(self) -> None:
         self.served = 0
         self.unsent = 0
+        self.floods = False
+        """Whether it asks for more than anybody can look at; nothing is done for it while others wait."""
         self._taken = 0.0
         self._noted = 0.0
 
@@ -203,13 +206,14 @@ class RenderQueue:
             return None
         now = time.monotonic()
         late = now - PATIENCE_SECONDS
-        least = min((job.owner.taken(now) for job in ready if job.rank < Rank.LONG), default=0.0)
+        fair = [job for job in ready if job.rank < Rank.LONG and not job.owner.floods]
+        least = min((job.owner.taken(now) for job in fair), default=0.0)
 
-        def place(job: Job[Any]) -> tuple[bool, bool, bool, bool, Rank, int]:
+        def place(job: Job[Any]) -> tuple[bool, bool, bool, bool, bool, Rank, int]:
             is_long = job.rank == Rank.LONG
             has_had_enough = not is_long and job.owner.taken(now) > least + SHARE_SECONDS
             patient = self._served_at[job.rank] > late
-            return not job.closed, patient, is_long, has_had_enough, job.rank, job.owner.served
+            return not job.closed, job.owner.floods, patient, is_long, has_had_enough, job.rank, job.owner.served
 
         return min(ready, key=place)
 

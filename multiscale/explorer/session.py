@@ -22,7 +22,8 @@ from multiscale.rendering.renderer import Cancelled
 SLOTS = 16
 """Slots of a connection that may wait at once."""
 MESSAGES_A_SECOND, BURST = 100.0, 400.0
-"""Messages of a connection that are heard at once, in the long run and after a silence; later ones wait their turn."""
+"""Messages of a connection that are heard at once, in the long run and after a silence; later ones wait their turn, and what
+they ask for comes after all that others want."""
 REQUESTS_A_SECOND, REQUESTS_BURST = 20.0, 60.0
 """Requests taken up beyond those whose frames have been sent, on average and in a burst; of the others, each slot's newest
 is, later."""
@@ -99,7 +100,8 @@ class Session:
         now = time.monotonic()
         self._allowance = min(self._allowance + (now - self.heard) * MESSAGES_A_SECOND, BURST) - 1
         self.heard = now
-        if self._allowance < 0:
+        self._owner.floods = self._allowance < 0
+        if self._owner.floods:
             await asyncio.sleep(-self._allowance / MESSAGES_A_SECOND)
 
     async def _hear(self, message: WSMessage) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import struct
+import threading
 import time
 from pathlib import Path
 
@@ -203,6 +204,53 @@ def test_whoever_floods_comes_after_those_who_do_not(folder):
     assert "flood" in order
     assert queue.stop(5)
     release.clear()
+
+
+def test_nothing_is_done_for_whoever_floods_while_others_wait():
+    """Frames that take so long that what each has had is forgotten before its next turn."""
+    queue, order = RenderQueue(), []
+
+    def asked(owner, name, rank=Rank.DRAFT):
+        def work(_):
+            time.sleep(0.005)
+            order.append(name)
+
+        job = queue.call(owner, rank, work)
+        job.future.add_done_callback(lambda _: job.close())
+        return job
+
+    floods, fair = [Owner() for _ in range(4)], [Owner() for _ in range(3)]
+    for owner in floods:
+        owner.floods = True
+    held = threading.Event()
+    queue.call(Owner(), Rank.DRAFT, lambda _: held.wait(5))
+    jobs = [asked(owner, "flood", rank) for _ in range(3) for owner in floods for rank in (Rank.DRAFT, Rank.SHARP)]
+    jobs += [asked(owner, "fair", rank) for _ in range(2) for owner in fair for rank in (Rank.DRAFT, Rank.LONG)]
+    queue._served_at[Rank.SHARP] -= 60  # theirs is a rank that has waited long
+    held.set()
+    for job in jobs:
+        job.future.result(5)
+    assert order == ["fair"] * 12 + ["flood"] * 24
+    assert queue.stop(5)
+
+
+def test_a_session_floods_for_as_long_as_it_says_more_than_is_heard(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "MESSAGES_A_SECOND", 50.0)
+    monkeypatch.setattr(session, "BURST", 10.0)
+
+    async def work(served):
+        async with served.socket() as socket:
+            said = []
+            for count, pause in ((8, 0.3), (30, 0.3), (1, 0)):
+                for i in range(count):
+                    await socket.say({"type": "ping", "id": i})
+                for _ in range(count):
+                    await socket.hear()
+                said.append(next(iter(served.explorer.sessions))._owner.floods)
+                await asyncio.sleep(pause)
+            return said
+
+    assert with_server(folder, tmp_path, work) == [False, True, False]
 
 
 def test_a_session_that_floods_is_heard_at_a_rate(folder, tmp_path, monkeypatch):

@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import small_patches
 
 from dnnlib import files
+from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, new_temporary_folder
 from dnnlib.signals import StopRequest
+from multiscale.data.prepare import make_demo
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
@@ -165,6 +169,21 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one
     process.communicate()
     write()
     assert {others, tmp_path / "g"} == set(tmp_path.iterdir())
+
+
+@needs_posix
+def test_what_was_left_beside_a_set_that_had_just_become_whole_is_removed_though_the_set_is_not_made_again(
+    tmp_path, monkeypatch
+):
+    with zipfile.ZipFile(small_patches(tmp_path / "p.zip")) as archive:
+        archive.extractall(tmp_path / "set")
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / f".set.{files._host()}-{process.pid}-00000000.tmp").mkdir()
+    monkeypatch.setattr(files, "_swept", set())
+    with pytest.raises(UserError, match="set exists"):
+        make_demo(tmp_path / "set", resolution=16)
+    assert {tmp_path / "p.zip", tmp_path / "set"} == set(tmp_path.iterdir())
 
 
 def test_temporary_folders_are_private_and_a_long_name_can_be_written(tmp_path):
