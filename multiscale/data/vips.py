@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from dnnlib.reading import regular_size
+from multiscale.data.fits import is_fits, open_fits
 
 DEFLATE_RATIO = 1032
 """Bytes that one byte of a PNG can stand for, at most; of a JPEG it is less. A pixel has a bit or more."""
@@ -40,16 +41,18 @@ _LOADERS = frozenset(
         "jp2kload",
         "fitsload",
     }
-    | {"openslideload", "ppmload", "openexrload", "radload"}
+    | {"openslideload", "ppmload"}
 )
 """libvips's operations that read pictures and nothing else; not all are in every build."""
-_UNBLOCKED = ("Openslide", "Jp2k", "Fits", "Ppm", "Jxl", "OpenExr", "Rad")
+_UNBLOCKED = ("Openslide", "Jp2k", "Fits", "Ppm", "Jxl", "Raw")
 """Those of them that libvips does not vouch for; the others, SVG, PDF and ImageMagick among them, stay shut."""
 _WHOLE = ("webpload", "heifload", "gifload", "uhdrload", "jxlload", "jp2kload")
 """Loaders that hold a whole decoded picture."""
-_PILLOW_FORMATS = ("BMP", "DDS", "FITS", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "TGA")
+_PILLOW_FORMATS = ("BMP", "DDS", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "TGA")
 """What Pillow opens where libvips was built without."""
 _GDAL_NODATA = 42113
+SLIDE_SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu")
+"""Names of what OpenSlide reads and that is not, or not always, an ordinary TIFF."""
 
 
 @functools.cache
@@ -106,7 +109,30 @@ def reported(path: Path) -> Iterator[None]:
         for name in (repr(os.fsencode(path)), repr(str(path)), f'"{path}"', str(path)):
             text = text.replace(name, "the file")
         lines = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
-        raise Unreadable(f"cannot be decoded ({'; '.join(list(lines)[:2]) or type(error).__name__})") from error
+        reason = "; ".join(list(lines)[:2]) or type(error).__name__
+        raise Unreadable(f"cannot be decoded ({reason}){_advice(path, reason)}") from error
+
+
+def _advice(path: Path, reason: str) -> str:
+    """What to do about a file that this build of libvips lacks the part for; empty if nothing shows that it does."""
+    head = b""
+    with contextlib.suppress(OSError), open(path, "rb") as stream:
+        head = stream.read(4096)
+    suffix, vips = path.suffix.lower(), library()
+    if suffix in SLIDE_SUFFIXES and not vips.type_find("VipsForeignLoad", "openslideload"):
+        part = "OpenSlide"
+    elif head[4:8] == b"ftyp" and b"hvc1" in head:
+        part = "HEVC, the code of HEIC pictures"
+    elif head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")) and not vips.type_find("VipsForeignLoad", "jxlload"):
+        part = "JPEG XL"
+    elif any(words in reason for words in ("not configured", "not implemented", "built without")):
+        part = "this compression"
+    else:
+        return ""
+    return (
+        f"; such a file needs a libvips with {part}: convert it to an ordinary TIFF or PNG, or install such a libvips on your "
+        "system and pip uninstall pyvips-binary"
+    )
 
 
 @dataclass
@@ -116,12 +142,14 @@ class Opened:
     Attributes:
         image: Of libvips.
         is_random: Whether any part can be read without what is before it.
-        loader: Name of libvips's operation, or ``pillow``.
+        loader: Name of libvips's operation, ``fits``, or ``pillow``.
+        nodata: The number that stands for none, where the format has a place for it.
     """
 
     image: Any
     is_random: bool
     loader: str
+    nodata: float | None = None
 
 
 def open_image(
@@ -132,7 +160,7 @@ def open_image(
     Args:
         path: A regular file.
         reading: Page and memory.
-        which: ``page`` and ``subifd`` of a TIFF, in place of ``reading.page``.
+        which: ``page`` and ``subifd`` of a TIFF, or ``level`` of a slide, in place of ``reading.page``.
         sequential: Whether it will be read once, top down.
 
     Raises:
@@ -150,18 +178,24 @@ def open_image(
             loader = vips.ffi.string(vips.vips_lib.vips_nickname_find(kind)).decode()
         if loader not in _LOADERS:
             vips.vips_lib.vips_error_clear()
-            return Opened(_by_pillow(path, reading), False, "pillow")
+            if not is_fits(path):
+                return Opened(_by_pillow(path, reading), False, "pillow")
+            _check_page(1, reading)
+            image, nodata = open_fits(vips, path)
+            return Opened(image, False, "fits", nodata)
+        if loader != "openslideload" and _is_mirax(path):
+            raise ValueError("the file beside the folder of a MIRAX slide is a mere preview")
         access = "random" if loader == "tiffload" else "sequential"
+        fail_on = "warning" if loader == "tiffload" else "error"  # damaged tiles of a TIFF are warnings and black
 
         def load(access: str, **options: int) -> Any:
-            return vips.Operation.call(loader, os.fsencode(path), access=access, fail_on="error", **options)
+            return vips.Operation.call(loader, os.fsencode(path), access=access, fail_on=fail_on, **options)
 
         image = load(access, **(which or {}))
         options = which or {}
         if reading.page and which is None:
             pages = _field(image, "n-pages", 1)
-            if reading.page >= pages or "page" not in vips.Introspect.get(loader).optional_input:
-                raise Unreadable(f"has {_pages(pages)}, and page {reading.page} is asked for (the first is 0)")
+            _check_page(pages if "page" in vips.Introspect.get(loader).optional_input else 1, reading)
             options = {"page": reading.page}
             image = load(access, **options)
     _check_claim(image, loader, size, reading)
@@ -173,8 +207,13 @@ def open_image(
     return Opened(image, is_tiled, loader)
 
 
-def _pages(count: int) -> str:
-    return f"{count} page{'s' * (count > 1)}"
+def _check_page(count: int, reading: Reading) -> None:
+    if reading.page >= count:
+        raise Unreadable(f"has {count} page{'s' * (count > 1)}, and page {reading.page} is asked for (the first is 0)")
+
+
+def _is_mirax(path: Path) -> bool:
+    return path.suffix.lower() == ".mrxs" and (path.with_suffix("") / "Slidedat.ini").is_file()
 
 
 def _field(image: Any, name: str, default: Any) -> Any:
@@ -215,10 +254,10 @@ def _by_pillow(path: Path, reading: Reading) -> Any:
         with without_size_limit():
             opened = Image.open(path, formats=_PILLOW_FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise NotAPicture("is of no known format") from error
+        advice = _advice(path, "")
+        raise (Unreadable if advice else NotAPicture)(f"is of no known format{advice}") from error
     with opened as image:
-        if reading.page >= getattr(image, "n_frames", 1):
-            raise Unreadable(f"has 1 page, and page {reading.page} is asked for (the first is 0)")
+        _check_page(getattr(image, "n_frames", 1), reading)
         if (needed := image.width * image.height * 4) > reading.memory:
             raise Unreadable(
                 f"has {image.width} x {image.height} pixels, which its format decodes at a time, {needed / 1e9:.1f} GB; "
@@ -258,7 +297,7 @@ class Colours:
 
 def colours_of(path: Path, opened: Opened, reading: Reading) -> Colours:
     """What must be known of a whole picture before its first pixel can be shown; reads a sample of a floating-point one."""
-    image, nodata = opened.image, None
+    image, nodata = opened.image, opened.nodata
     if opened.loader == "tiffload":
         nodata = _gdal_nodata(path, reading.page)
     if reading.value_range is not None:

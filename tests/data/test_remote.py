@@ -148,6 +148,18 @@ def test_xyz_tiles_of_a_square_are_those_of_the_file(tmp_path):
     with TileServer(tmp_path / "google") as server:
         found = made(server.url("{z}/{y}/{x}.png?key=1"), tmp_path / "b.zip", "--zooms", "0-2")
         assert len(set(server.asked)) == len(server.asked)
+        for z in range(3):
+            for file in (tmp_path / "google" / str(z)).glob("*/*.png"):
+                y, x = int(file.parent.name), int(file.stem)
+                quadkey = "".join(str((x >> i & 1) + 2 * (y >> i & 1)) for i in reversed(range(z)))
+                shutil.copy(file, tmp_path / "google" / f"q{quadkey}.png")
+                (tmp_path / "google" / f"tms{z}-{x}-{2**z - 1 - y}.png").hardlink_to(file)
+        by_rows = made(server.url("tms{z}-{x}-{-y}.png"), tmp_path / "c.zip", "--zooms", "0-2")
+        np.testing.assert_array_equal(by_rows[0], found[0])
+        by_keys, by_columns = (
+            made(server.url(name), tmp_path / "d.zip", "--force", "--zooms", "1-2") for name in ("q{q}.png", "{z}/{y}/{x}.png")
+        )
+        np.testing.assert_array_equal(by_keys[0], by_columns[0])
     error = np.abs(found[0].astype(float) - wanted[0]).max(axis=(1, 2, 3))
     assert (error[wanted[1] > 1] == 0).all()
     assert error.max() <= 6, "the file's last level goes on in the cache"
@@ -187,6 +199,25 @@ def test_the_explorers_own_tiles_give_what_the_models_tiff_gives(tmp_path):
     finally:
         facts["loop"].call_soon_threadsafe(facts["stop"].set)
         thread.join(20)
+
+
+def test_rows_from_the_bottom_quadkeys_and_servers_of_several_names():
+    """The examples are those of Microsoft's and OpenStreetMap's documentation of these schemes."""
+
+    def addresses(template, zooms, box, shrink=0):
+        return [tile.address for tile in xyz_tiling(template, 256, zooms, None).tiles(box, shrink)]
+
+    place = Box(3 * 256, 5 * 256, 3 * 256 + 1, 5 * 256 + 1)
+    assert addresses("https://t/{q}.jpeg?g=1", (1, 3), place) == ["https://t/213.jpeg?g=1"]
+    assert addresses("https://t/{q}", (1, 3), Box(256, 512, 257, 513), 1) == ["https://t/21"]
+    assert addresses("https://t/{z}/{x}/{-y}.png", (0, 3), place) == ["https://t/3/3/2.png"]
+    assert addresses("https://t/{z}/{x}/{-y}.png", (0, 3), Box(0, 0, 1, 1), 3) == ["https://t/0/0/0.png"]
+    row = addresses("https://{s}.t/{z}/{x}/{y}.png", (0, 3), Box(0, 0, 1024, 1))
+    assert row == [f"https://{s}.t/3/{x}/0.png" for x, s in enumerate("abca")]
+    with pytest.raises(UserError, match=r"has \{r\}; of XYZ tiles \{z\}, \{x\}, \{y\}, \{-y\}, \{q\}, \{s\} are"):
+        addresses("https://t/{z}/{x}/{y}{r}.png", (0, 3), place)
+    with pytest.raises(UserError, match=r"begin at zoom 1; give --zooms 1-3"):
+        addresses("https://t/{q}", (0, 3), place)
 
 
 def test_addresses_are_those_of_the_protocols():
