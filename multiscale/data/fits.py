@@ -51,7 +51,7 @@ def find_image(path: Path) -> Stored:
     """The first image of a file.
 
     Raises:
-        ValueError: damaged, of numbers that libvips does not have, or without an image.
+        ValueError: damaged, of numbers that libvips does not have, of other than one or three planes, or without an image.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as stream:
@@ -93,9 +93,14 @@ def _read_header(stream: BinaryIO) -> dict[str, str]:
 def _stored(offset: int, axes: list[int], bits: int, cards: dict[str, str]) -> Stored:
     if bits not in _FORMATS:
         raise ValueError(f"its numbers have {bits} bits, and {', '.join(map(str, _FORMATS))} can be read")
-    scale, zero = (float(cards.get(key, default).replace("D", "E")) for key, default in (("BSCALE", "1"), ("BZERO", "0")))
+    scale, zero = (
+        float(cards.get(key, default).replace("D", "E")) for key, default in (("BSCALE", "1"), ("BZERO", "0"))
+    )
+    planes = math.prod(axes[2:])
+    if planes not in (1, 3):
+        raise ValueError(f"it has {planes} planes; save one (grey) or three (red, green, blue) of them")
     blank = float(cards["BLANK"]) if "BLANK" in cards and bits > 0 else None
-    return Stored(offset, axes[0], axes[1], math.prod(axes[2:]), _FORMATS[bits], scale, zero, blank)
+    return Stored(offset, axes[0], axes[1], planes, _FORMATS[bits], scale, zero, blank)
 
 
 def open_fits(vips: Any, path: Path) -> tuple[Any, float | None]:

@@ -1,7 +1,7 @@
 """Pictures as tiles on a server or in a folder, by the four ways that are usual: which tiles there are, and where they lie.
 
 Deep Zoom (``.dzi``), IIIF Image API 2 and 3 (``info.json``), Zoomify (``ImageProperties.xml``) and XYZ (an address with
-``{z}``, ``{x}`` and ``{y}``; see :data:`PLACEHOLDERS`). Tiles are asked for where the description was found, whatever address stands in it.
+:data:`PLACEHOLDERS`). Tiles are asked for where the description was found, whatever address stands in it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ LARGEST_TILE_PX = 4096
 LARGEST_SIDE_PX = 1 << 30
 MAX_ZOOM = 30
 PLACEHOLDERS = ("z", "x", "y", "-y", "q", "s")
-"""Of an address of XYZ tiles: zoom, column, row from the top, row from the bottom (as TMS counts), quadkey (as Bing does; in place
-of all others), and one of the letters a, b, c, by which servers share the work (by column and row, as Leaflet does)."""
+"""Of an address of XYZ tiles: zoom, column, row from the top, row from the bottom (as TMS counts), quadkey (as Bing does, in
+place of all these), and one of the letters a, b, c, by which servers share the work (by column and row, as Leaflet does)."""
 _ZOOMIFY_GROUP = 256
 _MERCATOR_LIMIT_DEG = math.degrees(math.atan(math.sinh(math.pi)))
 """Latitude at which Web Mercator's square ends."""
@@ -190,7 +190,9 @@ def _scales(width: int, height: int, most: int) -> tuple[int, ...]:
 
 def _read_dzi(path: str, data: bytes) -> Tiling:
     image = parse_xml(data)
-    size = next(element for element in image.iter() if element.tag.rpartition("}")[2] == "Size")
+    size = next((element for element in image.iter() if element.tag.rpartition("}")[2] == "Size"), None)
+    if size is None:
+        raise ValueError("it has no element Size")
     width, height, tile = int(size.attrib["Width"]), int(size.attrib["Height"]), int(image.attrib["TileSize"])
     levels = (max(width, height, 1) - 1).bit_length() + 1
     base = path.removesuffix(".dzi") + "_files"

@@ -1,4 +1,4 @@
-"""Every format that docs/data.md names: patches are those of the pixels that were written, or one sentence says what is missing."""
+"""Every format of docs/data.md: patches are those of the pixels that were written, or one sentence says what is missing."""
 
 import io
 
@@ -173,7 +173,9 @@ def test_fits_images_of_every_kind(tmp_path, kind, scale, zero, cards):
     wanted = patches_of(HeldPicture(np.rint(np.clip((meant - low) / (high - low) * 255, 0, 255)).astype(np.uint8)))
     write_fits(tmp_path / "a.fits", stored, **cards)
     empty = ("SIMPLE  =" + "T".rjust(21)).ljust(80) + "BITPIX  = 8".ljust(80) + "NAXIS   = 0".ljust(80) + "END"
-    write_fits(tmp_path / "b.fits", stored, before=empty.ljust(2880).encode(), first="XTENSION", PCOUNT=0, GCOUNT=1, **cards)
+    write_fits(
+        tmp_path / "b.fits", stored, before=empty.ljust(2880).encode(), first="XTENSION", PCOUNT=0, GCOUNT=1, **cards
+    )
     for name in ("a.fits", "b.fits"):
         found = patches_of(opened(tmp_path / name, value_range=(low, high)))
         assert np.abs(found - wanted).max() <= 1
@@ -198,9 +200,12 @@ def test_fits_files_that_are_none_are_one_line(tmp_path):
     whole = path.read_bytes()
     write_fits(path, np.zeros((60, 60), np.uint8), NAXIS1=10**9)
     claims = path.read_bytes()
+    write_fits(path, np.zeros((5000, 60, 1), np.uint8))
+    many = path.read_bytes()
     for data, words in (
         (whole, "numbers have 64 bits"),
         (claims, "is shorter"),
+        (many, "has 5000 planes"),
         (whole[:4000], "is shorter"),
         (whole[:100], "holds no image"),
         (whole[:2880].replace(b"END", b"   "), "header does not end"),

@@ -154,10 +154,14 @@ def test_xyz_tiles_of_a_square_are_those_of_the_file(tmp_path):
                 quadkey = "".join(str((x >> i & 1) + 2 * (y >> i & 1)) for i in reversed(range(z)))
                 shutil.copy(file, tmp_path / "google" / f"q{quadkey}.png")
                 (tmp_path / "google" / f"tms{z}-{x}-{2**z - 1 - y}.png").hardlink_to(file)
-        by_rows = made(server.url("tms{z}-{x}-{-y}.png"), tmp_path / "c.zip", "--zooms", "0-2")
+        row_source = server.url("tms{z}-{x}-{-y}.png")
+        bad_tile(server, lambda: refusal(row_source, tmp_path / "c.zip", "--zooms", "0-2"))
+        by_rows = made(row_source, tmp_path / "c.zip", "--zooms", "0-2")
         np.testing.assert_array_equal(by_rows[0], found[0])
+        server.fault = None
         by_keys, by_columns = (
-            made(server.url(name), tmp_path / "d.zip", "--force", "--zooms", "1-2") for name in ("q{q}.png", "{z}/{y}/{x}.png")
+            made(server.url(name), tmp_path / "d.zip", "--force", "--zooms", "1-2")
+            for name in ("q{q}.png", "{z}/{y}/{x}.png")
         )
         np.testing.assert_array_equal(by_keys[0], by_columns[0])
     error = np.abs(found[0].astype(float) - wanted[0]).max(axis=(1, 2, 3))
@@ -289,6 +293,39 @@ def test_what_a_server_does_wrong_is_one_sentence_and_the_same_command_goes_on(
     assert victim in server.asked
 
 
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_tiles_of_every_kind_outlast_a_bad_server(server, expected, tmp_path, name):
+    """Every tenth request is dropped, and one tile is missing, then a page, then of a wrong size; each time it goes on."""
+    bad_tile(server, lambda: refusal(server.url(name), tmp_path / "set.zip"))
+    np.testing.assert_array_equal(made(server.url(name), tmp_path / "set.zip")[0], expected[0])
+
+
+def bad_tile(server, refused):
+    """Let the third tile that is asked for be wrong in three ways, one after another; requests are dropped from then on."""
+    victims, answers = [], {}
+
+    def fault(request, number):
+        if number % 10 == 0:
+            request.transport.abort()
+            return web.Response()
+        if len(victims) < 3 and request.path.endswith((".png", ".jpg")) and request.path not in victims:
+            victims.append(request.path)
+        return answers["now"]() if len(victims) == 3 and request.path == victims[2] and answers else None
+
+    server.fault = fault
+    for answer, words in (
+        (lambda: web.Response(status=404), "was answered 404 Not Found"),
+        (lambda: web.Response(text="<html>Please log in</html>", content_type="text/html"), "is no picture"),
+        (lambda: web.Response(body=_png(100, 90)), "has 100 x 90 pixels"),
+    ):
+        answers["now"] = answer
+        sentence = refused()
+        assert words in sentence
+        assert victims[2] in sentence
+        assert "the same command goes on" in sentence
+    answers.clear()
+
+
 def _in_flight(before, asked):
     """Tiles that were on their way when the command ended: no more than there are connections."""
     again = before & set(asked)
@@ -374,7 +411,7 @@ ENTITY = b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>'
     [
         ("a.dzi", ENTITY + b'<Image TileSize="256" Overlap="0" Format="png">&e;</Image>', "document type"),
         ("a.dzi", "<Image/>".encode("utf-16"), "not a description of tiles"),
-        ("a.dzi", b'<Image TileSize="256" Overlap="0" Format="png"/>', "not a description"),
+        ("a.dzi", b'<Image TileSize="256" Overlap="0" Format="png"/>', "it has no element Size"),
         (
             "a.dzi",
             b'<Image TileSize="0" Overlap="0" Format="png"><Size Width="9" Height="9"/></Image>',
