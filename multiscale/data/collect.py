@@ -23,6 +23,7 @@ from multiscale.data.patches import MAX_OCTAVES
 from multiscale.data.pictures import Picture, forget_sources, shorter_side
 from multiscale.data.prepare import check_resolution, paper_counts, resolved_counts, write_patches
 from multiscale.data.process_pool import process_count
+from multiscale.data.remote import is_remote
 from multiscale.data.source import counted, listed
 from multiscale.data.vips import Reading
 from torch_utils.random import stream
@@ -74,9 +75,11 @@ def make_collection(
             :func:`multiscale.data.prepare.make_from_photographs`.
 
     Raises:
-        UserError: pictures that cannot be read or have no scale (all are named); an octave of which there is no picture; as
-            ``make_from_photographs``.
+        UserError: tiles on a server; pictures that cannot be read or have no scale (all are named); an octave of which there is
+            no picture; as ``make_from_photographs``.
     """
+    if is_remote(str(source)):
+        raise UserError(f"{source} is a picture as tiles, and collect reads files; give it to make, or a folder here.")
     source, dest, processes = Path(source), Path(dest), process_count(workers)
     forget_sources()
     check_dest(dest, force=force)

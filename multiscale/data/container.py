@@ -22,6 +22,7 @@ from PIL import Image
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, new_temporary_folder, remove_abandoned
+from dnnlib.pictures import PNG_STRATEGY
 from dnnlib.reading import regular_size
 from multiscale.data.archive import ZipSource
 from multiscale.data.source import LABELS_FILE, MAX_LABEL, FilesSource, Names, PatchSource
@@ -91,7 +92,9 @@ class PatchWriter:
 def encode_png(pixels: np.ndarray) -> bytes:
     """Encode uint8 [H, W] or [H, W, 1] (grey) or [H, W, 3] (RGB) as a PNG file."""
     stream = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(stream, "PNG")
+    Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(
+        stream, "PNG", compress_type=PNG_STRATEGY
+    )
     return stream.getvalue()
 
 

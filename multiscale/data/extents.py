@@ -139,6 +139,10 @@ def _by_table(path: Path, folder: Path) -> Callable[[Picture], Measured]:
     for row in rows:
         clean = {str(key).strip(): value for key, value in row.items()}
         name = _normal((clean["file"] or "").strip())
+        if "://" in name:
+            raise UserError(
+                f"{path} names {name}, and collect reads files; download it into {folder}, or leave it out."
+            )
         if name in table and table[name] != clean["extent"]:
             raise UserError(f"{path} gives {name} twice, with {table[name]} and {clean['extent']}.")
         table[name] = clean["extent"] or ""

@@ -19,7 +19,7 @@ from dnnlib.reading import regular_size
 from multiscale.data.pictures import Picture, examine, remove_broken_levels
 from multiscale.data.process_pool import in_order
 from multiscale.data.source import counted, listed
-from multiscale.data.vips import NotAPicture, Reading, Unreadable
+from multiscale.data.vips import SLIDE_SUFFIXES, NotAPicture, Reading, Unreadable
 
 PHOTOGRAPH_SUFFIXES = frozenset(
     {
@@ -33,12 +33,10 @@ PHOTOGRAPH_SUFFIXES = frozenset(
         ".jp2",
         ".jpeg",
         ".jpg",
-        ".mrxs",
-        ".ndpi",
         ".pgm",
         ".png",
     }
-    | {".ppm", ".svs", ".tga", ".tif", ".tiff", ".webp"}
+    | {".jxl", ".ppm", ".tga", ".tif", ".tiff", ".webp", *SLIDE_SUFFIXES}
 )
 """Names that promise a picture: a file of such a name that holds none is an error, of another name it is passed over."""
 KINDS_NAMED = 10

@@ -87,8 +87,7 @@ class Own(NamedTuple):
     width: int
     height: int
     halvings: int
-    page: int
-    subifd: int
+    options: tuple[tuple[str, int], ...]
 
 
 class Picture(NamedTuple):
@@ -239,7 +238,7 @@ class StoredPicture:
         self._picture, self._reading = picture, reading
         self.with_empty = picture.with_empty
         self._is_tiled = bool(picture.own)
-        own = picture.own or (Own(picture.width, picture.height, 0, picture.page, -1),)
+        own = picture.own or (Own(picture.width, picture.height, 0, ()),)
         self.levels = [
             Level(level.width, level.height, 2.0**level.halvings, FOREIGN_OVERSAMPLING if level.halvings else 0.0)
             for level in own
@@ -277,20 +276,28 @@ class StoredPicture:
 
 
 def _own_levels(path: Path, size: tuple[int, int], opened: Opened, reading: Reading) -> tuple[Own, ...]:
-    """A tiled TIFF and its reduced pages or sub-images, finest first.
+    """A tiled TIFF and its reduced pages or sub-images, or a slide and its levels, finest first.
 
     A page is a level if it is tiled, of the same kind, and smaller by a whole number of halvings within a pixel a halving.
     """
-    image, whole = opened.image, Own(*size, 0, opened.page, -1)
-    if opened.loader != "tiffload" or reading.page:
-        return (whole,)
-    subs = min(image.get("n-subifds") if image.get_typeof("n-subifds") else 0, MOST_PAGES)
-    pages = min(image.get("n-pages") if image.get_typeof("n-pages") else 1, MOST_PAGES)
+    image = opened.image
+
+    def count(name: str) -> int:
+        return min(int(image.get(name)) if image.get_typeof(name) else 0, MOST_PAGES)
+
+    first: tuple[tuple[str, int], ...] = (("page", opened.page), ("subifd", -1))
+    others: list[tuple[tuple[str, int], ...]] = []
+    if opened.loader == "openslideload":
+        first, others = (("level", 0),), [(("level", i),) for i in range(1, count("openslide.level-count"))]
+    elif opened.loader == "tiffload" and not reading.page:
+        others += [(("page", opened.page), ("subifd", i)) for i in range(count("n-subifds"))]
+        pages = [page for page in range(count("n-pages")) if page != opened.page]
+        others = others or [(("page", page), ("subifd", -1)) for page in pages]
+    whole = Own(*size, 0, first)
     found: dict[int, Own] = {}
-    others = [(page, -1) for page in range(pages) if page != opened.page]
-    for page, subifd in [(opened.page, i) for i in range(subs)] or others:
+    for options in others:
         with contextlib.suppress(Unreadable):
-            small = open_image(path, reading, {"page": page, "subifd": subifd})
+            small = open_image(path, reading, dict(options))
             part = small.image
             shrink = round(math.log2(image.width / part.width))
             fits = all(
@@ -300,13 +307,12 @@ def _own_levels(path: Path, size: tuple[int, int], opened: Opened, reading: Read
             if small.is_random and shrink > 0 and fits and (part.bands, part.format) == (image.bands, image.format):
                 turned = size != (image.width, image.height)
                 part_size = (part.height, part.width) if turned else (part.width, part.height)
-                found.setdefault(shrink, Own(*part_size, shrink, page, subifd))
+                found.setdefault(shrink, Own(*part_size, shrink, options))
     return (whole, *(found[shrink] for shrink in sorted(found)))
 
 
 def _open_own(picture: Picture, reading: Reading, own: Own) -> Any:
-    which = {"page": own.page, "subifd": own.subifd}
-    return to_srgb(open_image(picture.path, reading, which).image, picture.colours)
+    return to_srgb(open_image(picture.path, reading, dict(own.options)).image, picture.colours)
 
 
 class _KeptLevel:
@@ -394,8 +400,10 @@ def _save(image: Any, path: Path) -> None:
     """Write tiles; in a thread, as this one would not hear Ctrl-C within libvips."""
     image = image.copy(interpretation="b-w" if image.bands < 3 else "srgb")
 
+    bare = {"keep": "none"} if library().at_least_libvips(8, 15) else {"strip": True}
+
     def save() -> None:
-        image.tiffsave(str(path), tile=True, tile_width=TILE_PX, tile_height=TILE_PX, bigtiff=True, keep="none")
+        image.tiffsave(str(path), tile=True, tile_width=TILE_PX, tile_height=TILE_PX, bigtiff=True, **bare)
 
     with ThreadPoolExecutor(1) as thread:
         saving = thread.submit(save)

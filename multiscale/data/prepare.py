@@ -7,6 +7,7 @@ order: the same request gives the same bytes whatever the number of processes.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,7 +25,6 @@ from multiscale.data.cropping import CROPS_A_JOB, Crop, CropJob, Patches, cut_pa
 from multiscale.data.finding import find_pictures
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
 from multiscale.data.pictures import Place, depth_of, forget_sources, octaves_at
-from multiscale.data.procedural import render_batch
 from multiscale.data.process_pool import in_order, process_count
 from multiscale.data.remote import Tiles, fetch_tiles, is_remote, open_tiles, tiles_of
 from multiscale.data.source import listed
@@ -93,6 +93,8 @@ def make_demo(
     Raises:
         UserError: ``dest`` exists or cannot be written, a resolution or counts that are not allowed.
     """
+    from multiscale.data.procedural import render_batch  # loads SciPy, which takes a second
+
     check_dest(Path(dest), force=force)
     check_resolution(resolution)
     counts = resolved_counts(counts, octaves or len(counts or ()) or DEFAULT_OCTAVES, demo_counts)
@@ -102,7 +104,8 @@ def make_demo(
         for octave, count in enumerate(counts)
         for start in range(0, count, block)
     ]
-    write_patches(Path(dest), _draw_scene, jobs, counts, workers=process_count(workers), force=force)
+    draw = functools.partial(_draw_scene, render_batch)
+    write_patches(Path(dest), draw, jobs, counts, workers=process_count(workers), force=force)
 
 
 def make_from_photographs(
@@ -298,13 +301,13 @@ class _SceneJob(NamedTuple):
     stop: int
 
 
-def _draw_scene(job: _SceneJob) -> Patches:
+def _draw_scene(render: Callable[..., np.ndarray], job: _SceneJob) -> Patches:
     labels, centres = [], []
     for index in range(job.start, job.stop):
         rng = stream(job.seed, "demo", job.octave, index)
         labels.append(job.octave + rng.random())
         centres.append(uniform_centres(torch.tensor([2.0 ** labels[-1]], dtype=torch.float64), rng)[0].numpy())
-    images = render_batch(np.stack(centres), np.exp2(labels), job.resolution, job.seed)
+    images = render(np.stack(centres), np.exp2(labels), job.resolution, job.seed)
     return [(encode_png(image), label) for image, label in zip(images, labels, strict=True)]
 
 

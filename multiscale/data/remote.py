@@ -113,7 +113,8 @@ def open_remote(
     """Read the description of a picture as tiles; of XYZ tiles, one of them.
 
     Args:
-        source: ``.../info.json``, ``.../NAME.dzi``, ``.../ImageProperties.xml`` or an address with ``{z}``, ``{x}``, ``{y}``.
+        source: ``.../info.json``, ``.../NAME.dzi``, ``.../ImageProperties.xml`` or an address with ``{z}``, ``{x}``, ``{y}``
+            (:data:`multiscale.data.tilings.PLACEHOLDERS`).
         web: How servers are asked.
         zooms: Of XYZ: lowest and highest z.
         bounds: Of XYZ: west, south, east, north in degrees; None: all.
@@ -136,7 +137,7 @@ def open_remote(
     if not describes_tiles(source):
         raise UserError(
             f"{source} is not an address of tiles; give one that ends in /info.json (IIIF), .dzi (Deep Zoom) or "
-            "/ImageProperties.xml (Zoomify), or has {z}, {x} and {y} in it (XYZ). Download a single picture first."
+            "/ImageProperties.xml (Zoomify), or has {z}, {x} and {y}, {-y} or {q} in it (XYZ). Download a single picture first."
         )
     data = fetch_description(source) if is_address(source) else _read_file(Path(source))
     return RemotePicture(source, read_description(source, data), web, hashlib.sha256(data).hexdigest())

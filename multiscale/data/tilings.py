@@ -1,7 +1,7 @@
 """Pictures as tiles on a server or in a folder, by the four ways that are usual: which tiles there are, and where they lie.
 
 Deep Zoom (``.dzi``), IIIF Image API 2 and 3 (``info.json``), Zoomify (``ImageProperties.xml``) and XYZ (an address with
-``{z}``, ``{x}`` and ``{y}``). Tiles are asked for where the description was found, whatever address stands in it.
+:data:`PLACEHOLDERS`). Tiles are asked for where the description was found, whatever address stands in it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ COARSEST_PX = 96
 LARGEST_TILE_PX = 4096
 LARGEST_SIDE_PX = 1 << 30
 MAX_ZOOM = 30
+PLACEHOLDERS = ("z", "x", "y", "-y", "q", "s")
+"""Of an address of XYZ tiles: zoom, column, row from the top, row from the bottom (as TMS counts), quadkey (as Bing does, in
+place of all these), and one of the letters a, b, c, by which servers share the work (by column and row, as Leaflet does)."""
 _ZOOMIFY_GROUP = 256
 _MERCATOR_LIMIT_DEG = math.degrees(math.atan(math.sinh(math.pi)))
 """Latitude at which Web Mercator's square ends."""
@@ -102,8 +105,10 @@ class Tiling:
     def _address(self, shrink: int, column: int, row: int, width: int, height: int) -> str:
         scale = self.scales[shrink]
         if self.kind == "xyz":
-            values = {"z": self.zoom - scale.bit_length() + 1, "x": column, "y": row}
-            return re.sub(r"\{([zxy])\}", lambda match: str(values[match[1]]), self.base)
+            z = self.zoom - scale.bit_length() + 1
+            values = {"z": z, "x": column, "y": row, "-y": (1 << z) - 1 - row, "s": "abc"[(column + row) % 3]}
+            values["q"] = "".join(str((column >> i & 1) + 2 * (row >> i & 1)) for i in reversed(range(z)))
+            return re.sub(r"\{(-?[a-z])\}", lambda match: str(values[match[1]]), self.base)
         if self.kind == "dzi":
             level = (max(self.width, self.height) - 1).bit_length() - scale.bit_length() + 1
             return f"{self.base}/{level}/{column}_{row}.{self.suffix}"
@@ -136,8 +141,9 @@ def describes_tiles(source: str) -> bool:
 
 
 def is_template(source: str) -> bool:
-    """Whether an address is one of XYZ tiles."""
-    return all(f"{{{name}}}" in source for name in "zxy")
+    """Whether an address, or a path, is one of XYZ tiles."""
+    rows = "{y}" in source or "{-y}" in source
+    return ("{z}" in source and "{x}" in source and rows) or ("{q}" in source and "://" in source)
 
 
 def read_description(source: str, data: bytes) -> Tiling:
@@ -184,7 +190,9 @@ def _scales(width: int, height: int, most: int) -> tuple[int, ...]:
 
 def _read_dzi(path: str, data: bytes) -> Tiling:
     image = parse_xml(data)
-    size = next(element for element in image.iter() if element.tag.rpartition("}")[2] == "Size")
+    size = next((element for element in image.iter() if element.tag.rpartition("}")[2] == "Size"), None)
+    if size is None:
+        raise ValueError("it has no element Size")
     width, height, tile = int(size.attrib["Width"]), int(size.attrib["Height"]), int(image.attrib["TileSize"])
     levels = (max(width, height, 1) - 1).bit_length() + 1
     base = path.removesuffix(".dzi") + "_files"
@@ -261,15 +269,23 @@ def xyz_tiling(
     """Tiles of a map.
 
     Args:
-        template: Address with ``{z}``, ``{x}`` and ``{y}``, y counted from the top.
+        template: Address with ``{z}``, ``{x}`` and ``{y}``, or others of ``PLACEHOLDERS``.
         tile_px: Side of a tile.
         zooms: Lowest and highest z.
         bounds: West, south, east, north in degrees, by Web Mercator; None: all.
 
     Raises:
-        UserError: bounds that hold nothing.
+        UserError: bounds that hold nothing; a placeholder of another name; zoom 0 of quadkeys, which have none.
     """
     low, high = zooms
+    others = sorted(set(re.findall(r"\{([^{}]*)\}", template)) - set(PLACEHOLDERS))
+    if others:
+        raise UserError(
+            f"{template} has {{{others[0]}}}; of XYZ tiles {', '.join(f'{{{name}}}' for name in PLACEHOLDERS)} are "
+            "understood: replace others by what they stand for."
+        )
+    if "{q}" in template and low == 0:
+        raise UserError(f"{template} has quadkeys, which begin at zoom 1; give --zooms 1-{max(high, 1)}.")
     side = tile_px << high
     box = [0.0, 0.0, float(side), float(side)]
     if bounds is not None:

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from dnnlib.reading import regular_size
+from multiscale.data.fits import is_fits, open_fits
 
 DEFLATE_RATIO = 1032
 """Bytes that one byte of a PNG can stand for, at most; of a JPEG it is less. A pixel has a bit or more."""
@@ -41,18 +42,20 @@ _LOADERS = frozenset(
         "jp2kload",
         "fitsload",
     }
-    | {"openslideload", "ppmload", "openexrload", "radload"}
+    | {"openslideload", "ppmload"}
 )
 """libvips's operations that read pictures and nothing else; not all are in every build."""
-_UNBLOCKED = ("Openslide", "Jp2k", "Fits", "Ppm", "Jxl", "OpenExr", "Rad")
+_UNBLOCKED = ("Openslide", "Jp2k", "Fits", "Ppm", "Jxl", "Raw")
 """Those of them that libvips does not vouch for; the others, SVG, PDF and ImageMagick among them, stay shut."""
 _WHOLE = ("webpload", "heifload", "gifload", "uhdrload", "jxlload", "jp2kload")
 """Loaders that hold a whole decoded picture."""
-_PILLOW_FORMATS = ("BMP", "DDS", "FITS", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "TGA")
+_PILLOW_FORMATS = ("BMP", "DDS", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "TGA")
 """What Pillow opens where libvips was built without."""
 _GDAL_NODATA = 42113
 MOST_PAGES = 64
-"""Of a TIFF, that are looked at."""
+"""Of a TIFF, or levels of a slide, that are looked at."""
+SLIDE_SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu")
+"""Names of what OpenSlide reads and that is not, or not always, an ordinary TIFF."""
 _HARMLESS = re.compile(
     r"extraneous bytes before marker 0x(?!d[0-9a]|c4)|Invalid SOS parameters|Unknown Adobe color|unknown JFIF revision"
 )
@@ -114,7 +117,30 @@ def reported(path: Path) -> Iterator[None]:
         for name in (repr(os.fsencode(path)), repr(str(path)), f'"{path}"', str(path)):
             text = text.replace(name, "the file")
         lines = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
-        raise Unreadable(f"cannot be decoded ({'; '.join(list(lines)[:2]) or type(error).__name__})") from error
+        reason = "; ".join(list(lines)[:2]) or type(error).__name__
+        raise Unreadable(f"cannot be decoded ({reason}){_advice(path, reason)}") from error
+
+
+def _advice(path: Path, reason: str) -> str:
+    """What to do about a file that this build of libvips lacks the part for; empty if nothing shows that it does."""
+    head = b""
+    with contextlib.suppress(OSError), open(path, "rb") as stream:
+        head = stream.read(4096)
+    suffix, vips = path.suffix.lower(), library()
+    if suffix in SLIDE_SUFFIXES and not vips.type_find("VipsForeignLoad", "openslideload"):
+        part = "OpenSlide"
+    elif head[4:8] == b"ftyp" and b"hvc1" in head:
+        part = "HEVC, the code of HEIC pictures"
+    elif head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")) and not vips.type_find("VipsForeignLoad", "jxlload"):
+        part = "JPEG XL"
+    elif any(words in reason for words in ("not configured", "not implemented", "built without")):
+        part = "this compression"
+    else:
+        return ""
+    return (
+        f"; such a file needs a libvips with {part}: convert it to an ordinary TIFF or PNG, or install such a libvips on your "
+        "system and pip uninstall pyvips-binary"
+    )
 
 
 @dataclass
@@ -124,14 +150,16 @@ class Opened:
     Attributes:
         image: Of libvips.
         is_random: Whether any part can be read without what is before it.
-        loader: Name of libvips's operation, or ``pillow``.
+        loader: Name of libvips's operation, ``fits``, or ``pillow``.
         page: That was opened, from 0.
+        nodata: The number that stands for none, where the format has a place for it.
     """
 
     image: Any
     is_random: bool
     loader: str
     page: int
+    nodata: float | None = None
 
 
 def decoded(path: Path, reading: Reading, use: Callable[[Any], T]) -> T:
@@ -170,7 +198,7 @@ def open_image(
     Args:
         path: A regular file.
         reading: Page and memory.
-        which: ``page`` and ``subifd`` of a TIFF, in place of ``reading.page``.
+        which: ``page`` and ``subifd`` of a TIFF, or ``level`` of a slide, in place of ``reading.page``.
         sequential: Whether it will be read once, top down.
         strict: Whether a JPEG's pixels end with the first warning of its decoder.
 
@@ -189,9 +217,15 @@ def open_image(
             loader = vips.ffi.string(vips.vips_lib.vips_nickname_find(kind)).decode()
         if loader not in _LOADERS:
             vips.vips_lib.vips_error_clear()
-            return Opened(_by_pillow(path, reading), False, "pillow", reading.page or 0)
+            if not is_fits(path):
+                return Opened(_by_pillow(path, reading), False, "pillow", reading.page or 0)
+            _check_page(1, reading)
+            image, nodata = open_fits(vips, path)
+            return Opened(image, False, "fits", 0, nodata)
+        if loader != "openslideload" and _is_mirax(path):
+            raise ValueError("the file beside the folder of a MIRAX slide is a mere preview")
         access = "random" if loader == "tiffload" else "sequential"
-        fail_on = "warning" if strict and loader == "jpegload" else "error"
+        fail_on = _fail_on(loader, strict)
 
         def load(access: str, **options: int) -> Any:
             return vips.Operation.call(loader, os.fsencode(path), access=access, fail_on=fail_on, **options)
@@ -210,6 +244,11 @@ def open_image(
     return Opened(image, is_tiled, loader, options.get("page", 0))
 
 
+def _fail_on(loader: str, strict: bool) -> str:
+    """Of a TIFF's damaged tile libvips only warns, and gives black; of a JPEG some of its warnings mean no damage."""
+    return "warning" if loader == "tiffload" or (strict and loader == "jpegload") else "error"
+
+
 def _page_of(image: Any, loader: str, reading: Reading, load: Callable[..., Any]) -> int:
     """The page to open of a file whose first is ``image``: before a TIFF's picture there may be a thumbnail of it."""
     pages = _field(image, "n-pages", 1)
@@ -225,13 +264,17 @@ def _page_of(image: Any, loader: str, reading: Reading, load: Callable[..., Any]
             else:
                 sizes.append(other.width * other.height)
         return sizes.index(max(sizes))
-    if reading.page and (reading.page >= pages or "page" not in library().Introspect.get(loader).optional_input):
-        raise Unreadable(f"has {_pages(pages)}, and page {reading.page} is asked for (the first is 0)")
+    _check_page(pages if "page" in library().Introspect.get(loader).optional_input else 1, reading)
     return reading.page
 
 
-def _pages(count: int) -> str:
-    return f"{count} page{'s' * (count > 1)}"
+def _check_page(count: int, reading: Reading) -> None:
+    if reading.page is not None and reading.page >= count:
+        raise Unreadable(f"has {count} page{'s' * (count > 1)}, and page {reading.page} is asked for (the first is 0)")
+
+
+def _is_mirax(path: Path) -> bool:
+    return path.suffix.lower() == ".mrxs" and (path.with_suffix("") / "Slidedat.ini").is_file()
 
 
 def _field(image: Any, name: str, default: Any) -> Any:
@@ -272,10 +315,10 @@ def _by_pillow(path: Path, reading: Reading) -> Any:
         with without_size_limit():
             opened = Image.open(path, formats=_PILLOW_FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise NotAPicture("is of no known format") from error
+        advice = _advice(path, "")
+        raise (Unreadable if advice else NotAPicture)(f"is of no known format{advice}") from error
     with opened as image:
-        if reading.page and reading.page >= getattr(image, "n_frames", 1):
-            raise Unreadable(f"has 1 page, and page {reading.page} is asked for (the first is 0)")
+        _check_page(getattr(image, "n_frames", 1), reading)
         if (needed := image.width * image.height * 4) > reading.memory:
             raise Unreadable(
                 f"has {image.width} x {image.height} pixels, which its format decodes at a time, {needed / 1e9:.1f} GB; "
@@ -320,7 +363,7 @@ def colours_of(path: Path, opened: Opened, reading: Reading) -> Colours:
     are measurements and no colours, the least and the largest in the picture, which is decoded for that; and of floating-point
     numbers the 0.1 and 99.9 percentiles of a sample.
     """
-    image, nodata = opened.image, None
+    image, nodata = opened.image, opened.nodata
     if opened.loader == "tiffload":
         nodata = _gdal_nodata(path, opened.page)
     if reading.value_range is not None:
@@ -390,7 +433,7 @@ def _decode(data: bytes, strict: bool) -> np.ndarray:
         if loader.removesuffix("_buffer") not in _LOADERS:
             vips.vips_lib.vips_error_clear()
             raise NotAPicture("is of no known format")
-        fail_on = "warning" if strict and loader == "jpegload_buffer" else "error"
+        fail_on = _fail_on(loader.removesuffix("_buffer"), strict)
         image = vips.Operation.call(loader, data, fail_on=fail_on)
         limits = {"uchar": None, "ushort": (0.0, 65535.0)}
         if image.format not in limits:

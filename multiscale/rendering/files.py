@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dnnlib.files import atomic_write
+from dnnlib.pictures import PNG_STRATEGY
 
 TEXT_CHUNK = "multiscale"
 """Keyword of the PNG's text chunk (iTXt) that holds the metadata as JSON."""
@@ -32,7 +33,7 @@ def encode_png(pixels: np.ndarray, metadata: Mapping[str, Any] | None = None) ->
         info = PngInfo()
         if metadata is not None:
             info.add_itxt(TEXT_CHUNK, json.dumps(metadata))
-        Image.fromarray(pixels).save(stream, "PNG", pnginfo=info)
+        Image.fromarray(pixels).save(stream, "PNG", pnginfo=info, compress_type=PNG_STRATEGY)
         return stream.getvalue()
     height, width = pixels.shape[:2]
     png.Writer(width, height, greyscale=pixels.ndim == 2, bitdepth=16).write(stream, pixels.reshape(height, -1))

@@ -164,9 +164,12 @@ def test_what_is_missing_is_named_before_anything_is_written(scene, tmp_path):
         ("a,b\n1,2", "no columns file and extent"),
         ("file,extent\n00.png,3\n00.png,4", "00.png twice"),
         ("", "no columns"),
+        ("file,extent\nhttps://a/iiif/b/info.json,3", "names https://a/iiif/b/info.json, and collect reads files"),
     ):
         table.write_text(text)
         assert words in refusal(*base, table)
+    remote = ["https://a/info.json", *base[3:]]
+    assert "is a picture as tiles, and collect reads files" in refusal("collect", "--source", *remote, table)
     assert "Cannot read the table" in refusal(*base, tmp_path / "gone.csv")
     assert "no group in parentheses" in refusal(*base, "abc")
     assert "regular expression" in refusal(*base, "a(b")

@@ -148,6 +148,22 @@ def test_xyz_tiles_of_a_square_are_those_of_the_file(tmp_path):
     with TileServer(tmp_path / "google") as server:
         found = made(server.url("{z}/{y}/{x}.png?key=1"), tmp_path / "b.zip", "--zooms", "0-2")
         assert len(set(server.asked)) == len(server.asked)
+        for z in range(3):
+            for file in (tmp_path / "google" / str(z)).glob("*/*.png"):
+                y, x = int(file.parent.name), int(file.stem)
+                quadkey = "".join(str((x >> i & 1) + 2 * (y >> i & 1)) for i in reversed(range(z)))
+                shutil.copy(file, tmp_path / "google" / f"q{quadkey}.png")
+                (tmp_path / "google" / f"tms{z}-{x}-{2**z - 1 - y}.png").hardlink_to(file)
+        row_source = server.url("tms{z}-{x}-{-y}.png")
+        bad_tile(server, lambda: refusal(row_source, tmp_path / "c.zip", "--zooms", "0-2"))
+        by_rows = made(row_source, tmp_path / "c.zip", "--zooms", "0-2")
+        np.testing.assert_array_equal(by_rows[0], found[0])
+        server.fault = None
+        by_keys, by_columns = (
+            made(server.url(name), tmp_path / "d.zip", "--force", "--zooms", "1-2")
+            for name in ("q{q}.png", "{z}/{y}/{x}.png")
+        )
+        np.testing.assert_array_equal(by_keys[0], by_columns[0])
     error = np.abs(found[0].astype(float) - wanted[0]).max(axis=(1, 2, 3))
     assert (error[wanted[1] > 1] == 0).all()
     assert error.max() <= 6, "the file's last level goes on in the cache"
@@ -187,6 +203,25 @@ def test_the_explorers_own_tiles_give_what_the_models_tiff_gives(tmp_path):
     finally:
         facts["loop"].call_soon_threadsafe(facts["stop"].set)
         thread.join(20)
+
+
+def test_rows_from_the_bottom_quadkeys_and_servers_of_several_names():
+    """The examples are those of Microsoft's and OpenStreetMap's documentation of these schemes."""
+
+    def addresses(template, zooms, box, shrink=0):
+        return [tile.address for tile in xyz_tiling(template, 256, zooms, None).tiles(box, shrink)]
+
+    place = Box(3 * 256, 5 * 256, 3 * 256 + 1, 5 * 256 + 1)
+    assert addresses("https://t/{q}.jpeg?g=1", (1, 3), place) == ["https://t/213.jpeg?g=1"]
+    assert addresses("https://t/{q}", (1, 3), Box(256, 512, 257, 513), 1) == ["https://t/21"]
+    assert addresses("https://t/{z}/{x}/{-y}.png", (0, 3), place) == ["https://t/3/3/2.png"]
+    assert addresses("https://t/{z}/{x}/{-y}.png", (0, 3), Box(0, 0, 1, 1), 3) == ["https://t/0/0/0.png"]
+    row = addresses("https://{s}.t/{z}/{x}/{y}.png", (0, 3), Box(0, 0, 1024, 1))
+    assert row == [f"https://{s}.t/3/{x}/0.png" for x, s in enumerate("abca")]
+    with pytest.raises(UserError, match=r"has \{r\}; of XYZ tiles \{z\}, \{x\}, \{y\}, \{-y\}, \{q\}, \{s\} are"):
+        addresses("https://t/{z}/{x}/{y}{r}.png", (0, 3), place)
+    with pytest.raises(UserError, match=r"begin at zoom 1; give --zooms 1-3"):
+        addresses("https://t/{q}", (0, 3), place)
 
 
 def test_addresses_are_those_of_the_protocols():
@@ -256,6 +291,39 @@ def test_what_a_server_does_wrong_is_one_sentence_and_the_same_command_goes_on(
     np.testing.assert_array_equal(pixels, expected[0])
     assert not before & (set(server.asked) - {"dzi.dzi"}) - _in_flight(before, server.asked)
     assert victim in server.asked
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_tiles_of_every_kind_outlast_a_bad_server(server, expected, tmp_path, name):
+    """Every tenth request is dropped, and one tile is missing, then a page, then of a wrong size; each time it goes on."""
+    bad_tile(server, lambda: refusal(server.url(name), tmp_path / "set.zip"))
+    np.testing.assert_array_equal(made(server.url(name), tmp_path / "set.zip")[0], expected[0])
+
+
+def bad_tile(server, refused):
+    """Let the third tile that is asked for be wrong in three ways, one after another; requests are dropped from then on."""
+    victims, answers = [], {}
+
+    def fault(request, number):
+        if number % 10 == 0:
+            request.transport.abort()
+            return web.Response()
+        if len(victims) < 3 and request.path.endswith((".png", ".jpg")) and request.path not in victims:
+            victims.append(request.path)
+        return answers["now"]() if len(victims) == 3 and request.path == victims[2] and answers else None
+
+    server.fault = fault
+    for answer, words in (
+        (lambda: web.Response(status=404), "was answered 404 Not Found"),
+        (lambda: web.Response(text="<html>Please log in</html>", content_type="text/html"), "is no picture"),
+        (lambda: web.Response(body=_png(100, 90)), "has 100 x 90 pixels"),
+    ):
+        answers["now"] = answer
+        sentence = refused()
+        assert words in sentence
+        assert victims[2] in sentence
+        assert "the same command goes on" in sentence
+    answers.clear()
 
 
 def _in_flight(before, asked):
@@ -343,7 +411,7 @@ ENTITY = b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>'
     [
         ("a.dzi", ENTITY + b'<Image TileSize="256" Overlap="0" Format="png">&e;</Image>', "document type"),
         ("a.dzi", "<Image/>".encode("utf-16"), "not a description of tiles"),
-        ("a.dzi", b'<Image TileSize="256" Overlap="0" Format="png"/>', "not a description"),
+        ("a.dzi", b'<Image TileSize="256" Overlap="0" Format="png"/>', "it has no element Size"),
         (
             "a.dzi",
             b'<Image TileSize="0" Overlap="0" Format="png"><Size Width="9" Height="9"/></Image>',

@@ -259,4 +259,4 @@ def test_a_pyramid_whose_coarsest_level_comes_first_is_read_by_its_levels(tmp_pa
             file.write(large[::step, ::step], photometric="rgb", tile=(64, 64))
     picture = examine(tmp_path / "a.tif", Reading(), 1 << 30)
     assert (picture.width, picture.height, picture.page) == (4 * WIDTH, 4 * HEIGHT, 2)
-    assert [(level.page, level.halvings) for level in picture.own] == [(2, 0), (1, 1), (0, 2)]
+    assert [(dict(level.options)["page"], level.halvings) for level in picture.own] == [(2, 0), (1, 1), (0, 2)]
