@@ -170,7 +170,10 @@ def _write_tiles(folder: Path, snapshot: Snapshot, world: World) -> None:
     shutil.copyfile(STATIC / "tiles.js", folder / "tiles.js")
     _write_licences(folder, snapshot, "viewer", VIEWER)
     facts = {"format": FORMAT, "world": str(world), "licence": snapshot.info.get("licence"), **provenance(snapshot)}
+    facts |= {"side": pyramid.side, "tile": pyramid.tile_px}
     (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    # The same as a script: a page that is opened from a file may not fetch.
+    (folder / "facts.js").write_text(f"window.facts = {json.dumps(facts)};\n", encoding="utf-8")
 
 
 def _write_licences(folder: Path, snapshot: Snapshot, place: str, package: Package) -> None:

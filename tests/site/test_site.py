@@ -16,10 +16,11 @@ from click.testing import CliRunner
 import multiscale
 from dnnlib.errors import UserError
 from multiscale.cli.zoom import main as zoom
+from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import BUNDLED
 from multiscale.site import packages
 from multiscale.site.packages import RUNTIME, copy_from
-from multiscale.site.write import RUNTIME_FILES, export_site
+from multiscale.site.write import RUNTIME_FILES, export_site, export_tiles
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
 pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
@@ -223,3 +224,24 @@ def test_tiles_are_a_pyramid_with_its_viewer(tmp_path):
     assert "openseadragon 6.1.1, BSD-3-Clause" in (folder / "LICENCES.txt").read_text()
     assert len(list((folder / "world_files").rglob("*.png"))) == 9
     assert json.loads((folder / "model.json").read_text())["world"] == "3~7:0.5"
+
+
+@pytest.mark.slow
+def test_tiles_are_shown_even_from_a_file(driver, tmp_path):
+    from conftest import calibrated_generator, small_config
+
+    from multiscale.runs.snapshots import save_snapshot
+
+    network = tmp_path / "earth.safetensors"
+    config = small_config(octaves=4, num_layers=6, num_critical=1)
+    save_snapshot(network, calibrated_generator(config), {"licence": "CC BY 4.0"})
+    folder = export_tiles(str(network), tmp_path / "tiles", World.parse("3"))
+    driver.get((folder / "index.html").as_uri())
+    end = time.monotonic() + WAIT_SEC
+    while not driver.execute_script("return viewer.world.getItemCount() && viewer.world.getItemAt(0).getFullyLoaded()"):
+        assert time.monotonic() < end, "no tiles came"
+        time.sleep(0.1)
+    assert driver.find_element("id", "about").text == "World 3 of earth. Under: CC BY 4.0."
+    seen = "return [viewer.source.width, viewer.world.getItemAt(0).lastDrawn.map((tile) => tile.level)]"
+    side, levels = driver.execute_script(seen)
+    assert (side, max(levels)) == (512, 9)
