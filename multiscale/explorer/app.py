@@ -55,6 +55,7 @@ class Explorer:
         self.app.router.add_get("/ws", self._socket, allow_head=False)
         self.app.router.add_get("/api/info", self._info)
         self.app.router.add_get("/api/image.png", images.get, allow_head=False)
+        self.app.router.add_get("/api/site.zip", services.sites.get, allow_head=False)
         self.app.router.add_post("/api/films", self._start_film)
         self.app.router.add_get("/api/films/{id}", self._film)
         self.app.router.add_delete("/api/films/{id}", self._remove_film)

@@ -101,6 +101,12 @@ class ImageQuery(_Picture):
         return _at_most(self, IMAGE_PX)
 
 
+class SiteQuery(_Message):
+    """Which network's page."""
+
+    network: NetworkName | None = None
+
+
 class TileQuery(_Message):
     """What tiles show, besides their world."""
 

@@ -136,6 +136,17 @@ class Library:
             for name, entry in self.entries.items()
         ]
 
+    def entry(self, name: str | None) -> Entry:
+        """A network on disk by name (None: the default).
+
+        Raises:
+            UserError: there is none of this name.
+        """
+        name = self.default if name is None else name
+        if name not in self.entries:
+            raise UserError(f"There is no network {name!r} here (any more); choose one of the list.")
+        return self.entries[name]
+
     async def get(self, name: str | None) -> Network:
         """A network by name (None: the default), loaded if need be.
 
@@ -145,9 +156,7 @@ class Library:
         name = self.default if name is None else name
         if (network := self._kept(name)) is not None:
             return network
-        entry = self.entries.get(name)
-        if entry is None:
-            raise UserError(f"There is no network {name!r} here (any more); choose one of the list.")
+        entry = self.entry(name)
         key = name, entry.stamp
         if key not in self._arriving:
             self._arriving[key] = asyncio.create_task(self._load(entry))

@@ -14,6 +14,7 @@ from dnnlib.cache import DiskCache
 from multiscale.explorer.films import Films
 from multiscale.explorer.networks import Library
 from multiscale.explorer.scheduler import Owner, Rank, RenderQueue, Work
+from multiscale.explorer.sites import Sites
 
 T = TypeVar("T")
 
@@ -36,11 +37,13 @@ class Services:
         self._encoders = ThreadPoolExecutor(ENCODERS, "encode")
         self._readers = ThreadPoolExecutor(READERS, "disk")
         self._noted: set[tuple[str, str]] = set()
+        self.sites = Sites(self.library)
 
     def close(self, seconds: float) -> bool:
-        """Give up all work and remove all films; whether the render thread has ended within a time."""
+        """Give up all work and remove all films and pages; whether the render thread has ended within a time."""
         ended = self.queue.stop(seconds)
         self.films.close()
+        self.sites.close()
         for threads in (self._encoders, self._readers):
             threads.shutdown(wait=False, cancel_futures=True)
         return ended

@@ -2,7 +2,7 @@
 
 What needs float64, the phase at the view's centre, stays outside: the caller gives each injection point's waves as sines and
 cosines along x and y (:class:`multiscale.networks.fourier.Waves`). The operators are those of the reference: zeros between
-samples, a filter, the leaky ReLU, a filter, as plain convolutions. Weights that float16 holds exactly are stored in it.
+samples, a filter, the leaky ReLU, a filter, as plain convolutions.
 
 Shapes: K waves of a point, P samples of its grid, D size of w.
 """
@@ -14,7 +14,6 @@ import math
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,10 +22,11 @@ from dnnlib.errors import UserError
 from multiscale.networks.fourier import Waves
 from multiscale.networks.generator import FeatureInjection, Generator
 from multiscale.networks.layers import SQRT2, SynthesisLayer, modulated_weight
+from multiscale.site.simplify import simplify
 
 OPSET = 17
-HALF_FROM = 256
-"""Numbers of a tensor from which on it is stored in half precision, where that is exact."""
+PREFIX = "generator."
+"""Of the names of a generator's parameters in :class:`SynthesisGraph`."""
 
 
 class MappingGraph(nn.Module):
@@ -74,8 +74,8 @@ def points_of(generator: Generator) -> list[FeatureInjection]:
     return [synthesis.input, *(synthesis.injections[key] for key in synthesis.injections)]  # type: ignore[list-item]
 
 
-def export_graphs(generator: Generator) -> tuple[bytes, bytes]:
-    """The mapping and the synthesis as ONNX files.
+def export_graphs(generator: Generator) -> tuple[Any, Any]:
+    """The mapping and the synthesis as ``onnx.ModelProto``; their initializers are named as the generator's parameters.
 
     Args:
         generator: On the CPU, float32, in evaluation mode.
@@ -149,9 +149,7 @@ def _downsampled(x: torch.Tensor, f: torch.Tensor, down: int) -> torch.Tensor:
     return F.conv2d(x, g.view(1, 1, 1, -1), stride=(1, down))
 
 
-def _export(
-    module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], output: str, axes: dict[str, Any]
-) -> bytes:
+def _export(module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], output: str, axes: dict[str, Any]) -> Any:
     try:
         import onnx
     except ImportError as error:
@@ -168,26 +166,14 @@ def _export(
             input_names=inputs,
             output_names=[output],
             dynamic_axes=axes,
-            do_constant_folding=False,  # folded weights would be others than those that half precision holds
+            do_constant_folding=False,  # weights keep their names, and the rows that they are rounded by
         )
     model = onnx.load_model_from_string(stream.getvalue())
-    _store_in_half(onnx, model)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
-
-
-def _store_in_half(onnx: Any, model: Any) -> None:
-    """Keep what float16 holds exactly in float16, and cast it where it is used."""
-    casts = []
+    weights = {name for name, _ in module.named_parameters()}
+    simplify(model, weights)
     for tensor in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size < HALF_FROM:
-            continue
-        half = values.astype(np.float16)
-        if not np.array_equal(half.astype(np.float32), values):
-            continue
-        name, stored = tensor.name, f"{tensor.name}_half"
-        tensor.CopyFrom(onnx.numpy_helper.from_array(half, stored))
-        casts.append(onnx.helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT))
-    for i, cast in enumerate(casts):
-        model.graph.node.insert(i, cast)
+        tensor.name = tensor.name.removeprefix(PREFIX)
+    for node in model.graph.node:
+        node.input[:] = [name.removeprefix(PREFIX) for name in node.input]
+    onnx.checker.check_model(model)
+    return model

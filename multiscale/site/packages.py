@@ -34,7 +34,7 @@ class Package:
 
 
 RUNTIME = Package(
-    "onnxruntime-web", "1.30.0", "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71", "MIT (Microsoft)"
+    "onnxruntime-web", "1.30.0", "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71", "MIT"
 )
 VIEWER = Package(
     "openseadragon", "6.1.1", "b4ab2942f33b90e0448e4d20fc5ed14cee049f1f3ae49d70afd4b05e9a2f92d0", "BSD-3-Clause"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 
 from dnnlib.errors import UserError
-from dnnlib.files import new_temporary_folder
+from dnnlib.files import atomic_write, new_temporary_folder
 from dnnlib.progress import progress_bar
 from dnnlib.reading import from_json, parsed, read_text
 from multiscale.networks.plan import BAND_LIMIT
@@ -21,17 +23,18 @@ from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot
 from multiscale.site.onnx_export import export_graphs, points_of
-from multiscale.site.packages import RUNTIME, VIEWER, copy_from
+from multiscale.site.packages import RUNTIME, VIEWER, Package, copy_from
+from multiscale.site.weights import rounded, take_out, weights_of
 from torch_utils.devices import default_device
 
 FORMAT = "multiscale-site"
 FACTS = "model.json"
 STATIC = Path(__file__).parent / "static"
 SHARED = Path(__file__).parents[1] / "explorer" / "static"
-PAGE = ("index.html", "site.css", "main.js", "worker.js", "waves.js", "random.js")
+PAGE = ("index.html", "site.css", "check.js", "main.js", "worker.js", "model.js", "waves.js", "random.js")
 SHARED_PAGE = ("address.js", "view.js", "worlds.js")
 RUNTIME_FILES = ("dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm")
-VIEWER_FILES = ("build/openseadragon/openseadragon.min.js", "build/openseadragon/images/")
+VIEWER_FILES = ("build/openseadragon/openseadragon.min.js", "build/openseadragon/images/", "LICENSE.txt")
 
 
 def export_site(network: str | None, folder: Path, *, name: str | None = None) -> Path:
@@ -51,6 +54,23 @@ def export_site(network: str | None, folder: Path, *, name: str | None = None) -
     """
     snapshot = load_snapshot(find_network(network))
     return _replaced(folder, lambda place: _write_model(place, snapshot, name or snapshot.path.stem))
+
+
+def zip_site(network: Path, target: Path) -> Path:
+    """Write the page of a network file as a ZIP, with one folder in it; arguments, result and errors as :func:`export_site`."""
+    snapshot = load_snapshot(network)
+    try:
+        place = new_temporary_folder(target.name, target.parent)
+        try:
+            _write_model(place, snapshot, network.stem)
+            with atomic_write(target) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+                for path in sorted(place.rglob("*")):
+                    archive.write(path, Path(network.stem, path.relative_to(place)))
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"Cannot write {target}: {error.strerror or error}.") from error
+    return target
 
 
 def export_tiles(network: str | None, folder: Path, world: World) -> Path:
@@ -95,16 +115,26 @@ def _check_place(folder: Path) -> None:
 def _write_model(folder: Path, snapshot: Snapshot, name: str) -> None:
     generator = snapshot.generator
     config, points = generator.config, points_of(generator)
-    mapping, synthesis = export_graphs(generator)
-    (folder / "mapping.onnx").write_bytes(mapping)
-    (folder / "synthesis.onnx").write_bytes(synthesis)
+    less = rounded(generator)
+    models = export_graphs(less.generator)
+    shapes, weights = take_out(models, weights_of(generator), less.bits)
     rows = [torch.cat([p.omega, p.phase[:, None], p.bins[:, None].float()], dim=1) for p in points]
-    (folder / "waves.bin").write_bytes(torch.cat(rows).numpy().astype("<f4").tobytes())
+    parts = {
+        "weights": weights,
+        "waves": torch.cat(rows).numpy().astype("<f4").tobytes(),
+        "mapping": models[0].SerializeToString(),
+        "synthesis": models[1].SerializeToString(),
+    }
+    (folder / "model.bin").write_bytes(gzip.compress(b"".join(parts.values()), mtime=0))
     facts = {
         "format": FORMAT,
         "name": name,
         "licence": snapshot.info.get("licence"),
         "provenance": provenance(snapshot),
+        "parts": {part: len(content) for part, content in parts.items()},
+        "bits": less.bits,
+        "levels": round(less.levels, 3),
+        "shapes": shapes,
         "resolution": config.img_resolution,
         "octaves": config.octaves,
         "layers": len(generator.plan.layers),
@@ -121,11 +151,13 @@ def _write_model(folder: Path, snapshot: Snapshot, name: str) -> None:
             for p in points
         ],
     }
-    (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (folder / FACTS).write_text(json.dumps(facts), encoding="utf-8")
     for source, files in ((STATIC, PAGE), (SHARED, SHARED_PAGE)):
         for file in files:
             shutil.copyfile(source / file, folder / file)
     copy_from(RUNTIME, RUNTIME_FILES, folder / "runtime")
+    shutil.copyfile(STATIC / "onnxruntime-LICENSE.txt", folder / "runtime/LICENSE.txt")  # its package has none
+    _write_licences(folder, snapshot, "runtime", RUNTIME)
 
 
 def _write_tiles(folder: Path, snapshot: Snapshot, world: World) -> None:
@@ -136,8 +168,23 @@ def _write_tiles(folder: Path, snapshot: Snapshot, world: World) -> None:
         write_deep_zoom(folder / "world.dzi", pyramid, {"world": str(world), **provenance(snapshot)}, bar.update)
     shutil.copyfile(STATIC / "tiles.html", folder / "index.html")
     shutil.copyfile(STATIC / "tiles.js", folder / "tiles.js")
+    _write_licences(folder, snapshot, "viewer", VIEWER)
     facts = {"format": FORMAT, "world": str(world), "licence": snapshot.info.get("licence"), **provenance(snapshot)}
+    facts |= {"side": pyramid.side, "tile": pyramid.tile_px}
     (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    # The same as a script: a page that is opened from a file may not fetch.
+    (folder / "facts.js").write_text(f"window.facts = {json.dumps(facts)};\n", encoding="utf-8")
+
+
+def _write_licences(folder: Path, snapshot: Snapshot, place: str, package: Package) -> None:
+    """Say in ``LICENCES.txt`` what is under which licence."""
+    weights = snapshot.info.get("licence") or "none is named in its file; ask who made it"
+    lines = [
+        f"{place}/: {package.name} {package.version}, {package.licence}; the text is in {place}/LICENSE.txt.",
+        "Other files of the page: multiscale-gan, Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0).",
+        f"The model and its pictures: {weights}.",
+    ]
+    (folder / "LICENCES.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _umask() -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from proxy import proxying
 from dnnlib.errors import UserError
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import save_snapshot
+from multiscale.site.packages import RUNTIME, copy_from
+from multiscale.site.write import RUNTIME_FILES
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
@@ -527,6 +530,29 @@ def test_an_image_is_saved_as_it_is_shown(page, tmp_path):
         assert image.size == (side, side)
         saved = image.convert("RGB").resize(shown.shape[1::-1], Image.Resampling.BICUBIC)
     assert difference(np.asarray(saved, dtype=np.float64), shown) < 3
+
+
+def test_the_model_is_saved_as_a_page_of_its_own(page, network, tmp_path):
+    pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
+    try:
+        copy_from(RUNTIME, RUNTIME_FILES, tmp_path / "runtime")
+    except UserError as error:
+        pytest.skip(f"needs npm and its registry: {error}")
+    page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.js("document.getElementById('site-section').open = true")
+    page.find("[data-do=site]").click()
+    assert not page.find("[data-do=site]").is_enabled()
+    page.wait("document.getElementById('site-state').textContent === 'The page is saved.'")
+    end = time.monotonic() + WAIT_SEC
+    while not (found := list(tmp_path.glob("*.zip"))):
+        assert time.monotonic() < end, "no page came"
+        time.sleep(0.05)
+    assert found[0].name == f"{network.stem}-page.zip"
+    with zipfile.ZipFile(found[0]) as archive:
+        names = set(archive.namelist())
+        assert archive.testzip() is None
+    assert {f"{network.stem}/{name}" for name in ("index.html", "model.bin", "LICENCES.txt")} < names
+    assert f"{network.stem}/runtime/ort-wasm-simd-threaded.wasm" in names
 
 
 def test_a_film_of_two_views_is_rendered_and_offered(page):

@@ -11,6 +11,7 @@ import { Minimap } from "./minimap.js";
 import { Motion } from "./motion.js";
 import { checkpointName, readOut } from "./readouts.js";
 import { saving } from "./save.js";
+import { giving } from "./site.js";
 import { clamp, constrain, extent, holding, intersect, panBy, pitchOf, screenAt, WORLD, worldAt } from "./view.js";
 import { parse, randomWorld } from "./worlds.js";
 
@@ -47,6 +48,7 @@ class App {
     this.actions = {
       ...this.saving.actions,
       ...this.film.actions,
+      ...giving(this).actions,
       in: () => this.zoom(1),
       out: () => this.zoom(-1),
       compare: () => this.toggleCompare(),

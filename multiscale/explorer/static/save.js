@@ -137,7 +137,8 @@ export async function reason(answer) {
   }
 }
 
-function download(blob, name) {
+/** Have the browser keep a blob as a file. */
+export function download(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;

@@ -27,8 +27,6 @@ const maxZoom = () => 2 ** model.octaves;
 start().catch((error) => fail(`This page cannot work here: ${error.message}.`));
 
 async function start() {
-  if (location.protocol === "file:") throw new Error("browsers run no model from a file; serve the folder, such as by python -m http.server");
-  if (typeof WebAssembly !== "object" || typeof BigInt !== "function") throw new Error("the browser has no WebAssembly; use a newer one");
   model = await (await fetch("./model.json")).json();
   $("name").textContent = document.title = model.name;
   $("licence").textContent = model.licence ? `Licence of the weights: ${model.licence}.` : "";
@@ -110,6 +108,7 @@ async function next() {
     const time = answer.ms / (answer.width * answer.height);
     shown = { image, region, wanted, level, time };
     $("ms").textContent = `${answer.width} × ${answer.height} pixels in ${answer.ms.toFixed(0)} ms`;
+    say("");
     draw();
   }
   next();

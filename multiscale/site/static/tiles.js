@@ -1,8 +1,25 @@
-/** One world as Deep Zoom tiles, in OpenSeadragon. */
+/** One world as Deep Zoom tiles, in OpenSeadragon; nothing is fetched but pictures, so that it works from a file too. */
+const { world, network, licence, side, tile } = window.facts;
+const name = `World ${world} of ${network.replace(/\.[^.]*$/, "")}`;
+document.title = name;
+document.getElementById("about").textContent = licence ? `${name}. Under: ${licence}.` : `${name}.`;
+
 window.viewer = OpenSeadragon({
   id: "view",
   prefixUrl: "./viewer/",
-  tileSources: "./world.dzi",
+  drawer: "canvas", // pictures of a file are none of WebGL's
+  tileSources: {
+    Image: {
+      xmlns: "http://schemas.microsoft.com/deepzoom/2008",
+      Url: "./world_files/",
+      Format: "png",
+      Overlap: "0",
+      TileSize: String(tile),
+      Size: { Width: String(side), Height: String(side) },
+    },
+  },
   showNavigator: true,
+  navigatorAutoFade: false,
+  autoHideControls: false,
   maxZoomPixelRatio: 4,
 });

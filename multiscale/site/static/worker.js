@@ -1,10 +1,11 @@
 /**
- * The model, in a thread of its own: answers {id, world, trunc, region, draft} with {id, width, height, pixels, ms}.
+ * The model, in a thread of its own: answers {id, world, trunc, region} with {id, width, height, pixels, ms}.
  *
  * `region`: {left, top, pitch, width, height}, pixels of side `pitch` in world units. Of several requests that wait only the newest
  * is answered.
  */
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
+import { loadModel } from "./model.js";
 import { normals } from "./random.js";
 import { along } from "./waves.js";
 import { parse } from "./worlds.js";
@@ -29,19 +30,12 @@ const ready = load().then(
 async function load() {
   ort.env.wasm.wasmPaths = { wasm: new URL("./runtime/ort-wasm-simd-threaded.wasm", import.meta.url).href };
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 8) : 1;
-  const bytes = async (name) => {
-    const answer = await fetch(new URL(name, import.meta.url));
-    if (!answer.ok) throw new Error(`${name} is missing (${answer.status})`);
-    return answer.arrayBuffer();
-  };
-  const [text, mappingBytes, synthesisBytes, wavesBytes] = await Promise.all(
-    ["model.json", "mapping.onnx", "synthesis.onnx", "waves.bin"].map(bytes),
-  );
-  model = JSON.parse(new TextDecoder().decode(text));
-  waves = new Float32Array(wavesBytes);
-  const options = { executionProviders: ["wasm"], graphOptimizationLevel: "all" };
-  mapping = await ort.InferenceSession.create(new Uint8Array(mappingBytes), options);
-  synthesis = await ort.InferenceSession.create(new Uint8Array(synthesisBytes), options);
+  const loaded = await loadModel();
+  ({ facts: model, waves } = loaded);
+  const externalData = [{ path: "weights", data: new Uint8Array(loaded.weights.buffer) }];
+  const options = { executionProviders: ["wasm"], graphOptimizationLevel: "all", externalData };
+  mapping = await ort.InferenceSession.create(loaded.mapping, options);
+  synthesis = await ort.InferenceSession.create(loaded.synthesis, options);
 }
 
 async function work() {
