@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -228,7 +230,13 @@ def open_image(
         fail_on = _fail_on(loader, strict)
 
         def load(access: str, **options: int) -> Any:
-            return vips.Operation.call(loader, os.fsencode(path), access=access, fail_on=fail_on, **options)
+            call = partial(vips.Operation.call, loader, os.fsencode(path), access=access, **options)
+            if loader != "tiffload":
+                return call(fail_on=fail_on)
+            with _warnings_of_libvips() as said:
+                image = call(fail_on=fail_on)
+            # What libvips has to say of a directory, such as tags out of order, would fail every strip as damage does.
+            return call(fail_on="error") if said and not _field(image, "tile-width", 0) else image
 
         options = dict(which or {})
         image = load(access, **options)
@@ -247,6 +255,26 @@ def open_image(
 def _fail_on(loader: str, strict: bool) -> str:
     """Of a TIFF's damaged tile libvips only warns, and gives black; of a JPEG some of its warnings mean no damage."""
     return "warning" if loader == "tiffload" or (strict and loader == "jpegload") else "error"
+
+
+@contextlib.contextmanager
+def _warnings_of_libvips() -> Iterator[list[str]]:
+    """What libvips warns of in this thread within the block; it is not printed."""
+    said: list[str] = []
+    thread = threading.get_ident()
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.thread != thread or record.levelno < logging.WARNING:
+            return True
+        said.append(record.getMessage())
+        return False
+
+    logger = logging.getLogger("pyvips")
+    logger.addFilter(keep)
+    try:
+        yield said
+    finally:
+        logger.removeFilter(keep)
 
 
 def _page_of(image: Any, loader: str, reading: Reading, load: Callable[..., Any]) -> int:

@@ -315,7 +315,7 @@ def bad_tile(server, refused):
     server.fault = fault
     for answer, words in (
         (lambda: web.Response(status=404), "was answered 404 Not Found"),
-        (lambda: web.Response(text="<html>Please log in</html>", content_type="text/html"), "is no picture"),
+        (lambda: web.Response(text="<html>Please log in</html>", content_type="text/html"), "is not a picture"),
         (lambda: web.Response(body=_png(100, 90)), "has 100 x 90 pixels"),
     ):
         answers["now"] = answer

@@ -260,3 +260,14 @@ def test_a_pyramid_whose_coarsest_level_comes_first_is_read_by_its_levels(tmp_pa
     picture = examine(tmp_path / "a.tif", Reading(), 1 << 30)
     assert (picture.width, picture.height, picture.page) == (4 * WIDTH, 4 * HEIGHT, 2)
     assert [(dict(level.options)["page"], level.halvings) for level in picture.own] == [(2, 0), (1, 1), (0, 2)]
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+@pytest.mark.parametrize(
+    "tags",
+    [{"description": "said twice"}, {"extratags": [(305, "B", 3, b"abc", True)], "software": False, "metadata": None}],
+)
+def test_a_tiff_with_an_untidy_directory_is_read(tmp_path, tags, tile):
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", tile=tile, **tags)
+    _, patches = make(tmp_path / "a.tif")
+    assert np.array_equal(patches, patches_of(RGB, tmp_path))
