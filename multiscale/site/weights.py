@@ -15,7 +15,7 @@ from multiscale.networks.generator import Generator
 from multiscale.view import centre_limit, view_transform
 from torch_utils.random import latents
 
-BITS = (10, 12, 14, 16)
+BITS = (10, 11, 12, 13, 14, 16)
 """What is tried, in turn."""
 MOST_LEVELS = 0.5
 """By how much rounding may move a pixel, in levels of 255: a rendered level is then at most one off."""
