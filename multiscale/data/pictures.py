@@ -32,6 +32,7 @@ from multiscale.data.vips import (
     Unreadable,
     colours_of,
     decoded,
+    field,
     halved,
     has_empty,
     is_grey,
@@ -283,7 +284,7 @@ def _own_levels(path: Path, size: tuple[int, int], opened: Opened, reading: Read
     image = opened.image
 
     def count(name: str) -> int:
-        return min(int(image.get(name)) if image.get_typeof(name) else 0, MOST_PAGES)
+        return min(int(field(image, name, 0)), MOST_PAGES)
 
     first: tuple[tuple[str, int], ...] = (("page", opened.page), ("subifd", -1))
     others: list[tuple[tuple[str, int], ...]] = []

@@ -236,7 +236,7 @@ def open_image(
             with _warnings_of_libvips() as said:
                 image = call(fail_on=fail_on)
             # What libvips has to say of a directory, such as tags out of order, would fail every strip as damage does.
-            return call(fail_on="error") if said and not _field(image, "tile-width", 0) else image
+            return call(fail_on="error") if said and not field(image, "tile-width", 0) else image
 
         options = dict(which or {})
         image = load(access, **options)
@@ -244,10 +244,10 @@ def open_image(
             options = {"page": page}
             image = load(access, **options)
     _check_claim(image, loader, size, reading)
-    is_tiled = loader == "openslideload" or (loader == "tiffload" and _field(image, "tile-width", 0) > 0)
-    if loader == "tiffload" and not is_tiled and sequential and _field(image, "orientation", 1) == 1:
+    is_tiled = loader == "openslideload" or (loader == "tiffload" and field(image, "tile-width", 0) > 0)
+    if loader == "tiffload" and not is_tiled and sequential and field(image, "orientation", 1) == 1:
         image = load("sequential", **options)
-    if loader != "tiffload" and _field(image, "orientation", 1) != 1:
+    if loader != "tiffload" and field(image, "orientation", 1) != 1:
         image = load("random", **options)  # a turned picture cannot be read top down
     return Opened(image, is_tiled, loader, options.get("page", 0))
 
@@ -279,7 +279,7 @@ def _warnings_of_libvips() -> Iterator[list[str]]:
 
 def _page_of(image: Any, loader: str, reading: Reading, load: Callable[..., Any]) -> int:
     """The page to open of a file whose first is ``image``: before a TIFF's picture there may be a thumbnail of it."""
-    pages = _field(image, "n-pages", 1)
+    pages = field(image, "n-pages", 1)
     if reading.page is None:
         if loader != "tiffload" or pages < 2:
             return 0
@@ -305,7 +305,8 @@ def _is_mirax(path: Path) -> bool:
     return path.suffix.lower() == ".mrxs" and (path.with_suffix("") / "Slidedat.ini").is_file()
 
 
-def _field(image: Any, name: str, default: Any) -> Any:
+def field(image: Any, name: str, default: Any) -> Any:
+    """A field of an image's header, or ``default`` if it has none of that name."""
     return image.get(name) if image.get_typeof(name) else default
 
 
@@ -315,9 +316,9 @@ def _check_claim(image: Any, loader: str, size: int, reading: Reading) -> None:
     if loader in ("pngload", "jpegload") and width * height * image.bands > 8 * DEFLATE_RATIO * size:
         raise Unreadable(f"has {size} bytes, too few for the {width} x {height} pixels that it claims")
     at_a_time = 0
-    if loader in _WHOLE or _field(image, "interlaced", 0):
+    if loader in _WHOLE or field(image, "interlaced", 0):
         at_a_time = width * height * image.bands * sample
-    elif _field(image, "jpeg-multiscan", 0):
+    elif field(image, "jpeg-multiscan", 0):
         at_a_time = width * height * image.bands * 2
     if at_a_time > reading.memory:
         raise Unreadable(
@@ -509,7 +510,7 @@ def to_srgb(image: Any, colours: Colours) -> Any:
         pixels = pixels.flatten(background=[255] * (pixels.bands - 1))
     if empty is not None:
         pixels = pixels.bandjoin(empty.cast("uchar"))
-    orientation = _field(image, "orientation", 1)
+    orientation = field(image, "orientation", 1)
     turned = pixels.autorot() if orientation != 1 else pixels
     return turned.copy(interpretation=vips.Interpretation.MULTIBAND)
 
@@ -537,7 +538,7 @@ def _colour(image: Any, colours: Colours) -> Any:
 
 def _profile(image: Any) -> bytes | None:
     """An embedded ICC profile that changes colours: one that fits the picture and is not sRGB itself."""
-    data = _field(image, "icc-profile-data", None)
+    data = field(image, "icc-profile-data", None)
     if data is None:
         return None
     try:
