@@ -84,17 +84,18 @@ def _replaced(folder: Path, write: Callable[[Path], None]) -> Path:
     _check_place(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        place = new_temporary_folder(folder.name, folder.parent)
+        place = new_temporary_folder(folder.name, folder.parent)  # for this user alone
         try:
-            write(place)
-            place.chmod(0o777 & ~_umask())
+            whole = place / "whole"
+            whole.mkdir()  # with the mode that the system gives a new folder
+            write(whole)
             if folder.exists():
                 before = new_temporary_folder(folder.name, folder.parent)
                 os.replace(folder, before / "before")
-                os.replace(place, folder)
+                os.replace(whole, folder)
                 shutil.rmtree(before, ignore_errors=True)
             else:
-                os.replace(place, folder)
+                os.replace(whole, folder)
         finally:
             shutil.rmtree(place, ignore_errors=True)
     except OSError as error:
@@ -185,9 +186,3 @@ def _write_licences(folder: Path, snapshot: Snapshot, place: str, package: Packa
         f"The model and its pictures: {weights}.",
     ]
     (folder / "LICENCES.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
