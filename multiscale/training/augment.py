@@ -194,7 +194,7 @@ class AugmentPipe(torch.nn.Module):
         rotation_p = 1 - np.sqrt(1 - draws.p)  # the chance that at least one of the two rotations is applied is p
         flips, turns = draws.whole_number(2), draws.whole_number(4)
         return chain(
-            diagonal(1.0 - 2 * flips * self.flip, 1.0),
+            diagonal(draws.count, 1.0 - 2 * flips * self.flip, 1.0),
             rotation(turns * self.quarter_turns * (-math.pi / 2)),
             translation(*np.round(draws.uniform(self.integer_shift, 2) * size)),
             scaling(2 ** draws.normal(self.scale_log2_std)),
@@ -211,7 +211,7 @@ class AugmentPipe(torch.nn.Module):
         saturation = 2 ** draws.normal(self.saturation_log2_std)
         return chain(
             translation(brightness, brightness, brightness),
-            diagonal(contrast, contrast, contrast),
+            diagonal(draws.count, contrast, contrast, contrast),
             luma_flip(flips * self.luma_flip),
             hue_rotation(turns),
             chroma_scaling(saturation),
@@ -269,32 +269,40 @@ def chain(*maps: Floats) -> Floats:
     return result
 
 
-def diagonal(*factors: Floats | float) -> Floats:
-    """Scale each axis by its own factor [B] (homogeneous)."""
-    columns = np.broadcast_arrays(*factors, 1.0)
-    return np.stack(columns, axis=-1)[..., None] * np.eye(len(columns))
+def identity(axes: int, count: int) -> Floats:
+    """Maps that change nothing (homogeneous): [count, axes + 1, axes + 1]."""
+    return np.repeat(np.eye(axes + 1)[None], count, axis=0)
+
+
+def diagonal(count: int, *factors: Floats | float) -> Floats:
+    """Scale each axis by its own factor, a number or [count] (homogeneous)."""
+    maps = identity(len(factors), count)
+    for axis, factor in enumerate(factors):
+        maps[:, axis, axis] = factor
+    return maps
 
 
 def scaling(factor: Floats) -> Floats:
     """Scale the plane by a factor [B]."""
-    return diagonal(factor, factor)
+    return diagonal(len(factor), factor, factor)
 
 
 def anisotropic_scaling(factor: Floats) -> Floats:
     """Scale x by a factor [B] and y by its inverse."""
-    return diagonal(factor, 1 / factor)
+    return diagonal(len(factor), factor, 1 / factor)
 
 
 def translation(*offsets: Floats) -> Floats:
     """Add an offset [B] to each axis (homogeneous)."""
-    maps = np.tile(np.eye(len(offsets) + 1), (len(offsets[0]), 1, 1))
-    maps[:, :-1, -1] = np.stack(offsets, axis=-1)
+    maps = identity(len(offsets), len(offsets[0]))
+    for axis, offset in enumerate(offsets):
+        maps[:, axis, -1] = offset
     return maps
 
 
 def rotation(angle: Floats) -> Floats:
     """Turn the plane by an angle [B] in radians, from x towards y."""
-    maps = np.tile(np.eye(3), (len(angle), 1, 1))
+    maps = identity(2, len(angle))
     maps[:, 0, 0] = maps[:, 1, 1] = np.cos(angle)
     maps[:, 1, 0] = np.sin(angle)
     maps[:, 0, 1] = -np.sin(angle)
