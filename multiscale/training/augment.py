@@ -363,7 +363,7 @@ def warp_positions(geometry: Floats, size: int, pad_step: int = 1) -> tuple[tupl
     """
     if np.array_equal(geometry, np.broadcast_to(np.eye(3), geometry.shape)):
         return (0, 0), None
-    to_input = np.linalg.inv(geometry)[:, :2]  # [B, 2, 3]
+    to_input = np.linalg.inv(geometry)[:, :2].astype(np.float64)  # [B, 2, 3]
     farthest = (size + REACH) / 2  # sample from the centre
     extent = np.abs(to_input) @ np.array([farthest, farthest, 1.0])  # [B, 2]
     pad_x, pad_y = (max(math.ceil(extent[:, axis].max() - size / 2) + TAPS // 4 + 1, 0) for axis in (0, 1))

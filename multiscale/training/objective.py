@@ -84,7 +84,7 @@ class Objective:
         augment: Applied to all images that D sees; None: no augmentation.
         perceptual: Distance between scales beside L1; None: L1 alone.
         compiled: D compiled, for all but the penalties, which are differentiated twice; None: D itself.
-        replays: What the networks' calls go through but for the penalties, if a part is a whole step; None: nothing.
+        replays: What calls of networks and augmentation go through, if a part is a whole step; None: nothing.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class Objective:
 
     def _penalty(self, name: str, gamma: float, images: torch.Tensor, part: Part) -> torch.Tensor:
         """The gradient penalty R1 or R2 at the images as they are before augmentation, a scalar."""
-        drawn = self._draw(images, f"augment {name}", part)
+        drawn = None if self.augment is None else self._draw(self.augment, images, f"augment {name}", part)
 
         def penalty(images: torch.Tensor, zoom_log2: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
             seen = images.detach().requires_grad_(True)
@@ -223,8 +223,8 @@ class Objective:
 
     def for_discriminator(self, images: torch.Tensor, purpose: str, part: Part) -> torch.Tensor:
         """Images as the discriminator sees them: augmented, then blurred early in the run."""
-        drawn = self._draw(images, purpose, part)
-        if drawn is not None:
+        if self.augment is not None:
+            drawn = self._draw(self.augment, images, purpose, part)
 
             def change(images: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
                 return augment.apply(images, drawn.pad, *tensors)
@@ -235,12 +235,10 @@ class Objective:
                 images = change(images, *drawn.tensors)
         return self._blurred(images, part)
 
-    def _draw(self, images: torch.Tensor, purpose: str, part: Part) -> augment.Drawn | None:
+    def _draw(self, pipe: AugmentPipe, images: torch.Tensor, purpose: str, part: Part) -> augment.Drawn:
         """What augmentation does to the images, padded alike in most steps if that is to be replayed."""
-        if self.augment is None:
-            return None
         pad_step = max(images.shape[-1] // 2, 1) if self._is_replayed(images) else 1
-        return self.augment.draw(images, generator=part.draws(purpose), group=part.octave, pad_step=pad_step)
+        return pipe.draw(images, generator=part.draws(purpose), group=part.octave, pad_step=pad_step)
 
     def _is_replayed(self, images: torch.Tensor) -> bool:
         """Whether what is done to these images takes less time than Python needs to launch it."""
@@ -252,6 +250,4 @@ class Objective:
     def _blur_sigma(self, part: Part) -> float:
         training = self.training
         fade_kimg = training.blur_fade_kimg or training.batch * 200 / 32
-        return adversarial.blur_sigma(
-            part.images_seen, sigma_px=training.blur_sigma_px, fade_images=fade_kimg * 1000
-        )
+        return adversarial.blur_sigma(part.images_seen, sigma_px=training.blur_sigma_px, fade_images=fade_kimg * 1000)

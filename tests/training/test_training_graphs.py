@@ -42,7 +42,7 @@ def test_in_a_step_each_role_is_called_once_with_what_the_graph_needs(tmp_path, 
             expected.update(f"augment {role.removeprefix('D ').replace('G fake', 'G')}" for role in seen)
         if (trainer.step - 1) % training.r1_interval == 0:
             expected.update(f"penalty {r}" for r in ("r1", "r2") if getattr(training, f"{r}_gamma"))
-        assert {role: n for role, n in roles.items()} == expected
+        assert roles == expected
 
 
 def test_a_run_in_several_parts_is_not_replayed(tmp_path):
