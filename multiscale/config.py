@@ -180,6 +180,8 @@ class TrainingConfig:
     """Learning rate of the generator."""
     d_lr: Positive = 0.002
     """Learning rate of the discriminator (before the correction for lazy R1)."""
+    lr_end: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Both learning rates at the end of the run, as a fraction of these: they fall in its second half; 1: they stay."""
     adversarial: Literal["logistic", "pairs"] = "logistic"
     """`logistic`: non-saturating, each image on its own (as published); `pairs`: relativistic, a real and a generated patch of
     the same zoom against each other (R3GAN)."""

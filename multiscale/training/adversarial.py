@@ -56,6 +56,11 @@ def lazy_adam(learning_rate: float, betas: tuple[float, float], interval: int) -
     return learning_rate * c, (betas[0] ** c, betas[1] ** c)
 
 
+def lr_factor(progress: float, end: float) -> float:
+    """What learning rates are multiplied by at a part of the run, 0 to 1: 1 in its first half, then a cosine to ``end``."""
+    return end + (1 - end) * (1 + math.cos(math.pi * min(max(2 * progress - 1, 0.0), 1.0))) / 2
+
+
 def blur_sigma(images_seen: float, *, sigma_px: float, fade_images: float) -> float:
     """Width of the blur after ``images_seen`` images, in pixels: from ``sigma_px`` linearly to 0 (StyleGAN3 section F.2)."""
     return max(1 - images_seen / fade_images, 0.0) * sigma_px if fade_images > 0 else 0.0

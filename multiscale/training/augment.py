@@ -11,6 +11,7 @@ positions in pixels from the image's centre, x to the right, y down; colour maps
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -62,6 +63,17 @@ SYM6 = (
     -0.007800708325034148,
 )
 TAPS = len(SYM6)
+REACH = TAPS // 2 - 1  # samples of the doubled image, before its first and after its last, that the filter down takes
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a batch of images [B, C, N, N] is to undergo: arguments of :func:`apply`."""
+
+    pad: tuple[int, int]
+    """Pixels that the images are continued by left and right, above and below."""
+    tensors: tuple[torch.Tensor, ...]
+    """Colour matrices [B, C, C + 1] and, if the geometry of any image changes, positions [B, 2, 3]."""
 
 
 class AugmentPipe(torch.nn.Module):
@@ -129,18 +141,33 @@ class AugmentPipe(torch.nn.Module):
         generator: RandomSource | None = None,
         group: NDArray[np.integer[Any]] | None = None,
     ) -> torch.Tensor:
-        """Augment a batch.
+        """Augment a batch: see :meth:`draw`; half precision is computed and returned in float32.
+
+        Returns:
+            [B, C, N, N].
+        """
+        drawn = self.draw(images, percentile, generator, group)
+        return apply(images, drawn.pad, *drawn.tensors)
+
+    def draw(
+        self,
+        images: torch.Tensor,
+        percentile: float | None = None,
+        generator: RandomSource | None = None,
+        group: NDArray[np.integer[Any]] | None = None,
+        pad_step: int = 1,
+    ) -> Drawn:
+        """Draw what each image of a batch undergoes.
 
         Args:
-            images: [B, C, N, N], C 1 or 3, floating point; half precision is computed and returned in float32.
+            images: [B, C, N, N], C 1 or 3, floating point.
             percentile: None draws at random; a number in (0, 1) applies every operation, whatever ``p`` is, with each
                 draw replaced by that percentile (see ``Draws``): a mode for tests.
             generator: Source of randomness, such as ``torch_utils.random.stream(...)`` or a ``BatchRows`` of one; None: a
                 fresh, unseeded one. How many numbers it gives depends on B only.
             group: Which of the groups each image belongs to, [B]; needed if there are any.
-
-        Returns:
-            [B, C, N, N].
+            pad_step: 1 pads as far as is needed; more, alike on all sides and by multiples of it, so that many batches
+                are padded alike.
 
         Raises:
             ValueError: the images are neither grey nor RGB, or not square, percentile is out of range, or ``group`` is missing.
@@ -156,9 +183,10 @@ class AugmentPipe(torch.nn.Module):
         p: float | Floats = float(self.p) if self.p.ndim == 0 else self.p.double().numpy()[group]
         draws = Draws(len(images), p, percentile, generator or np.random.default_rng())
         geometry, colour = self.draw_geometry(draws, images.shape[-1]), self.draw_colour(draws)
-        images = images.to(torch.promote_types(images.dtype, torch.float32))
-        with full_precision(images.device):
-            return transform_colours(warp(images, geometry), colour)
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        pad, positions = warp_positions(geometry, images.shape[-1], pad_step)
+        values = [colour_matrices(colour, images.shape[1]), *([] if positions is None else [positions])]
+        return Drawn(pad, tuple(to_device(torch.from_numpy(v).to(dtype), images.device) for v in values))
 
     def draw_geometry(self, draws: Draws, size: int) -> Floats:
         """Affine maps [B, 3, 3]; the operation drawn first acts first (ADA appendix B)."""
@@ -166,7 +194,7 @@ class AugmentPipe(torch.nn.Module):
         rotation_p = 1 - np.sqrt(1 - draws.p)  # the chance that at least one of the two rotations is applied is p
         flips, turns = draws.whole_number(2), draws.whole_number(4)
         return chain(
-            diagonal(1.0 - 2 * flips * self.flip, 1.0),
+            diagonal(draws.count, 1.0 - 2 * flips * self.flip, 1.0),
             rotation(turns * self.quarter_turns * (-math.pi / 2)),
             translation(*np.round(draws.uniform(self.integer_shift, 2) * size)),
             scaling(2 ** draws.normal(self.scale_log2_std)),
@@ -183,7 +211,7 @@ class AugmentPipe(torch.nn.Module):
         saturation = 2 ** draws.normal(self.saturation_log2_std)
         return chain(
             translation(brightness, brightness, brightness),
-            diagonal(contrast, contrast, contrast),
+            diagonal(draws.count, contrast, contrast, contrast),
             luma_flip(flips * self.luma_flip),
             hue_rotation(turns),
             chroma_scaling(saturation),
@@ -241,32 +269,40 @@ def chain(*maps: Floats) -> Floats:
     return result
 
 
-def diagonal(*factors: Floats | float) -> Floats:
-    """Scale each axis by its own factor [B] (homogeneous)."""
-    columns = np.broadcast_arrays(*factors, 1.0)
-    return np.stack(columns, axis=-1)[..., None] * np.eye(len(columns))
+def identity(axes: int, count: int) -> Floats:
+    """Maps that change nothing (homogeneous): [count, axes + 1, axes + 1]."""
+    return np.repeat(np.eye(axes + 1)[None], count, axis=0)
+
+
+def diagonal(count: int, *factors: Floats | float) -> Floats:
+    """Scale each axis by its own factor, a number or [count] (homogeneous)."""
+    maps = identity(len(factors), count)
+    for axis, factor in enumerate(factors):
+        maps[:, axis, axis] = factor
+    return maps
 
 
 def scaling(factor: Floats) -> Floats:
     """Scale the plane by a factor [B]."""
-    return diagonal(factor, factor)
+    return diagonal(len(factor), factor, factor)
 
 
 def anisotropic_scaling(factor: Floats) -> Floats:
     """Scale x by a factor [B] and y by its inverse."""
-    return diagonal(factor, 1 / factor)
+    return diagonal(len(factor), factor, 1 / factor)
 
 
 def translation(*offsets: Floats) -> Floats:
     """Add an offset [B] to each axis (homogeneous)."""
-    maps = np.tile(np.eye(len(offsets) + 1), (len(offsets[0]), 1, 1))
-    maps[:, :-1, -1] = np.stack(offsets, axis=-1)
+    maps = identity(len(offsets), len(offsets[0]))
+    for axis, offset in enumerate(offsets):
+        maps[:, axis, -1] = offset
     return maps
 
 
 def rotation(angle: Floats) -> Floats:
     """Turn the plane by an angle [B] in radians, from x towards y."""
-    maps = np.tile(np.eye(3), (len(angle), 1, 1))
+    maps = identity(2, len(angle))
     maps[:, 0, 0] = maps[:, 1, 1] = np.cos(angle)
     maps[:, 1, 0] = np.sin(angle)
     maps[:, 0, 1] = -np.sin(angle)
@@ -296,39 +332,69 @@ def chroma_scaling(factor: Floats) -> Floats:
     return CONSTANT + LUMA + factor[:, None, None] * CHROMA
 
 
-def transform_colours(images: torch.Tensor, colour: Floats) -> torch.Tensor:
-    """Apply colour maps [B, 4, 4] to images [B, 3, N, N]; grey ones [B, 1, N, N] are luma without chroma."""
-    if images.shape[1] == 1:
-        colour = np.stack([colour[:, :3, :3].sum(axis=(1, 2)) / 3, colour[:, :3, 3].mean(axis=1)], axis=-1)[:, None]
-    matrix = _tensor_like(colour[:, : images.shape[1]], images)
+def apply(
+    images: torch.Tensor, pad: tuple[int, int], colour: torch.Tensor, positions: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Images [B, C, N, N] after what was ``Drawn`` for them; half precision in float32. Differentiable to any order."""
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    with full_precision(images.device):
+        return transform_colours(images if positions is None else warp(images, pad, positions), colour)
+
+
+def colour_matrices(colour: Floats, channels: int) -> Floats:
+    """Colour maps [B, 4, 4] of images of 3 channels or 1: [B, C, C + 1]; grey ones are luma without chroma."""
+    if channels == 1:
+        return np.stack([colour[:, :3, :3].sum(axis=(1, 2)) / 3, colour[:, :3, 3].mean(axis=1)], axis=-1)[:, None]
+    return colour[:, :channels]
+
+
+def transform_colours(images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Apply colour matrices [B, C, C + 1] to images [B, C, N, N]."""
     pixels = matrix[..., :-1] @ images.flatten(2) + matrix[..., -1:]  # [B, C, N*N]
     return pixels.view_as(images)
 
 
-def warp(images: torch.Tensor, geometry: Floats) -> torch.Tensor:
-    """Apply affine maps [B, 3, 3] to images [B, C, N, N], mirrored beyond their borders.
+def warp_positions(geometry: Floats, size: int, pad_step: int = 1) -> tuple[tuple[int, int], Floats | None]:
+    """What :func:`warp` needs for affine maps [B, 3, 3] of images of a size: padding, and positions [B, 2, 3].
+
+    The padding is in pixels (x, y): as large as is needed, or with a ``pad_step`` above 1 alike and a multiple of that.
+    Positions are in samples of the padded, doubled image, of output positions in pixels from the centre; None if every
+    map is the identity.
+    """
+    if np.array_equal(geometry, np.broadcast_to(np.eye(3), geometry.shape)):
+        return (0, 0), None
+    to_input = np.linalg.inv(geometry)[:, :2].astype(np.float64)  # [B, 2, 3]
+    farthest = (size + REACH) / 2  # sample from the centre
+    extent = np.abs(to_input) @ np.array([farthest, farthest, 1.0])  # [B, 2]
+    pad_x, pad_y = (max(math.ceil(extent[:, axis].max() - size / 2) + TAPS // 4 + 1, 0) for axis in (0, 1))
+    if pad_step > 1:
+        pad_x = pad_y = math.ceil(max(pad_x, pad_y) / pad_step) * pad_step
+    to_input[:, :, 2] += [(size - 1) / 2 + pad_x, (size - 1) / 2 + pad_y]  # from the first pixel of the padded image
+    return (pad_x, pad_y), 2 * to_input
+
+
+@functools.lru_cache
+def wavelet(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """SYM6 with a sum of 1: a constant that recordings of :func:`warp` refer to."""
+    with torch.inference_mode(False):
+        taps = torch.tensor(SYM6, dtype=dtype)
+        return to_device(taps / taps.sum(), device)
+
+
+def warp(images: torch.Tensor, pad: tuple[int, int], positions: torch.Tensor) -> torch.Tensor:
+    """Sample images [B, C, N, N], mirrored beyond their borders, at :func:`warp_positions`.
 
     Twofold upsampling, bilinear sampling and twofold downsampling, with one orthonormal filter there and back (ADA
     appendix B): shifts by whole pixels are exact.
     """
-    if np.array_equal(geometry, np.broadcast_to(np.eye(3), geometry.shape)):
-        return images
-    size, reach = images.shape[-1], TAPS // 2 - 1
-    to_input = np.linalg.inv(geometry)[:, :2]  # [B, 2, 3]
-    farthest = (size + reach) / 2  # sample from the centre
-    extent = np.abs(to_input) @ np.array([farthest, farthest, 1.0])  # [B, 2]
-    pad_x, pad_y = (max(math.ceil(extent[:, axis].max() - size / 2) + TAPS // 4 + 1, 0) for axis in (0, 1))
-
-    wavelet = torch.tensor(SYM6, dtype=images.dtype)
-    wavelet = to_device(wavelet / wavelet.sum(), images.device)
-    images = mirror_pad(images, pad_x, pad_y)
-    images = upfirdn2d(images, wavelet, up=2, padding=[reach + 1, reach, reach + 1, reach], gain=4)
-    to_input[:, :, 2] += [(size - 1) / 2 + pad_x, (size - 1) / 2 + pad_y]  # from the first pixel of the padded image
-    maps = _tensor_like(2 * to_input, images)[..., None, None]  # [B, 2, 3, 1, 1]
+    size, taps = images.shape[-1], wavelet(images.dtype, images.device)
+    images = mirror_pad(images, *pad)
+    images = upfirdn2d(images, taps, up=2, padding=[REACH + 1, REACH, REACH + 1, REACH], gain=4)
+    maps = positions[..., None, None]  # [B, 2, 3, 1, 1]
     # The largest tap lies on the pixel: twofold sample n belongs to pixel position n/2, before and after the sampling.
-    along = torch.arange(-reach, 2 * size + reach, dtype=images.dtype, device=images.device) / 2 - (size - 1) / 2  # [S]
+    along = torch.arange(-REACH, 2 * size + REACH, dtype=images.dtype, device=images.device) / 2 - (size - 1) / 2  # [S]
     x, y = (maps[:, :, 0] * along + maps[:, :, 1] * along[:, None] + maps[:, :, 2]).unbind(1)  # [B, S, S] each
-    return upfirdn2d(sample_bilinear(images, x, y), wavelet, down=2, flip_filter=True)
+    return upfirdn2d(sample_bilinear(images, x, y), taps, down=2, flip_filter=True)
 
 
 def mirror_pad(images: torch.Tensor, pad_x: int, pad_y: int) -> torch.Tensor:
@@ -359,11 +425,6 @@ def sample_bilinear(images: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> t
     upper = torch.lerp(neighbour(0), neighbour(1), right_part)
     lower = torch.lerp(neighbour(width), neighbour(width + 1), right_part)
     return torch.lerp(upper, lower, lower_part)
-
-
-def _tensor_like(values: NDArray[np.floating[Any]], images: torch.Tensor) -> torch.Tensor:
-    """Values as a tensor of the images' dtype and device, without waiting for the device."""
-    return to_device(torch.from_numpy(values).to(images.dtype), images.device)
 
 
 def adjusted_probability(p: float, sign_mean: float, *, target: float, images: float, images_to_one: float) -> float:

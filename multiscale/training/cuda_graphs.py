@@ -7,7 +7,7 @@ call keeps for its backward pass stays allocated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeAlias
 
 import torch
@@ -31,12 +31,15 @@ class Replays:
 
     def __init__(self, graphs: Callable[[], Graphs] = Graphs) -> None:
         self._graphs = graphs
+        self._of_variants: dict[Hashable, Graphs] = {}
         self._recordings: Recordings[_Recording] = Recordings(
             "There is not enough GPU memory to replay the rest of a step from CUDA graphs; it will be slower. "
             "--set training.cuda_graphs=false gives all memory to larger batches."
         )
 
-    def __call__(self, role: str, function: Function, module: nn.Module, *inputs: torch.Tensor) -> Any:
+    def __call__(
+        self, role: str, function: Function, module: nn.Module, *inputs: torch.Tensor, variant: Hashable = None
+    ) -> Any:
         """``function(*inputs)``, differentiable once.
 
         Args:
@@ -44,13 +47,23 @@ class Replays:
             function: Recorded the third time that a role is called with such inputs; it may change buffers of ``module``.
             module: Holds the parameters that it uses.
             inputs: Tensors on the GPU.
+            variant: What else the function depends on; a step calls one variant of a role, so all share their memory.
 
         Returns:
             What the function returns: a tensor, or a tuple of them.
         """
         kind = role, torch.is_grad_enabled(), *((t.shape, t.dtype, t.requires_grad) for t in inputs)
-        recording = self._recordings.of(kind, lambda: _Recording(self._graphs(), function, module, inputs))
+        recording = self._recordings.of(
+            (*kind, variant), lambda: _Recording(self._memory(role, variant), function, module, inputs)
+        )
         return function(*inputs) if recording is None else recording(*inputs)
+
+    def _memory(self, role: str, variant: Hashable) -> Graphs:
+        if variant is None:
+            return self._graphs()
+        if role not in self._of_variants:
+            self._of_variants[role] = self._graphs()
+        return self._of_variants[role]
 
 
 class _Bound(nn.Module):

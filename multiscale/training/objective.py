@@ -9,7 +9,7 @@ Shapes: B images of a part, real and generated [B, C, N, N] in [-1, 1], zoom s [
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -20,7 +20,7 @@ from torch import nn
 from multiscale.config import RunConfig
 from multiscale.networks.discriminator import Discriminator
 from multiscale.networks.generator import Generator
-from multiscale.training import adversarial
+from multiscale.training import adversarial, augment
 from multiscale.training.augment import AugmentPipe
 from multiscale.training.consistency import PerceptualDistance, consistency_loss, sample_zoom_out
 from multiscale.training.cuda_graphs import Replays
@@ -29,6 +29,9 @@ from torch_utils.devices import to_device
 from torch_utils.random import BatchRows
 
 Draws: TypeAlias = "BatchRows | np.random.Generator"
+
+LAUNCH_BOUND = 2**20
+"""Samples of a batch of images; what is done to more of them takes a GPU longer than Python needs to launch it."""
 
 Generated: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Styles ws of a part, and its images with their graph."""
@@ -81,7 +84,7 @@ class Objective:
         augment: Applied to all images that D sees; None: no augmentation.
         perceptual: Distance between scales beside L1; None: L1 alone.
         compiled: D compiled, for all but the penalties, which are differentiated twice; None: D itself.
-        replays: What the networks' calls go through but for the penalties, if a part is a whole step; None: nothing.
+        replays: What calls of networks and augmentation go through, if a part is a whole step; None: nothing.
     """
 
     def __init__(
@@ -115,8 +118,17 @@ class Objective:
             return self._compiled(images, part.zoom_log2)
         return self._call(role, self.D, self.D, images, part.zoom_log2)
 
-    def _call(self, role: str, function: Callable[..., Any], module: nn.Module, *inputs: torch.Tensor) -> Any:
-        return function(*inputs) if self.replays is None else self.replays(role, function, module, *inputs)
+    def _call(
+        self,
+        role: str,
+        function: Callable[..., Any],
+        module: nn.Module,
+        *inputs: torch.Tensor,
+        variant: Hashable = None,
+    ) -> Any:
+        if self.replays is None:
+            return function(*inputs)
+        return self.replays(role, function, module, *inputs, variant=variant)
 
     def discriminator(self, part: Part, fake: torch.Tensor) -> Losses:
         """Real patches against generated ones; ``fake`` is detached here.
@@ -155,10 +167,7 @@ class Objective:
         for name, gamma, images in (("r1", self.training.r1_gamma, part.real), ("r2", self.training.r2_gamma, fake)):
             if gamma > 0:
                 assert images is not None
-                seen = images.detach().requires_grad_(True)
-                logits = self.D(self.for_discriminator(seen, f"augment {name}", part), part.zoom_log2)
-                logits = adversarial.weighted_mean(logits, self.D.logit_weights)
-                means[f"loss/{name}"] = adversarial.r1_penalty(logits, seen, gamma)
+                means[f"loss/{name}"] = self._penalty(name, gamma, images.detach(), part)
                 total = total + means[f"loss/{name}"]
         return Losses(total * self.training.r1_interval, means)
 
@@ -197,11 +206,48 @@ class Objective:
             None if weights is None else sample_weight,
         )
 
+    def _penalty(self, name: str, gamma: float, images: torch.Tensor, part: Part) -> torch.Tensor:
+        """The gradient penalty R1 or R2 at the images as they are before augmentation, a scalar."""
+        drawn = None if self.augment is None else self._draw(self.augment, images, f"augment {name}", part)
+
+        def penalty(images: torch.Tensor, zoom_log2: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+            seen = images.detach().requires_grad_(True)
+            changed = seen if drawn is None else augment.apply(seen, drawn.pad, *tensors)
+            logits = self.D(self._blurred(changed, part), zoom_log2)
+            return adversarial.r1_penalty(adversarial.weighted_mean(logits, self.D.logit_weights), seen, gamma)
+
+        inputs = images, part.zoom_log2, *(() if drawn is None else drawn.tensors)
+        if self._is_replayed(images) and not self._blur_sigma(part):
+            return self._call(f"penalty {name}", penalty, self.D, *inputs, variant=drawn and drawn.pad)
+        return penalty(*inputs)
+
     def for_discriminator(self, images: torch.Tensor, purpose: str, part: Part) -> torch.Tensor:
         """Images as the discriminator sees them: augmented, then blurred early in the run."""
-        training = self.training
         if self.augment is not None:
-            images = self.augment(images, generator=part.draws(purpose), group=part.octave)
+            drawn = self._draw(self.augment, images, purpose, part)
+
+            def change(images: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+                return augment.apply(images, drawn.pad, *tensors)
+
+            if self._is_replayed(images):
+                images = self._call(purpose, change, self.augment, images, *drawn.tensors, variant=drawn.pad)
+            else:
+                images = change(images, *drawn.tensors)
+        return self._blurred(images, part)
+
+    def _draw(self, pipe: AugmentPipe, images: torch.Tensor, purpose: str, part: Part) -> augment.Drawn:
+        """What augmentation does to the images, padded alike in most steps if that is to be replayed."""
+        pad_step = max(images.shape[-1] // 2, 1) if self._is_replayed(images) else 1
+        return pipe.draw(images, generator=part.draws(purpose), group=part.octave, pad_step=pad_step)
+
+    def _is_replayed(self, images: torch.Tensor) -> bool:
+        """Whether what is done to these images takes less time than Python needs to launch it."""
+        return self.replays is not None and images.numel() <= LAUNCH_BOUND
+
+    def _blurred(self, images: torch.Tensor, part: Part) -> torch.Tensor:
+        return adversarial.blur(images, self._blur_sigma(part))
+
+    def _blur_sigma(self, part: Part) -> float:
+        training = self.training
         fade_kimg = training.blur_fade_kimg or training.batch * 200 / 32
-        sigma = adversarial.blur_sigma(part.images_seen, sigma_px=training.blur_sigma_px, fade_images=fade_kimg * 1000)
-        return adversarial.blur(images, sigma)
+        return adversarial.blur_sigma(part.images_seen, sigma_px=training.blur_sigma_px, fade_images=fade_kimg * 1000)

@@ -126,8 +126,8 @@ class Trainer:
         self.g_optimiser = torch.optim.Adam(
             self.G.parameters(), lr=training.g_lr, betas=G_BETAS, eps=ADAM_EPS, fused=fused
         )
-        d_lr, d_betas = adversarial.lazy_adam(training.d_lr, G_BETAS, training.r1_interval)
-        self.d_optimiser = torch.optim.Adam(self.D.parameters(), lr=d_lr, betas=d_betas, eps=ADAM_EPS, fused=fused)
+        self.d_lr, d_betas = adversarial.lazy_adam(training.d_lr, G_BETAS, training.r1_interval)
+        self.d_optimiser = torch.optim.Adam(self.D.parameters(), lr=self.d_lr, betas=d_betas, eps=ADAM_EPS, fused=fused)
         self.g_gradients = Gradients(self.G.parameters(), process)
         self.d_gradients = Gradients(self.D.parameters(), process)
 
@@ -366,6 +366,10 @@ class Trainer:
 
     def _train_step(self, real: torch.Tensor, labels: torch.Tensor) -> None:
         training = self.config.training
+        factor = adversarial.lr_factor(self.step / self.total_steps, training.lr_end)
+        for optimiser, lr in ((self.g_optimiser, training.g_lr), (self.d_optimiser, self.d_lr)):
+            for group in optimiser.param_groups:
+                group["lr"] = lr * factor
         count = len(real) // self.batch_gpu
         parts = [self._part(real[m::count], labels[m::count], m, count) for m in range(count)]
         generated, bad_d = self._discriminator_step(parts)

@@ -11,6 +11,7 @@ from multiscale.training.adversarial import (
     discriminator_loss,
     generator_loss,
     lazy_adam,
+    lr_factor,
     pair_loss,
     r1_penalty,
     weighted_mean,
@@ -61,6 +62,11 @@ def test_lazy_correction_is_sixteen_seventeenths():
     rate, betas = lazy_adam(0.002, (0.0, 0.99), 16)
     assert rate == pytest.approx(0.002 * 16 / 17)
     assert betas == (0.0, pytest.approx(0.99 ** (16 / 17)))
+
+
+def test_learning_rates_fall_in_the_second_half_of_a_run():
+    assert [lr_factor(t, 0.2) for t in (0, 0.5, 0.75, 1, 1.5)] == pytest.approx([1, 1, 0.6, 0.2, 0.2])
+    assert lr_factor(0.9, 1.0) == 1
 
 
 def test_blur_fades_linearly_to_nothing():

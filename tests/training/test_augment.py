@@ -11,7 +11,17 @@ import pytest
 import torch
 from scipy import stats
 
-from multiscale.training.augment import SYM6, AdaController, AugmentPipe, Draws, mirror_pad, sample_bilinear, warp
+from multiscale.training.augment import (
+    SYM6,
+    AdaController,
+    AugmentPipe,
+    Draws,
+    apply,
+    mirror_pad,
+    sample_bilinear,
+    warp,
+    warp_positions,
+)
 from multiscale.training.augment import rotation as rotation_map
 from multiscale.training.augment import translation as translation_map
 
@@ -38,6 +48,11 @@ def only(p: float = 1.0, **strengths: float | bool) -> AugmentPipe:
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+def warped(images: np.ndarray, geometry: np.ndarray) -> np.ndarray:
+    pad, positions = warp_positions(geometry, images.shape[-1])
+    return warp(torch.from_numpy(images), pad, torch.from_numpy(positions)).numpy()
 
 
 def maps_of(pipe: AugmentPipe, count: int = 4000, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +90,17 @@ def test_shifts_by_whole_pixels_are_exact_and_mirror_at_the_border(size: int) ->
     image = np.random.default_rng(0).normal(size=(1, 2, size, size))
     geometry = translation_map(np.array([3.0]), np.array([-2.0]))
     expected = np.pad(image, ((0, 0), (0, 0), (0, 2), (3, 0)), mode="reflect")[:, :, 2:, :size]
-    np.testing.assert_allclose(warp(torch.from_numpy(image), geometry), expected, atol=1e-9)
+    np.testing.assert_allclose(warped(image, geometry), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_more_padding_than_is_needed_changes_nothing(channels: int) -> None:
+    images = torch.randn(8, channels, 16, 16, dtype=torch.float64)
+    exact = AugmentPipe(p=1).draw(images, generator=rng())
+    padded = AugmentPipe(p=1).draw(images, generator=rng(), pad_step=8)
+    assert padded.pad[0] == padded.pad[1] >= max(exact.pad)
+    assert padded.pad[0] % 8 == 0
+    torch.testing.assert_close(apply(images, padded.pad, *padded.tensors), apply(images, exact.pad, *exact.tensors))
 
 
 def test_geometry_goes_the_way_its_map_says() -> None:
@@ -84,7 +109,7 @@ def test_geometry_goes_the_way_its_map_says() -> None:
     x = np.arange(size) - (size - 1) / 2
     blob = np.exp(-((x - place[0]) ** 2 + (x[:, None] - place[1]) ** 2) / 8)
     maps = np.concatenate([rotation_map(np.array([0.7])), np.diag([1.2, 0.8, 1.0])[None]])
-    out = warp(torch.from_numpy(blob).expand(2, 1, size, size), maps)[:, 0].numpy()
+    out = warped(np.broadcast_to(blob, (2, 1, size, size)).copy(), maps)[:, 0]
     for image, matrix in zip(out, maps, strict=True):
         found = [(image * x).sum() / image.sum(), (image * x[:, None]).sum() / image.sum()]
         np.testing.assert_allclose(found, matrix[:2, :2] @ place, atol=0.12)

@@ -259,6 +259,22 @@ def test_a_step_waits_for_the_device_nowhere(tmp_path, make):
         float(trainer.bad_steps)
 
 
+def test_rates_follow_the_settings_also_after_resuming_with_others(tmp_path):
+    dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
+    process, rates = Process(CPU), []
+    trainer = Trainer(tiny_run(dataset, g_lr=0.004, d_lr=0.002, lr_end=0.5), dataset, tmp_path, process)
+    for batch, _ in zip(trainer._batches(), range(5), strict=False):
+        trainer.train_step(*batch)
+        rates.append(trainer.g_optimiser.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.004, 0.004, 0.004, 0.004 * (1 - 0.25 * (1 - math.cos(0.2 * math.pi))), rates[-1]])
+    assert rates[4] < rates[3]
+    resumed = Trainer(tiny_run(dataset, g_lr=0.001, d_lr=0.0005), dataset, tmp_path, process)
+    resumed.load_state_dict(trainer.state_dict())
+    resumed.train_step(*next(resumed._batches()))
+    assert resumed.g_optimiser.param_groups[0]["lr"] == 0.001
+    assert resumed.d_optimiser.param_groups[0]["lr"] == pytest.approx(0.0005, rel=0.5)
+
+
 def test_a_run_whose_gradients_stay_broken_stops_with_its_last_good_state(tmp_path, monkeypatch):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
     trainer = Trainer(tiny_run(dataset, kimg=2, snapshot_kimg=0.016), dataset, tmp_path, Process(CPU))

@@ -22,7 +22,7 @@ def test_in_a_step_each_role_is_called_once_with_what_the_graph_needs(tmp_path, 
     trainer = Trainer(make(dataset), dataset, tmp_path, Process(torch.device("cpu")), replay=True)
     roles = Counter()
 
-    def call(role, function, module, *inputs):
+    def call(role, function, module, *inputs, variant=None):
         roles[role] += 1
         assert all(isinstance(t, torch.Tensor) for t in inputs)
         assert set(map(id, module.parameters())) <= {id(p) for net in (trainer.G, trainer.D) for p in net.parameters()}
@@ -34,8 +34,15 @@ def test_in_a_step_each_role_is_called_once_with_what_the_graph_needs(tmp_path, 
     for _ in range(3):
         roles.clear()
         trainer.train_step(*next(batches))
-        pairs = {"G real": 1} if trainer.config.training.adversarial == "pairs" else {}
-        assert roles == {"generate, observed": 1, "D real": 1, "D fake": 1, "G fake": 1, "coarse": 1, **pairs}
+        training, seen = trainer.config.training, ["D real", "D fake", "G fake"]
+        if training.adversarial == "pairs":
+            seen.append("G real")
+        expected = Counter({"generate, observed": 1, "coarse": 1} | dict.fromkeys(seen, 1))
+        if training.augment != "none":
+            expected.update(f"augment {role.removeprefix('D ').replace('G fake', 'G')}" for role in seen)
+        if (trainer.step - 1) % training.r1_interval == 0:
+            expected.update(f"penalty {r}" for r in ("r1", "r2") if getattr(training, f"{r}_gamma"))
+        assert roles == expected
 
 
 def test_a_run_in_several_parts_is_not_replayed(tmp_path):
@@ -95,6 +102,8 @@ def test_replayed_steps_are_the_same_but_for_the_order_of_sums(tmp_path, make):
         ("G fake", True),
         ("coarse", True),
         ("coarse", False),
+        ("augment G", True),
+        ("penalty r1", True),
     } <= roles
     for name, value in states[0].items():
         assert (states[1][name] - value).norm() <= 1e-5 * value.norm() + 1e-7, name
