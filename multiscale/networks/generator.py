@@ -185,7 +185,7 @@ class SynthesisNetwork(nn.Module):
             if before_layer is not None:
                 before_layer()
             maps = self.next_maps(i, maps, ws, views, size, observe=observe)
-        return maps[0].float() * self.config.output_scale
+        return maps[0][:, : self.config.img_channels].float() * self.config.output_scale
 
     def framed(self, transform: torch.Tensor, ws: torch.Tensor) -> torch.Tensor:
         """Transforms [B, 3, 3] to the points at which features are evaluated: in each world's own frame, if it has one.
@@ -298,7 +298,8 @@ class Generator(nn.Module):
         parts = list(zip(ws.split(CALIBRATED_AT_A_TIME), views.split(CALIBRATED_AT_A_TIME), strict=True))
         maps = [self.synthesis.first_maps(v, w) for w, v in parts]
         for i, layer in enumerate(self.synthesis.layers):  # all images pass a layer before any goes on
-            layer.magnitude_ema.copy_(mean_square([m for pair in maps for m in pair if m is not None]))  # type: ignore[operator]
+            count = self.plan.layers[i].in_channels * sum(x[:, 0].numel() for x, _ in maps)
+            layer.magnitude_ema.copy_(mean_square([m for pair in maps for m in pair if m is not None], count))  # type: ignore[operator]
             maps = [self.synthesis.next_maps(i, m, w, v) for m, (w, v) in zip(maps, parts, strict=True)]
 
 
