@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import small_config
 
-from multiscale.networks.fourier import Waves, band_limit_gain, bin_blend, fourier_features, waves_of_views
+from multiscale.networks.fourier import Grid, Waves, band_limit_gain, bin_blend, fourier_features, waves_of_views
 from multiscale.networks.generator import FeatureInjection, Generator
 from multiscale.networks.plan import BAND_LIMIT
 from multiscale.view import AffineViews, sample_positions, unchecked_transform
@@ -113,18 +113,16 @@ def deep_waves(count: int, size: tuple[int, int], *, turn: float = 0.0) -> tuple
     rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]], dtype=torch.float64)
     linear = (rotation / 256).expand(2, 2, 2)
     centre = torch.tensor(CENTRES, dtype=torch.float64)
-    waves = waves_of_views(
+    [waves] = waves_of_views(
         omega,
         phase,
         bins,
         AffineViews(linear, centre, torch.tensor([8.0, 8.0])),
-        size=size,
-        rate=RATE,
+        [Grid(count, *size, RATE)],
         bin_offset=3.0,
         blend_offset=-1.0,
         blend_width=1.0,
         band_limit=None,
-        shift_gain=1.0,
     )
     x, y = (sample_positions(n, RATE) for n in size)
     view = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]))  # [2, rows, columns]
