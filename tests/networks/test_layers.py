@@ -153,17 +153,16 @@ def half_everywhere(monkeypatch):
 
 
 def image_and_gradients(generator, batch):
-    """An image, all gradients of its sum of squares, and the running means of a step; and what calibration finds."""
+    """An image, all gradients of its sum of squares, and what is observed for the running means; and what calibration finds."""
     torch.manual_seed(1)
-    generator = copy.deepcopy(generator).train()
+    generator = copy.deepcopy(generator)
     z = torch.randn(batch, generator.config.z_dim)
     transform = view_transform([1.5] * batch, [[0.1, -0.1]] * batch)
-    image = generator(z, transform)
+    image = generator.synthesis(generator.mapping(z, observe=True), transform, observe=True)
     image.square().sum().backward()
     gradients = [p.grad for p in generator.parameters()]
-    means = [mean.clone() for mean in generator.running_means()]
     generator.calibrate(z, transform)
-    return [image.detach(), *gradients, *means, *generator.running_means()]
+    return [image.detach(), *gradients, *generator.observations(), *generator.running_means()]
 
 
 @pytest.mark.parametrize(
