@@ -143,35 +143,51 @@ def waves_of_views(
     device, dtype = omega.device, omega.dtype
     precise = _precise_device(device)
     linear, s, c = (t.to(device=precise, dtype=torch.float64) for t in (views.linear, views.zoom_log2, views.centre))
-    counts = [grid.waves for grid in grids]
 
-    def of_each_wave(numbers: list[float]) -> torch.Tensor:
+    def of_each_wave(name: str) -> torch.Tensor:
         """A number of each grid as one of each of its features, [K]; made on the device, since graphs hold no copies to it."""
-        each = [torch.full([n], x, dtype=torch.float64, device=precise) for n, x in zip(counts, numbers, strict=True)]
+        each = [torch.full([g.waves], getattr(g, name), dtype=torch.float64, device=precise) for g in grids]
         return torch.cat(each)
 
     bin_octaves = bin_offset * bins.to(device=precise, dtype=torch.float64)  # o b, in octaves [K]
     world = omega.to(device=precise, dtype=torch.float64) * torch.exp2(bin_octaves)[:, None]  # 2^(o b) omega [K, 2]
     if any(grid.unit != 1 for grid in grids):
-        world = world * of_each_wave([grid.unit for grid in grids])[:, None]
+        world = world * of_each_wave("unit")[:, None]
     view = torch.einsum("ki,bij->bkj", world, linear)  # cycles per view [B, K, 2]
 
     # The phase at the centre reaches thousands of cycles at 256x, where float32 is off by 1e-3: reduce it in float64.
     if any(grid.shift_gain != 1 for grid in grids):
-        world = world * of_each_wave([grid.shift_gain for grid in grids])[:, None]
+        world = world * of_each_wave("shift_gain")[:, None]
     at_centre = torch.einsum("ki,bi->bk", world, c) + phase.to(device=precise, dtype=torch.float64)
     amplitude = bin_blend(bin_octaves, s, bins.to(precise), blend_offset, blend_width)
     if band_limit is not None:
-        rate = of_each_wave([grid.rate for grid in grids])
+        rate = of_each_wave("rate")
         amplitude = amplitude * band_limit_gain(view.norm(dim=-1), rate, band_limit)
 
-    # Rows of all grids' numbers, one behind the other: [B, N], first along x, then along y.
+    sin_x, cos_x, sin_y, cos_y = (t.to(device, dtype) for t in _sines(grids, view, at_centre, amplitude))
+    columns, rows = [(grid.waves, grid.columns) for grid in grids], [(grid.waves, grid.rows) for grid in grids]
+    factors = (_apart(sin_x, columns), _apart(cos_x, columns), _apart(sin_y, rows), _apart(cos_y, rows))
+    return [Waves(*of_grid) for of_grid in zip(*factors, strict=True)]
+
+
+def _sines(
+    grids: Sequence[Grid], view: torch.Tensor, at_centre: torch.Tensor, amplitude: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Sines and cosines along x, times the amplitudes, and along y: [B, N], the numbers of one grid behind those of another.
+
+    Args:
+        grids: With K features in all.
+        view: Cycles per view, float64 [B, K, 2].
+        at_centre: Phase at the view's centre in cycles, [B, K].
+        amplitude: [B, K].
+    """
     along_x, along_y, gain_x = [], [], []
+    counts = [grid.waves for grid in grids]
     parts = (t.split(counts, dim=1) for t in (view, at_centre[..., None], amplitude[..., None]))
     for grid, (cycles, centre, gain) in zip(grids, zip(*parts, strict=True), strict=True):
-        x = y = sample_positions(grid.columns, grid.rate, precise)
+        x = y = sample_positions(grid.columns, grid.rate, view.device)
         if grid.rows != grid.columns:
-            y = sample_positions(grid.rows, grid.rate, precise)
+            y = sample_positions(grid.rows, grid.rate, view.device)
         along_x.append((centre + cycles[..., 0, None] * x).flatten(1))
         along_y.append((cycles[..., 1, None] * y).flatten(1))
         gain_x.append(gain.expand(-1, -1, grid.columns).flatten(1))
@@ -179,17 +195,13 @@ def waves_of_views(
     gains = torch.cat(gain_x, dim=1)
     sizes = [gains.shape[1], angle.shape[1] - gains.shape[1]]
     (sin_x, sin_y), (cos_x, cos_y) = (t.split(sizes, dim=1) for t in (angle.sin(), angle.cos()))
-    factors = []
-    for wave, lengths in (
-        (gains * sin_x, [grid.columns for grid in grids]),
-        (gains * cos_x, [grid.columns for grid in grids]),
-        (sin_y, [grid.rows for grid in grids]),
-        (cos_y, [grid.rows for grid in grids]),
-    ):
-        shapes = list(zip(counts, lengths, strict=True))
-        of_grids = wave.to(device, dtype).split(list(map(math.prod, shapes)), dim=1)
-        factors.append([t.unflatten(1, shape) for t, shape in zip(of_grids, shapes, strict=True)])
-    return [Waves(*of_grid) for of_grid in zip(*factors, strict=True)]
+    return gains * sin_x, gains * cos_x, sin_y, cos_y
+
+
+def _apart(numbers: torch.Tensor, shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+    """[B, N] as [B, K, P] of each grid."""
+    parts = numbers.split(list(map(math.prod, shapes)), dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def bin_blend(
