@@ -2,13 +2,14 @@
 
     python benchmarks/generator.py [--device cpu --dtype float32 --batch 1 --threads 4] [--out benchmarks/results/NAME.json]
 
-The convolutions are the matrix products of the frame's layers, on the same images. All take turns.
+The convolutions are matrix products of the sizes of the frame's layers. All take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,13 +26,17 @@ from torch_utils.devices import float32_products, keep_freed_memory
 
 
 def convolutions(frame: Callable[[], object]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Weights [B, O, I] and images [B, I, H*W] of a frame's modulated convolutions, whose kernels are 1 x 1."""
+    """Weights [B, O', I'] and images [B, I', H*W] of the sizes of a frame's modulated convolutions, whose kernels are 1 x 1."""
     operands = []
     original = layers.modulated_conv2d
 
     def record(maps: Sequence[torch.Tensor], weight: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-        images = torch.cat(list(maps), dim=1).flatten(2)
-        operands.append((weight.flatten(1).to(images.dtype).expand(len(images), -1, -1), images))
+        dtype, (batch, _, *sides) = options["dtype"], maps[0].shape
+        rows, columns = (layers.stored_channels(count, dtype) for count in weight.shape[:2])
+        like = {"dtype": dtype, "device": weight.device}
+        operands.append(
+            (torch.randn(batch, rows, columns, **like), torch.randn(batch, columns, math.prod(sides), **like))
+        )
         return original(maps, weight, *rest, **options)
 
     layers.modulated_conv2d = record  # type: ignore[assignment]

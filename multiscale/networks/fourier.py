@@ -6,6 +6,7 @@ Shapes: B views, K features, P points of a layer's grid along one axis.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,19 +52,34 @@ def fourier_features(
         [B, K, size, size] of the dtype of ``omega`` (float32 for float64 input on MPS).
     """
     linear = torch.diag_embed(torch.exp2(-zoom_log2.double().cpu())[:, None].expand(-1, 2))
-    return waves_of_views(
+    [waves] = waves_of_views(
         omega,
         phase,
         bins,
         AffineViews(linear, centre, zoom_log2),
-        size=size,
-        rate=rate,
+        [Grid(len(omega), size, size, rate, shift_gain)],
         bin_offset=bin_offset,
         blend_offset=blend_offset,
         blend_width=blend_width,
         band_limit=band_limit,
-        shift_gain=shift_gain,
-    ).maps()
+    )
+    return waves.maps()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid of one injection point."""
+
+    waves: int
+    """How many features there are on it."""
+    columns: int
+    rows: int
+    rate: float
+    """Sampling rate r: samples in a view's side."""
+    shift_gain: float = 1.0
+    """g, 1 but for imported weights."""
+    unit: float = 1.0
+    """Cycles per unit of the world that ``omega`` counts in."""
 
 
 @dataclass(frozen=True)
@@ -113,42 +129,79 @@ def waves_of_views(
     phase: torch.Tensor,
     bins: torch.Tensor,
     views: AffineViews,
+    grids: Sequence[Grid],
     *,
-    size: int | tuple[int, int],
-    rate: float,
     bin_offset: float,
     blend_offset: float,
     blend_width: float,
     band_limit: float | None,
-    shift_gain: float,
-    unit: float = 1.0,
-) -> Waves:
-    """The factors of :func:`fourier_features`, for views with any linear part.
+) -> list[Waves]:
+    """The factors of :func:`fourier_features`, for views with any linear part, on several grids at once.
 
-    ``size`` may be (columns, rows); ``omega`` is in ``unit`` cycles.
+    Each grid has some of the K features, in their order. On a GPU all take about as many launches as one.
     """
-    columns, rows = (size, size) if isinstance(size, int) else size
     device, dtype = omega.device, omega.dtype
     precise = _precise_device(device)
     linear, s, c = (t.to(device=precise, dtype=torch.float64) for t in (views.linear, views.zoom_log2, views.centre))
+
+    def of_each_wave(name: str) -> torch.Tensor:
+        """A number of each grid as one of each of its features, [K]; made on the device, since graphs hold no copies to it."""
+        each = [torch.full([g.waves], getattr(g, name), dtype=torch.float64, device=precise) for g in grids]
+        return torch.cat(each)
+
     bin_octaves = bin_offset * bins.to(device=precise, dtype=torch.float64)  # o b, in octaves [K]
-    scale = unit * torch.exp2(bin_octaves)
-    world = omega.to(device=precise, dtype=torch.float64) * scale[:, None]  # 2^(o b) omega [K, 2]
+    world = omega.to(device=precise, dtype=torch.float64) * torch.exp2(bin_octaves)[:, None]  # 2^(o b) omega [K, 2]
+    if any(grid.unit != 1 for grid in grids):
+        world = world * of_each_wave("unit")[:, None]
     view = torch.einsum("ki,bij->bkj", world, linear)  # cycles per view [B, K, 2]
 
     # The phase at the centre reaches thousands of cycles at 256x, where float32 is off by 1e-3: reduce it in float64.
-    at_centre = torch.einsum("ki,bi->bk", world, shift_gain * c) + phase.to(device=precise, dtype=torch.float64)
+    if any(grid.shift_gain != 1 for grid in grids):
+        world = world * of_each_wave("shift_gain")[:, None]
+    at_centre = torch.einsum("ki,bi->bk", world, c) + phase.to(device=precise, dtype=torch.float64)
     amplitude = bin_blend(bin_octaves, s, bins.to(precise), blend_offset, blend_width)
     if band_limit is not None:
+        rate = of_each_wave("rate")
         amplitude = amplitude * band_limit_gain(view.norm(dim=-1), rate, band_limit)
 
-    x, y = sample_positions(columns, rate, precise), sample_positions(rows, rate, precise)
-    along_x = 2 * math.pi * (at_centre[..., None] + view[..., 0, None] * x).remainder(1.0)  # [B, K, P]
-    along_y = 2 * math.pi * (view[..., 1, None] * y).remainder(1.0)
-    amplitude = amplitude[..., None]
-    sin_x, cos_x = (amplitude * along_x.sin()).to(device, dtype), (amplitude * along_x.cos()).to(device, dtype)
-    sin_y, cos_y = along_y.sin().to(device, dtype), along_y.cos().to(device, dtype)
-    return Waves(sin_x, cos_x, sin_y, cos_y)
+    sin_x, cos_x, sin_y, cos_y = (t.to(device, dtype) for t in _sines(grids, view, at_centre, amplitude))
+    columns, rows = [(grid.waves, grid.columns) for grid in grids], [(grid.waves, grid.rows) for grid in grids]
+    factors = (_apart(sin_x, columns), _apart(cos_x, columns), _apart(sin_y, rows), _apart(cos_y, rows))
+    return [Waves(*of_grid) for of_grid in zip(*factors, strict=True)]
+
+
+def _sines(
+    grids: Sequence[Grid], view: torch.Tensor, at_centre: torch.Tensor, amplitude: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Sines and cosines along x, times the amplitudes, and along y: [B, N], the numbers of one grid behind those of another.
+
+    Args:
+        grids: With K features in all.
+        view: Cycles per view, float64 [B, K, 2].
+        at_centre: Phase at the view's centre in cycles, [B, K].
+        amplitude: [B, K].
+    """
+    along_x, along_y, gain_x = [], [], []
+    counts = [grid.waves for grid in grids]
+    parts = (t.split(counts, dim=1) for t in (view, at_centre[..., None], amplitude[..., None]))
+    for grid, (cycles, centre, gain) in zip(grids, zip(*parts, strict=True), strict=True):
+        x = y = sample_positions(grid.columns, grid.rate, view.device)
+        if grid.rows != grid.columns:
+            y = sample_positions(grid.rows, grid.rate, view.device)
+        along_x.append((centre + cycles[..., 0, None] * x).flatten(1))
+        along_y.append((cycles[..., 1, None] * y).flatten(1))
+        gain_x.append(gain.expand(-1, -1, grid.columns).flatten(1))
+    angle = 2 * math.pi * torch.cat(along_x + along_y, dim=1).remainder(1.0)
+    gains = torch.cat(gain_x, dim=1)
+    sizes = [gains.shape[1], angle.shape[1] - gains.shape[1]]
+    (sin_x, sin_y), (cos_x, cos_y) = (t.split(sizes, dim=1) for t in (angle.sin(), angle.cos()))
+    return gains * sin_x, gains * cos_x, sin_y, cos_y
+
+
+def _apart(numbers: torch.Tensor, shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+    """[B, N] as [B, K, P] of each grid."""
+    parts = numbers.split(list(map(math.prod, shapes)), dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def bin_blend(
@@ -159,7 +212,7 @@ def bin_blend(
     return torch.where(bins == 0, torch.ones_like(blend), blend)
 
 
-def band_limit_gain(frequency: torch.Tensor, rate: float, band_limit: float) -> torch.Tensor:
+def band_limit_gain(frequency: torch.Tensor, rate: float | torch.Tensor, band_limit: float) -> torch.Tensor:
     """d_k(s) = clamp(1 - (|f| - r/kappa)/(r/2 - r/kappa), 0, 1): 1 up to r/kappa, 0 from the Nyquist limit on."""
     passed = rate / band_limit
     return (1 - (frequency - passed) / (rate / 2 - passed)).clamp(0, 1)

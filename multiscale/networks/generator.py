@@ -9,7 +9,7 @@ N x N: the same pixels, more of them (``size``). Each layer's grid then grows by
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from multiscale.config import GeneratorConfig
-from multiscale.networks.fourier import Waves, draw_features, waves_of_views
+from multiscale.networks.fourier import Grid, Waves, draw_features, waves_of_views
 from multiscale.networks.layers import Linear, MappingNetwork, SynthesisLayer, mean_square
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
 from multiscale.view import AffineViews
@@ -75,7 +75,11 @@ class FeatureInjection(nn.Module):
         Returns:
             [B, C or K, rows, columns].
         """
-        waves = self.styled(self.waves(views, size), w)
+        return self.maps(self.waves(views, size), w, mixing)
+
+    def maps(self, waves: Waves, w: torch.Tensor | None = None, mixing: torch.Tensor | None = None) -> torch.Tensor:
+        """Features of the views that ``waves`` are of, as :meth:`forward` says."""
+        waves = self.styled(waves, w)
         return waves.maps() if mixing is None else waves.mixed(mixing / math.sqrt(mixing.shape[1]))
 
     def styled(self, waves: Waves, w: torch.Tensor | None) -> Waves:
@@ -90,23 +94,13 @@ class FeatureInjection(nn.Module):
 
     def waves(self, views: AffineViews, size: Size | None = None) -> Waves:
         """The features in factors, without style: those of all worlds."""
-        config = self.config
-        side = config.img_resolution
+        return waves_of_points([self], views, size)[0]
+
+    def grid(self, size: Size | None = None) -> Grid:
+        """The point's grid of an image."""
+        side = self.config.img_resolution
         columns, rows = (self.size + (pixels - side) * self.rate // side for pixels in size or (side, side))
-        return waves_of_views(
-            self.omega,
-            self.phase,
-            self.bins,
-            views,
-            size=(columns, rows),
-            rate=self.rate,
-            bin_offset=config.bin_offset,
-            blend_offset=config.blend_offset,
-            blend_width=config.blend_width,
-            band_limit=None if config.published_geometry else BAND_LIMIT,
-            shift_gain=self.shift_gain,
-            unit=self.unit,
-        )
+        return Grid(len(self.omega), columns, rows, self.rate, self.shift_gain, self.unit)
 
     @property
     def shift_gain(self) -> float:
@@ -117,6 +111,22 @@ class FeatureInjection(nn.Module):
     def unit(self) -> float:
         """Cycles per unit of the world that ``omega`` counts in."""
         return published_unit(self.size, self.rate) if self.config.published_frequencies else 1.0
+
+
+def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size: Size | None = None) -> list[Waves]:
+    """:meth:`FeatureInjection.waves` of several points of a network at once."""
+    config = points[0].config
+    return waves_of_views(
+        torch.cat([point.omega for point in points]),
+        torch.cat([point.phase for point in points]),
+        torch.cat([point.bins for point in points]),
+        views,
+        [point.grid(size) for point in points],
+        bin_offset=config.bin_offset,
+        blend_offset=config.blend_offset,
+        blend_width=config.blend_width,
+        band_limit=None if config.published_geometry else BAND_LIMIT,
+    )
 
 
 def published_unit(size: int, rate: int) -> float:
@@ -180,12 +190,13 @@ class SynthesisNetwork(nn.Module):
                 f"An image of {size[0]} x {size[1]} does not fall on the grid: sides are multiples of {step}."
             )
         views = AffineViews.of(self.framed(transform, ws))
-        maps = self.first_maps(views, ws, size)
+        waves = self.waves(views, size)
+        maps = self.first_maps(waves, ws)
         for i in range(len(self.layers)):
             if before_layer is not None:
                 before_layer()
-            maps = self.next_maps(i, maps, ws, views, size, observe=observe)
-        return maps[0].float() * self.config.output_scale
+            maps = self.next_maps(i, maps, ws, waves, observe=observe)
+        return maps[0][:, : self.config.img_channels].float() * self.config.output_scale
 
     def framed(self, transform: torch.Tensor, ws: torch.Tensor) -> torch.Tensor:
         """Transforms [B, 3, 3] to the points at which features are evaluated: in each world's own frame, if it has one.
@@ -203,27 +214,24 @@ class SynthesisNetwork(nn.Module):
         rows = [torch.stack(row, dim=1) for row in ((cos, -sin, x), (sin, cos, y), (zero, zero, one))]
         return torch.stack(rows, dim=1) @ transform
 
-    def first_maps(self, views: AffineViews, ws: torch.Tensor, size: Size | None = None) -> Maps:
-        """What the first layer sees of framed views: features of the input grid, mixed."""
-        return self.input(views, size, ws[:, 0], self.input_weight), None
+    def waves(self, views: AffineViews, size: Size | None = None) -> dict[str, Waves]:
+        """The features of framed views in factors, for each injection point: "input", and the layers before the others."""
+        points: dict[str, FeatureInjection] = {"input": self.input, **self.injections}  # type: ignore[dict-item]
+        return dict(zip(points, waves_of_points(list(points.values()), views, size), strict=True))
+
+    def first_maps(self, waves: dict[str, Waves], ws: torch.Tensor) -> Maps:
+        """What the first layer sees: features of the input grid, mixed."""
+        return self.input.maps(waves["input"], ws[:, 0], self.input_weight), None
 
     def next_maps(
-        self,
-        i: int,
-        maps: Maps,
-        ws: torch.Tensor,
-        views: AffineViews,
-        size: Size | None = None,
-        *,
-        observe: bool = False,
+        self, i: int, maps: Maps, ws: torch.Tensor, waves: dict[str, Waves], *, observe: bool = False
     ) -> Maps:
         """What the layer behind layer ``i`` sees: its output, and the features injected there."""
         x = self.layers[i](maps[0], ws[:, i + 1], maps[1], observe=observe)
         key = str(i)
         if key not in self.injections:
             return x, None
-        mixing = self.mixing.get(key)
-        return x, self.injections[key](views, size, ws[:, 0], mixing)
+        return x, self.injections[key].maps(waves[key], ws[:, 0], self.mixing.get(key))  # type: ignore[operator]
 
 
 class Generator(nn.Module):
@@ -294,12 +302,13 @@ class Generator(nn.Module):
         """Set w_avg and every layer's running input magnitude to what this batch shows (a fresh network's are 0 and 1)."""
         ws = self.mapping(z)
         self.mapping.w_avg.copy_(ws[:, -1].mean(dim=0))
-        views = AffineViews.of(self.synthesis.framed(transform, ws))
-        parts = list(zip(ws.split(CALIBRATED_AT_A_TIME), views.split(CALIBRATED_AT_A_TIME), strict=True))
-        maps = [self.synthesis.first_maps(v, w) for w, v in parts]
+        views = AffineViews.of(self.synthesis.framed(transform, ws)).split(CALIBRATED_AT_A_TIME)
+        parts = [(self.synthesis.waves(v), w) for v, w in zip(views, ws.split(CALIBRATED_AT_A_TIME), strict=True)]
+        maps = [self.synthesis.first_maps(waves, w) for waves, w in parts]
         for i, layer in enumerate(self.synthesis.layers):  # all images pass a layer before any goes on
-            layer.magnitude_ema.copy_(mean_square([m for pair in maps for m in pair if m is not None]))  # type: ignore[operator]
-            maps = [self.synthesis.next_maps(i, m, w, v) for m, (w, v) in zip(maps, parts, strict=True)]
+            count = self.plan.layers[i].in_channels * sum(x[:, 0].numel() for x, _ in maps)
+            layer.magnitude_ema.copy_(mean_square([m for pair in maps for m in pair if m is not None], count))  # type: ignore[operator]
+            maps = [self.synthesis.next_maps(i, m, w, waves) for m, (waves, w) in zip(maps, parts, strict=True)]
 
 
 def _in_float64(transform: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Building blocks: equalised linear and convolution layers, the mapping network, the alias-free synthesis layer.
 
-Shapes: B images, I and O input and output channels, H and W rows and columns, D size of w.
+Shapes: B images, I and O input and output channels, H and W rows and columns, D size of w. I' and O' are as many channels as
+maps have in memory (:func:`stored_channels`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 SQRT2 = math.sqrt(2)
-ROW_HALVES = 8
-"""Numbers of two bytes to the 16 that tensor cores load at a time."""
+CHANNEL_STEP = 8
+"""Numbers of two bytes to the 16 bytes that tensor cores load at a time."""
 
 
 class Linear(nn.Module):
@@ -39,8 +40,11 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_features] -> [B, out_features], in the type of ``x`` and where it is."""
-        weight, bias = self.weight.to(x) * self.weight_gain, self.bias.to(x) * self.bias_gain
-        return bias_act(x @ weight.t(), bias, act=self.act)
+        weight, bias = self.weight.to(x), self.bias.to(x)
+        if x.device.type == "cuda":  # fewer launches
+            y = torch.addmm(bias, x, weight.t(), beta=self.bias_gain, alpha=self.weight_gain)
+            return bias_act(y, act=self.act)
+        return bias_act(x @ (weight * self.weight_gain).t(), bias * self.bias_gain, act=self.act)
 
 
 class Conv2d(nn.Module):
@@ -148,25 +152,25 @@ class SynthesisLayer(nn.Module):
     def forward(
         self, x: torch.Tensor, w: torch.Tensor, features: torch.Tensor | None = None, *, observe: bool = False
     ) -> torch.Tensor:
-        """x [B, I, in_size, in_size], w [B, D] -> [B, O, out_size, out_size]; ``features`` are the last of the I maps.
+        """x [B, I', in_size, in_size], w [B, D] -> [B, O', out_size, out_size]; ``features`` are the last of the I maps.
 
-        ``observe``: add the mean square of the input to ``magnitude_seen``.
+        Where there are features, x has the other channels. ``observe``: add the mean square of the input to
+        ``magnitude_seen``.
         """
         maps = [x] if features is None else [x, features]
         if observe:
-            self.magnitude_seen += mean_square(maps)
+            self.magnitude_seen += mean_square(maps, self.plan.in_channels * x[:, 0].numel())
         gain = self.magnitude_ema.rsqrt()
         style = self.affine(w)
         if self.plan.is_torgb:
             style = style / math.sqrt(self.weight[0].numel())
-        dtype = self.half_dtype if self.plan.half and x.device.type in ("cuda", "meta") else torch.float32
-        maps = [part.to(dtype) for part in maps]
-        x = modulated_conv2d(maps, self.weight, style, gain, demodulate=not self.plan.is_torgb)
+        dtype = self.dtype_on(x.device)
+        x = modulated_conv2d(maps, self.weight, style, gain, demodulate=not self.plan.is_torgb, dtype=dtype)
         return filtered_lrelu(
             x,
             fu=self.up_filter,
             fd=self.down_filter,
-            b=self.bias,
+            b=_stored(self.bias, self.bias.dtype, [x.shape[1]]),
             up=self.plan.up,
             down=self.plan.down,
             padding=list(self.plan.padding),
@@ -175,11 +179,33 @@ class SynthesisLayer(nn.Module):
             clamp=self.clamp,
         )
 
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """Type of the layer's maps on a device."""
+        return self.half_dtype if self.plan.half and device.type in ("cuda", "meta") else torch.float32
+
+
+def stored_channels(channels: int, dtype: torch.dtype) -> int:
+    """As how many channels maps are stored: in half precision a multiple of ``CHANNEL_STEP``, and those behind are zeros.
+
+    Matrices of other sides are multiplied several times more slowly by GPUs, whichever way they lie in memory.
+    """
+    return math.ceil(channels / CHANNEL_STEP) * CHANNEL_STEP if dtype.itemsize == 2 else channels
+
+
+def _stored(x: torch.Tensor, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+    """A tensor in a type, with zeros behind its own numbers where the shape is larger."""
+    if x.shape == torch.Size(shape):
+        return x.to(dtype)
+    stored = x.new_zeros(shape, dtype=dtype)
+    stored[tuple(map(slice, x.shape))] = x
+    return stored
+
 
 @torch.no_grad()
-def mean_square(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Mean square of all values, a float32 scalar."""
-    return sum(map(_sum_of_squares, maps)) / sum(t.numel() for t in maps)  # type: ignore[return-value]
+def mean_square(maps: Sequence[torch.Tensor], count: int | None = None) -> torch.Tensor:
+    """Mean square of all values, a float32 scalar; ``count``: how many there are, if some maps are zeros stored behind."""
+    count = sum(t.numel() for t in maps) if count is None else count
+    return sum(map(_sum_of_squares, maps)) / count  # type: ignore[return-value]
 
 
 def _sum_of_squares(x: torch.Tensor) -> torch.Tensor:
@@ -195,6 +221,7 @@ def modulated_conv2d(
     input_gain: torch.Tensor,
     *,
     demodulate: bool,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Convolve each sample with its own modulated weights (StyleGAN2 section 2.2, StyleGAN3 appendix D).
 
@@ -202,23 +229,34 @@ def modulated_conv2d(
     channel of W' is brought to unit norm (``demodulate``), and the input gain multiplies the result.
 
     Args:
-        maps: The input [B, I, H, W], in parts of its channels, which need not be put together.
+        maps: The input, in parts of its channels, which need not be put together: those behind the first have as many
+            channels as they say, [B, c, H, W]; the first has the rest of the I, and may be stored as more.
         weight: [O, I, k, k], k odd; the output grows by k - 1.
         style: y, [B, I].
         input_gain: 1/sqrt(running mean square of the input), a scalar.
         demodulate: Off for toRGB, which takes weights and style as they are.
+        dtype: In which to multiply; None: the type of the first of ``maps``.
 
     Returns:
-        [B, O, H + k - 1, W + k - 1] in the dtype of ``maps``.
+        [B, O', H + k - 1, W + k - 1] in ``dtype``.
     """
-    parts = modulated_weight(weight, style, input_gain, demodulate=demodulate).split([x.shape[1] for x in maps], dim=2)
-    first, *others = zip(maps, [_in_type(part, maps[0].dtype) for part in parts], strict=True)
-    y = _conv2d_of_each(*first)
-    for x, part in others:
-        if part.shape[-1] == 1:
+    dtype = dtype or maps[0].dtype
+    modulate = modulated_weight if dtype.itemsize != 2 else modulated_weight_in_fewer_passes
+    counts = [x.shape[1] for x in maps[1:]]
+    counts.insert(0, weight.shape[1] - sum(counts))
+    parts = modulate(weight, style, input_gain, demodulate=demodulate).split(counts, dim=2)
+    y: torch.Tensor | None = None
+    for x, part in zip(maps, parts, strict=True):
+        channels = stored_channels(part.shape[2], dtype)
+        x = _stored(x, dtype, [len(x), channels, *x.shape[2:]])
+        part = _stored(part, dtype, [len(part), stored_channels(part.shape[1], dtype), channels, *part.shape[3:]])
+        if y is None:
+            y = _conv2d_of_each(x, part)
+        elif part.shape[-1] == 1:
             y.flatten(2).baddbmm_(part.flatten(2), x.flatten(2))
         else:
             y = y + _conv2d_of_each(x, part)
+    assert y is not None
     return y
 
 
@@ -235,17 +273,19 @@ def modulated_weight(
     return modulated * input_gain
 
 
-def _in_type(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[B, O, I, k, k] in a type; the rows of matrices (k = 1) in half precision begin at multiples of 16 bytes.
+def modulated_weight_in_fewer_passes(
+    weight: torch.Tensor, style: torch.Tensor, input_gain: torch.Tensor, *, demodulate: bool
+) -> torch.Tensor:
+    """:func:`modulated_weight` but for the rounding of float32, where launches take longer than the arithmetic.
 
-    From other places tensor cores are fed in smaller pieces.
+    What brings weights and styles to unit second moment is the same for all of an output channel, and cancels when that is
+    brought to unit norm.
     """
-    if weight.dtype == dtype or dtype.itemsize != 2 or weight.shape[-1] != 1:
-        return weight.to(dtype)
-    rows, columns = weight.shape[1:3]
-    step = math.ceil(columns / ROW_HALVES) * ROW_HALVES
-    aligned = weight.new_empty_strided(weight.shape, [rows * step, step, 1, 1, 1], dtype=dtype)
-    return aligned.copy_(weight)
+    modulated = weight[None] * style[:, None, :, None, None]
+    if demodulate:
+        norm = torch.linalg.vector_norm(modulated, dim=[2, 3, 4], keepdim=True)
+        input_gain = input_gain / (norm + 1e-8)
+    return modulated * input_gain
 
 
 def _conv2d_of_each(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import small_config
 
-from multiscale.networks.fourier import Waves, band_limit_gain, bin_blend, fourier_features, waves_of_views
-from multiscale.networks.generator import FeatureInjection, Generator
+from multiscale.networks.fourier import Grid, Waves, band_limit_gain, bin_blend, fourier_features, waves_of_views
+from multiscale.networks.generator import FeatureInjection, Generator, waves_of_points
 from multiscale.networks.plan import BAND_LIMIT
 from multiscale.view import AffineViews, sample_positions, unchecked_transform
 
@@ -113,24 +113,52 @@ def deep_waves(count: int, size: tuple[int, int], *, turn: float = 0.0) -> tuple
     rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]], dtype=torch.float64)
     linear = (rotation / 256).expand(2, 2, 2)
     centre = torch.tensor(CENTRES, dtype=torch.float64)
-    waves = waves_of_views(
+    [waves] = waves_of_views(
         omega,
         phase,
         bins,
         AffineViews(linear, centre, torch.tensor([8.0, 8.0])),
-        size=size,
-        rate=RATE,
+        [Grid(count, *size, RATE)],
         bin_offset=3.0,
         blend_offset=-1.0,
         blend_width=1.0,
         band_limit=None,
-        shift_gain=1.0,
     )
     x, y = (sample_positions(n, RATE) for n in size)
     view = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]))  # [2, rows, columns]
     world = centre[:, :, None, None] + torch.einsum("bij,jhw->bihw", linear, view)
     cycles = torch.einsum("ki,bihw->bkhw", omega.double() * 8.0 ** bins[:, None], world)
     return waves, 2 * math.pi * (cycles + phase.double()[:, None, None])
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("size", [None, (64, 64 + 3 * 16)])
+def test_waves_of_all_injection_points_at_once_are_those_of_each(published, size):
+    points = injections(
+        img_resolution=64, channel_max=128, published_geometry=published, published_frequencies=published
+    )
+    assert len(points) > 1
+    views = AffineViews.of(unchecked_transform(torch.tensor([2.0, 50.0]), torch.tensor(CENTRES, dtype=torch.float64)))
+    for point, together in zip(points, waves_of_points(points, views, size), strict=True):
+        alone = point.waves(views, size)
+        exact = exact_maps(point, views, size)
+        for waves in (alone, together):
+            assert (waves.maps().double() - exact).abs().max() < 1e-5
+
+
+def exact_maps(point: FeatureInjection, views: AffineViews, size: tuple[int, int] | None) -> torch.Tensor:
+    """A point's features in float64, as :func:`fourier_features` defines them."""
+    side = point.config.img_resolution
+    columns, rows = (point.size + (pixels - side) * point.rate // side for pixels in size or (side, side))
+    x, y = (sample_positions(n, point.rate) for n in (columns, rows))
+    seen = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]))
+    world = point.shift_gain * views.centre[:, :, None, None] + torch.einsum("bij,jhw->bihw", views.linear, seen)
+    omega = point.unit * point.omega.double() * 8.0 ** point.bins[:, None]
+    cycles = torch.einsum("ki,bihw->bkhw", omega, world) + point.phase.double()[:, None, None]
+    gains = [full_amplitude(point, s) for s in views.zoom_log2.tolist()]
+    if point.config.published_geometry:  # without a band limit
+        gains = [bin_blend(3.0 * point.bins, s[None], point.bins, -1.0, 1.0)[0] for s in views.zoom_log2]
+    return torch.stack(gains)[:, :, None, None] * (2 * math.pi * cycles).sin()
 
 
 @pytest.mark.parametrize("turn", [0.0, 0.6])

@@ -104,7 +104,8 @@ def test_worlds_with_styles_and_frames_differ_in_their_features():
     for changes in ({}, MIXED, MIXED | {"feature_style": True}, MIXED | {"world_frame": True}):
         generator = worlds_apart(Generator(small_config(**changes)))
         synthesis, ws = generator.synthesis, generator.mapping(torch.randn(2, 16))
-        a, b = (synthesis.first_maps(AffineViews.of(synthesis.framed(transform, w)), w)[0] for w in ws.split(1))
+        waves = (synthesis.waves(AffineViews.of(synthesis.framed(transform, w))) for w in ws.split(1))
+        a, b = (synthesis.first_maps(of_world, w)[0] for of_world, w in zip(waves, ws.split(1), strict=True))
         assert torch.equal(a, b) == (changes in ({}, MIXED))
 
 
