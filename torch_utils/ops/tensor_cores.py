@@ -32,6 +32,9 @@ a bfloat16 by up to 2^-8.
 MOST_TERMS = 3
 """Separable filters that a dense one may be taken apart into, at most; if these are not enough, other kernels serve."""
 
+COLUMNS = np.array([4 * (i % 8 // 2) + 2 * (i // 8) + i % 2 for i in range(16)])
+"""Output columns in the order of a matrix's rows: so that a lane comes to have four neighbours."""
+
 FILTERS_WATCHED = 256
 """Tensors whose contents are remembered."""
 
@@ -141,8 +144,8 @@ def make(g: np.ndarray, factor: int, phases: tuple[int, int] | None) -> Fragment
         pairs, unit = _in_units([(h, v) for v, h in terms], 1)
         of_terms = [
             [
-                *(_left(_down_block(first, factor, 16 * s, 16)) for s in range({2: 3, 4: 6}[factor])),
-                *(_right(_down_block(second, factor, 16 * s, 8).T) for s in range({2: 2, 4: 4}[factor])),
+                *(_left(_down_block(first, factor, 16 * s, 16)[COLUMNS]) for s in range({2: 3, 4: 6}[factor])),
+                *(_left(_down_rows(second, factor, 16 * s)) for s in range(factor // 2)),
             ]
             for first, second in pairs
         ]
@@ -201,6 +204,15 @@ def _down_block(g: np.ndarray, factor: int, start: int, rows: int) -> np.ndarray
     """[rows, 16]: weights of the 16 upsampled samples from ``start`` on in the first outputs."""
     m, j = np.arange(rows)[:, None], np.arange(start, start + 16)
     return _taps(g, j - m * factor)
+
+
+def _down_rows(g: np.ndarray, factor: int, start: int) -> np.ndarray:
+    """[16, 16]: weights of 16 upsampled samples in the eight outputs that began before them, and in the next eight.
+
+    Args:
+        start: From where the next eight begin to the samples.
+    """
+    return np.concatenate([_down_block(g, factor, start + offset, 8) for offset in (8 * factor, 0)])
 
 
 def _taps(g: np.ndarray, k: np.ndarray) -> np.ndarray:

@@ -8,9 +8,10 @@
 //     [16 rows, 16 inputs] [16 inputs, 8 columns]            -> rows upsampled           vertical, for each 8 columns
 //     [16 rows, 16 columns] [16 columns, 8 upsampled]        -> upsampled, activated     horizontal
 //     [16 outputs, 16 upsampled] [16 upsampled, 8 rows]      -> columns downsampled, transposed
-//     [16 output columns, 16 rows] [16 rows, 8 output rows]  -> outputs, transposed      vertical
+//     [16 output rows, 16 rows] [16 rows, 8 output columns]  -> outputs                  vertical
 //
-// The sum of a product lies in a warp's registers as the left factor of the next, or, transposed, as its right factor.
+// The sum of a product lies in a warp's registers as the left factor of the next, or, transposed, as its right factor. Of the
+// outputs a lane has four neighbours (tensor_cores.py orders the columns so), which go to memory together.
 
 #pragma once
 
@@ -41,18 +42,17 @@ struct MmaPlan {
     int strips, rows;        // of a tile: strips side by side, 1, 2 or 4; output rows of a warp, a multiple of STEP
     int tiles_x, tiles;      // of a map
     int in_pitch, in_bytes, code_pitch;
-    int pairs;               // whether rows of inputs begin at multiples of four bytes
+    int wide_in, wide_out;   // whether four samples of a row lie together, and begin at a multiple of eight bytes
     int64_t first_map;
 };
 
 template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Shapes {
     static constexpr int STEPS_X = DOWN == 2 ? 3 : 6;   // 16 upsampled columns each, that a strip's outputs meet
-    static constexpr int STEPS_Y = DOWN;                // 16 upsampled rows each, that STEP outputs meet
     static constexpr int BANDS = DOWN * STEP / BAND;    // by which the rows go on with STEP outputs
     static constexpr int UP_TILES = 2 * STEPS_X;        // of 8 upsampled columns
     static constexpr int IN_TILES = (UP_TILES + UP - 1) / UP + 1;  // of 8 input columns
     static constexpr int STRIDE = STRIP * DOWN / UP;    // inputs from strip to strip
-    static constexpr int UP_QUADS = (4 + 2 * UP) / 4, DOWN_QUADS = (4 * STEPS_X + 2 * STEPS_Y) / 4;
+    static constexpr int UP_QUADS = (4 + 2 * UP) / 4, DOWN_QUADS = STEPS_X + BANDS;
 
     static BOTH constexpr int bands(int rows) { return (rows / STEP + 1) * BANDS; }
     static BOTH constexpr int in_rows(int rows) { return (bands(rows) - 1) * (BAND / UP) + 16; }
@@ -104,38 +104,64 @@ __device__ __forceinline__ float scale_of(unsigned largest, float least) {
     return larger(scale, least);
 }
 
-constexpr int IN_FLIGHT = 8;  // words that a thread asks for before it waits for the first of them
+constexpr int IN_FLIGHT = 8;  // loads that a thread asks for before it waits for the first of them
+
+// Threads side by side along rows of so many items: where one begins, and how many rows there are at a time. Some may be idle.
+struct Raster {
+    int item, row, rows;
+
+    __device__ __forceinline__ explicit Raster(int items) : rows(MMA_THREADS / items) {
+        row = threadIdx.x / items, item = threadIdx.x - row * items;
+        if (row >= rows) row = 1 << 20;  // beyond all
+    }
+};
+
+// Rows of a tile's inputs that the image has.
+struct Rows {
+    int begin, end;
+
+    __device__ __forceinline__ Rows(const MmaPlan& p, const MmaTile& t, int rows)
+        : begin(larger(-t.in_y, 0)), end(smaller(rows, p.n_in_y - t.in_y)) {}
+};
 
 // Inputs as they are from global to shared memory, zero outside of the image; returns the largest magnitudes of a thread's
-// even and odd columns. PAIRS: rows begin at multiples of two samples. A tile always does.
-template <int TYPE, bool PAIRS>
-__device__ __forceinline__ unsigned load_words(const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned* in) {
+// even and odd columns. WIDE: four samples at a time.
+template <int TYPE, bool WIDE>
+__device__ __forceinline__ unsigned load_inputs(
+    const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned short* in) {
     const unsigned short* const map = (const unsigned short*)p.x + t.map * p.n_in_y * p.n_in_x;
-    const Divisor pairs(columns / 2);
-    const int all = rows * (int)pairs.d;
+    const Rows exist(p, t, rows);
+    const int shift = WIDE ? t.in_x & 3 : 0;  // 0 or 2
+    const Raster raster(columns / 4 + WIDE);
+    const int c = 4 * raster.item - shift, x = t.in_x + c;
+    const bool column_exists = (unsigned)x < (unsigned)p.n_in_x;
+    const bool has_first = c >= 0 && c < columns, has_second = c + 2 < columns;
     unsigned largest = 0;
-    for (int first = threadIdx.x; first < all; first += MMA_THREADS * IN_FLIGHT) {
-        unsigned word[IN_FLIGHT];
-        int place[IN_FLIGHT];
+#pragma unroll 1
+    for (int first = raster.row; first < rows; first += raster.rows * IN_FLIGHT) {
+        uint2 four[IN_FLIGHT];
 #pragma unroll
         for (int i = 0; i < IN_FLIGHT; i++) {
-            const int item = first + i * MMA_THREADS, r = pairs(item), c = 2 * (item - r * (int)pairs.d);
-            const bool row_exists = item < all && inside(t.in_y, r, p.n_in_y);
-            const unsigned short* const sample = map + ((unsigned)(t.in_y + r) * p.n_in_x + (t.in_x + c));
-            place[i] = r * (p.in_pitch / 2) + c / 2;
-            word[i] = 0;
-            if constexpr (PAIRS) {
-                if (row_exists && inside(t.in_x, c, p.n_in_x)) word[i] = *(const unsigned*)sample;
+            const int r = first + i * raster.rows;
+            const bool row_exists = r >= exist.begin && r < exist.end;
+            const unsigned short* const sample = map + (int)((unsigned)(t.in_y + r) * p.n_in_x + x);
+            four[i] = uint2{0, 0};
+            if constexpr (WIDE) {
+                if (row_exists && column_exists) four[i] = *(const uint2*)sample;
             } else {
-                if (row_exists && inside(t.in_x, c, p.n_in_x)) word[i] = sample[0];
-                if (row_exists && inside(t.in_x, c + 1, p.n_in_x)) word[i] |= (unsigned)sample[1] << 16;
+                const auto read = [&](int k) { return row_exists && inside(t.in_x, c + k, p.n_in_x) ? sample[k] : 0u; };
+                four[i] = uint2{read(0) | read(1) << 16, read(2) | read(3) << 16};
             }
         }
 #pragma unroll
         for (int i = 0; i < IN_FLIGHT; i++) {
-            if (first + i * MMA_THREADS >= all) break;
-            in[place[i]] = word[i];
-            largest = larger_halves<TYPE>(largest, word[i] & 0x7fff7fffu);
+            const int r = first + i * raster.rows;
+            if (r >= rows) break;
+            unsigned short* const to = in + r * p.in_pitch + c;
+            if (has_first) *(unsigned*)to = four[i].x;
+            if (has_second) *(unsigned*)(to + 2) = four[i].y;
+            largest = larger_halves<TYPE>(largest, four[i].x & 0x7fff7fffu);
+            largest = larger_halves<TYPE>(largest, four[i].y & 0x7fff7fffu);
         }
     }
     return largest;
@@ -166,52 +192,72 @@ __device__ __forceinline__ float largest_finite(
     return largest_of_block(largest, of_warps);
 }
 
+struct Staged {
+    float scale;   // of the inputs
+    bool clamped;  // whether the clamp may limit one of the upsampled samples
+};
+
 // Inputs with bias, times the scale that is returned, in float16; zero outside of the image.
 template <int TYPE>
-__device__ __forceinline__ float stage_inputs(
+__device__ __forceinline__ Staged stage_inputs(
     const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned short* in, unsigned* of_warps) {
-    const unsigned both = p.pairs ? load_words<TYPE, true>(p, t, rows, columns, (unsigned*)in)
-                                  : load_words<TYPE, false>(p, t, rows, columns, (unsigned*)in);
+    const unsigned both = p.wide_in ? load_inputs<TYPE, true>(p, t, rows, columns, in)
+                                    : load_inputs<TYPE, false>(p, t, rows, columns, in);
     const float low = from_half_type((unsigned short)both, TYPE), high = from_half_type((unsigned short)(both >> 16), TYPE);
     float largest = largest_of_block(larger(low, high), of_warps);
-    if (!(largest < INFINITY)) largest = largest_finite<TYPE>(p, rows, columns, in, of_warps);
-    const float bias = p.bias ? p.bias[t.map % p.channels] : 0.f;
-    const float scale = scale_of(bits_of(smaller(largest + fabsf(bias), 3e38f)), p.least_scale), scaled_bias = bias * scale;
-    constexpr float MOST = 1 << LARGEST_EXPONENT;
-    const bool limited = scale == p.least_scale;  // a clamp that is smaller by far: nothing is lost beyond MOST
-    uint4* const vectors = (uint4*)in;
-    for (int i = threadIdx.x; i < rows * p.in_pitch / 8; i += MMA_THREADS) {
-        const uint4 four = vectors[i];
-        unsigned words[4] = {four.x, four.y, four.z, four.w};
+    const bool finite = largest < INFINITY;
+    if (!finite) largest = largest_finite<TYPE>(p, rows, columns, in, of_warps);
+    const float bias = p.bias ? p.bias[t.map % p.channels] : 0.f, sum = largest + fabsf(bias);
+    float scale = scale_of(bits_of(smaller(sum, 3e38f)), p.least_scale);
+    // Factors of float16, of which none that is small enough to matter is lost: what is not 0 is 2^-9 or more by the greatest.
+    constexpr float GREATEST = 1 << 15;
+    const bool in_halves = TYPE == FLOAT16 && p.least_scale < GREATEST && scale != p.least_scale;
+    if (in_halves) scale = smaller(scale, GREATEST);
+    const float scaled_bias = bias * scale;
+    const Rows exist(p, t, rows);
+    const Raster raster(columns / 8);
+    unsigned masks[4];  // of what the image has
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            float v[2];
+    for (int k = 0; k < 4; k++)
+        masks[k] = (inside(t.in_x, 8 * raster.item + 2 * k, p.n_in_x) ? 0x0000ffffu : 0u) |
+                   (inside(t.in_x, 8 * raster.item + 2 * k + 1, p.n_in_x) ? 0xffff0000u : 0u);
+    unsigned short* const column = in + 8 * raster.item;
+    if (in_halves) {
+        const unsigned factor = pack_halves(scale, scale), summand = pack_halves(scaled_bias, scaled_bias);
+#pragma unroll 2
+        for (int r = exist.begin + raster.row; r < exist.end; r += raster.rows) {
+            uint4* const place = (uint4*)(column + r * p.in_pitch);
+            const uint4 v = *place;
+            *place = uint4{multiply_add_halves(v.x, factor, summand) & masks[0], multiply_add_halves(v.y, factor, summand) & masks[1],
+                           multiply_add_halves(v.z, factor, summand) & masks[2], multiply_add_halves(v.w, factor, summand) & masks[3]};
+        }
+    } else {
+        constexpr float MOST = 1 << LARGEST_EXPONENT;
+        const bool limited = scale == p.least_scale;  // a clamp that is smaller by far: nothing is lost beyond MOST
+#pragma unroll 1
+        for (int r = exist.begin + raster.row; r < exist.end; r += raster.rows) {
+            uint4* const place = (uint4*)(column + r * p.in_pitch);
+            const uint4 four = *place;
+            unsigned words[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const float raw = from_half_type((unsigned short)(words[k] >> (16 * h)), TYPE);
-                v[h] = raw * scale + scaled_bias;
-                if (limited) {
-                    const float sum = raw + bias;
-                    v[h] = fabsf(sum) < INFINITY && fabsf(sum * scale) > MOST ? copysignf(MOST, sum) : sum * scale;
+            for (int k = 0; k < 4; k++) {
+                float v[2];
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const float raw = from_half_type((unsigned short)(words[k] >> (16 * h)), TYPE);
+                    v[h] = raw * scale + scaled_bias;
+                    if (limited) {
+                        const float sum = raw + bias;
+                        v[h] = fabsf(sum) < INFINITY && fabsf(sum * scale) > MOST ? copysignf(MOST, sum) : sum * scale;
+                    }
                 }
+                words[k] = pack_halves(v[0], v[1]) & masks[k];
             }
-            words[k] = pack_halves(v[0], v[1]);
-        }
-        vectors[i] = uint4{words[0], words[1], words[2], words[3]};
-    }
-    const int left = larger(-t.in_x, 0), right = p.n_in_x - t.in_x;
-    const bool whole = left == 0 && right >= columns && t.in_y >= 0 && rows <= p.n_in_y - t.in_y;
-    if (bias != 0 && !whole) {  // has made something of nothing outside of the image
-        __syncthreads();
-        for (int r = threadIdx.x / LANES; r < rows; r += MMA_WARPS) {
-            const bool row_exists = inside(t.in_y, r, p.n_in_y);
-            unsigned short* const row = in + r * p.in_pitch;
-            const int lane = threadIdx.x % LANES;
-            for (int c = lane; c < (row_exists ? smaller(left, columns) : columns); c += LANES) row[c] = 0;
-            for (int c = larger(right, 0) + lane; row_exists && c < columns; c += LANES) row[c] = 0;
+            *place = uint4{words[0], words[1], words[2], words[3]};
         }
     }
-    return scale;
+    // No pass makes anything larger, but for the rounding of its weights.
+    return {scale, !finite || !(1.01f * sum <= p.clamp)};
 }
 
 constexpr unsigned NOTHING = 0xaaaaaaaau;  // codes of slope 0
@@ -266,7 +312,10 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
     const unsigned slope;    // in float16, twice
     unsigned limit;          // the scaled clamp likewise
     unsigned up[UP_TERMS][4 * S::UP_QUADS], down[DOWN_TERMS][4 * S::DOWN_QUADS];
-    float sums[2][4];        // of the STEP outputs before, and of those that begin with the band
+    const unsigned short* inputs_at;  // of the next band: the row of the matrix that this lane names
+    unsigned short* outputs_at;       // of the next rows: this lane's
+    int rows_left;                    // of the image from there on
+    float sums[2][4];  // of half of the columns: a row of the STEP outputs before, and of those that begin with the band
 
     __device__ __forceinline__ Strip(const MmaPlan& p, const MmaTile& t, const MmaShared& shared, int column)
         : p(p), t(t), shared(shared), column(column), g(threadIdx.x % LANES / 4), l(threadIdx.x % 4),
@@ -278,34 +327,38 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
     }
 
     // Output rows [first, first + rows) of the tile, whose inputs are staged with this scale.
-    __device__ __forceinline__ void run(int first, int rows, float scale) {
+    template <bool CLAMPED> __device__ __forceinline__ void run(int first, int rows, float scale) {
         limit = pack_halves(p.clamp * scale, p.clamp * scale);
-        const float unscale = 1 / scale;
+        const float gain = p.gain * (1 / scale);
+        const int lane = 4 * g + l;
+        inputs_at = shared.in + (first * DOWN / UP + lane % 16) * p.in_pitch + column * DOWN / UP + lane / 16 * 8;
+        const int y = t.out_y + first + g, x = t.out_x + column + 4 * l;
+        outputs_at = (unsigned short*)p.y + ((t.map * p.n_out_y + y) * p.n_out_x + x);
+        rows_left = p.n_out_y - y;
+        const int columns_left = p.n_out_x - x;
         const int end = t.out_y + first + rows;
         const int own_y_end = end >= p.n_out_y ? p.n_up_y : end * DOWN;
         const int right = t.out_x + column + STRIP;
         const int own_x_end = right >= p.n_out_x ? p.n_up_x : right * DOWN;
 #pragma unroll 1
         for (int r = 0; r <= rows; r += STEP) {
-            add_band<0>((first + r) * DOWN, own_y_end, own_x_end);
-            if constexpr (S::BANDS == 2) add_band<1>((first + r) * DOWN + BAND, own_y_end, own_x_end);
-            if (r > 0) write_outputs(first + r - STEP, unscale);
+            add_band<0, CLAMPED>((first + r) * DOWN, own_y_end, own_x_end);
+            if constexpr (S::BANDS == 2) add_band<1, CLAMPED>((first + r) * DOWN + BAND, own_y_end, own_x_end);
+            if (r > 0) write_outputs(columns_left, gain);
 #pragma unroll
-            for (int i = 0; i < 4; i++) sums[0][i] = sums[1][i], sums[1][i] = 0;
+            for (int i = 0; i < 2; i++) sums[i][0] = sums[i][2], sums[i][1] = sums[i][3], sums[i][2] = sums[i][3] = 0;
         }
     }
 
     // A band that begins at row `band` of the upsampled tile, part HALF of those with which STEP outputs begin.
-    template <int HALF> __device__ __forceinline__ void add_band(int band, int own_y_end, int own_x_end) {
+    template <int HALF, bool CLAMPED> __device__ __forceinline__ void add_band(int band, int own_y_end, int own_x_end) {
         __syncwarp();
-        const int lane = 4 * g + l;
-        const unsigned short* const row =
-            shared.in + (band / UP + lane % 16) * p.in_pitch + column * DOWN / UP + lane / 16 * 8;
         unsigned inputs[S::IN_TILES][2];
 #pragma unroll
-        for (int i = 0; i + 1 < S::IN_TILES; i += 2) load_transposed(inputs[i], inputs[i + 1], row + 8 * i);
-        if constexpr (S::IN_TILES % 2)
-            load_transposed(inputs[S::IN_TILES - 1], row - lane / 16 * 8 + 8 * (S::IN_TILES - 1));
+        for (int i = 0; i + 1 < S::IN_TILES; i += 2) load_transposed(inputs[i], inputs[i + 1], inputs_at + 8 * i);
+        if constexpr (S::IN_TILES % 2)  // of which the second half of the lanes names no row
+            load_transposed(inputs[S::IN_TILES - 1], inputs_at + 8 * (S::IN_TILES - 1));
+        inputs_at += BAND / UP * p.in_pitch;
 
         unsigned rows[UP_TERMS][S::IN_TILES][2];
 #pragma unroll
@@ -318,8 +371,6 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
                 rows[k][i][1] = pack_halves(sum[2], sum[3]);
             }
 
-        const int y = t.up_y + band, x = t.up_x + column * DOWN;
-        const bool whole = y >= 0 && x >= 0 && y + BAND <= p.n_up_y && x + 8 * S::UP_TILES <= p.n_up_x;
         unsigned codes[2][WORDS] = {};
         if constexpr (SLOPES == MULTIPLY) read_codes(band, codes);
         float columns[DOWN_TERMS][2][4] = {};
@@ -335,7 +386,7 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
                     multiply_add(sum, {rows[k][i][0], rows[k][i][1], rows[k][i + 1][0], rows[k][i + 1][1]},
                                  {up[k][at], up[k][at + 1]});
                 unsigned packed[2];
-                activate_tile(sum, tile, y, x, whole, codes, packed);
+                activate_tile<CLAMPED>(sum, tile, codes, packed);
                 activated[0][half] = packed[0];
                 activated[1][half] = packed[1];
             }
@@ -347,42 +398,37 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
                                  {down[k][4 * s], down[k][4 * s + 1], down[k][4 * s + 2], down[k][4 * s + 3]},
                                  activated[half]);
         }
-        if constexpr (SLOPES == REMEMBER) write_codes(y, x, own_y_end, own_x_end, codes);
+        if constexpr (SLOPES == REMEMBER)
+            write_codes(t.up_y + band, t.up_x + column * DOWN, own_y_end, own_x_end, codes);
 
 #pragma unroll
         for (int k = 0; k < DOWN_TERMS; k++) {
-            unsigned left[4];
+            constexpr int AT = 4 * (S::STEPS_X + HALF);
 #pragma unroll
-            for (int i = 0; i < 4; i++) left[i] = pack_halves(columns[k][i / 2][i % 2 * 2], columns[k][i / 2][i % 2 * 2 + 1]);
-#pragma unroll
-            for (int i = 0; i < 2; i++) {  // to the outputs before this is the later half of their rows
-                const int at = 4 * S::STEPS_X + 2 * (HALF + (1 - i) * S::STEPS_Y / 2);
-                multiply_add(sums[i], left, {down[k][at], down[k][at + 1]});
-            }
+            for (int i = 0; i < 2; i++)
+                multiply_add(sums[i], {down[k][AT], down[k][AT + 1], down[k][AT + 2], down[k][AT + 3]},
+                             {pack_halves(columns[k][0][2 * i], columns[k][0][2 * i + 1]),
+                              pack_halves(columns[k][1][2 * i], columns[k][1][2 * i + 1])});
         }
     }
 
-    // The samples of 8 columns, activated and packed: [half of the rows]. `whole`: the band is all in the image.
+    // The samples of 8 columns, activated and packed: [half of the rows].
+    template <bool CLAMPED>
     __device__ __forceinline__ void activate_tile(
-        float (&v)[4], int tile, int y, int x, bool whole, unsigned (&codes)[2][WORDS], unsigned (&packed)[2]) const {
-        if constexpr (SLOPES == MULTIPLY) {
+        const float (&v)[4], int tile, unsigned (&codes)[2][WORDS], unsigned (&packed)[2]) const {
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
+        for (int half = 0; half < 2; half++) {
+            if constexpr (SLOPES == MULTIPLY) {
                 const float2 slopes = shared.table[codes[half][tile / 2] >> (16 * (tile % 2) + 4 * l) & 15];
                 packed[half] = pack_halves(v[2 * half] * slopes.x, v[2 * half + 1] * slopes.y);
-            }
-        } else {
-            if (!whole)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    if (!inside(y, g + i / 2 * 8, p.n_up_y) || !inside(x, 8 * tile + 2 * l + i % 2, p.n_up_x)) v[i] = 0.f;
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
+            } else {
                 const unsigned samples = pack_halves(v[2 * half], v[2 * half + 1]);
-                packed[half] = activate_halves(samples, slope, limit);
+                packed[half] = activate_halves(samples, slope);
+                if constexpr (CLAMPED) packed[half] = clamp_halves(packed[half], limit);
                 if constexpr (SLOPES == REMEMBER) {
-                    const unsigned clamped = at_least(packed[half] & 0x7fff7fffu, limit), negative = not_positive(samples);
-                    codes[half][0] += ((negative & ~clamped & 0x00010001u) | (clamped & 0x00020002u)) << (2 * tile);
+                    const unsigned clamped = CLAMPED ? at_least(packed[half] & 0x7fff7fffu, limit) : 0;
+                    const unsigned negative = not_positive(samples);
+                    codes[half][0] |= ((negative & ~clamped & 0x00010001u) | (clamped & 0x00020002u)) << (2 * tile);
                 }
             }
         }
@@ -418,15 +464,22 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
         }
     }
 
-    // STEP rows of the strip, from row `first` of the tile on.
-    __device__ __forceinline__ void write_outputs(int first, float unscale) const {
+    // The STEP rows that are complete.
+    __device__ __forceinline__ void write_outputs(int columns_left, float gain) {
+        unsigned pairs[2];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int y = t.out_y + first + 2 * l + i % 2, x = t.out_x + column + g + i / 2 * 8;
-            if (y < p.n_out_y && x < p.n_out_x)
-                Samples<float>::write(p.y, (t.map * p.n_out_y + y) * p.n_out_x + x, p.type,
-                                      sums[0][i] * p.gain * unscale);
+        for (int i = 0; i < 2; i++)
+            pairs[i] = p.type == FLOAT16 ? pack_halves(sums[i][0] * gain, sums[i][1] * gain)
+                                         : pack_bfloats(sums[i][0] * gain, sums[i][1] * gain);
+        if (p.wide_out) {
+            if (rows_left > 0 && columns_left > 0) *(uint2*)outputs_at = uint2{pairs[0], pairs[1]};
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (rows_left > 0 && columns_left > i) outputs_at[i] = (unsigned short)(pairs[i / 2] >> (16 * (i % 2)));
         }
+        outputs_at += STEP * p.n_out_x;
+        rows_left -= STEP;
     }
 };
 
@@ -446,10 +499,13 @@ __global__ void __launch_bounds__(MMA_THREADS, DOWN == 4 && UP_TERMS > 1 ? 2 : 3
     }
     const int warp = threadIdx.x / LANES, strip = warp % p.strips, first = warp / p.strips * p.rows;
     Strip<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES> work(p, t, shared, strip * STRIP);  // reads its filters meanwhile
-    const float scale = p.type == FLOAT16 ? stage_inputs<FLOAT16>(p, t, in_h, in_w, shared.in, shared.largest)
-                                          : stage_inputs<BFLOAT16>(p, t, in_h, in_w, shared.in, shared.largest);
+    const Staged staged = p.type == FLOAT16 ? stage_inputs<FLOAT16>(p, t, in_h, in_w, shared.in, shared.largest)
+                                            : stage_inputs<BFLOAT16>(p, t, in_h, in_w, shared.in, shared.largest);
     __syncthreads();
-    if (strip < t.strips && first < t.rows) work.run(first, smaller(p.rows, t.rows - first), scale);
+    if (strip >= t.strips || first >= t.rows) return;
+    const int rows = smaller(p.rows, t.rows - first);
+    if (SLOPES != MULTIPLY && staged.clamped) work.template run<true>(first, rows, staged.scale);
+    else work.template run<false>(first, rows, staged.scale);
 #endif
 }
 
@@ -460,8 +516,8 @@ __global__ void __launch_bounds__(MMA_THREADS, DOWN == 4 && UP_TERMS > 1 ? 2 : 3
 template <typename S, int UP_TERMS, int DOWN_TERMS> double mma_cost(int strips_wide, int rows_high, int strips, int rows) {
     const int bands = S::bands(rows), most = MMA_WARPS / strips * rows;
     const double products = UP_TERMS * (S::IN_TILES + S::UP_TILES) + DOWN_TERMS * (2 * S::STEPS_X + 2);
-    const double band = 6 * products + 16. * S::UP_TILES + 60;
-    const double staging = 14. * S::in_rows(most) * S::in_columns(strips) / 32;
+    const double band = 6 * products + 8. * S::UP_TILES + 40;
+    const double staging = 6. * S::in_rows(most) * S::in_columns(strips) / 32;
     const int across = (strips_wide + strips - 1) / strips, down = (rows_high + most - 1) / most;
     const double working = (double)strips_wide * ((rows_high + rows - 1) / rows);  // warps of a map that have work
     return across * down * (staging + 600) + working * (bands * band + 300);
@@ -481,7 +537,8 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> int launch
     p.n_out_y = op.down.y.n_out, p.n_out_x = op.down.x.n_out;
     p.up_pad_y = op.up.y.pad0, p.up_pad_x = op.up.x.pad0;
     p.down_pad_y = op.down.y.pad0, p.down_pad_x = op.down.x.pad0;
-    p.pairs = p.n_in_x % 2 == 0 && (uintptr_t)op.x % 4 == 0;
+    p.wide_in = p.n_in_x % 4 == 0 && is_aligned(op.x, op.type);
+    p.wide_out = p.n_out_x % 4 == 0 && is_aligned(op.y, op.type);
     const int strips_wide = (p.n_out_x + STRIP - 1) / STRIP, rows_high = (p.n_out_y + STEP - 1) / STEP * STEP;
     double best = INFINITY;
     int shared_bytes = 0;
@@ -489,8 +546,8 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> int launch
         for (int rows = STEP; rows <= 96; rows += STEP) {
             const int most = MMA_WARPS / strips * rows, in_bytes = S::in_rows(most) * S::in_pitch(strips) * 2;
             const int bytes = MMA_HEAD + in_bytes + BAND * S::bands(most) * S::code_pitch(strips);
-            const int items = larger(S::in_rows(most) * S::in_columns(strips) / 2, BAND * S::bands(most) * S::code_columns(strips) / 4);
-            if ((items + MMA_THREADS * IN_FLIGHT) * S::in_columns(strips) / 2 >= 1 << 20) continue;  // for Divisor
+            const int words = BAND * S::bands(most) * S::code_columns(strips) / 4;
+            if ((words + MMA_THREADS * IN_FLIGHT) * S::code_columns(strips) / 4 >= 1 << 20) continue;  // for Divisor
             const double cost = mma_cost<S, UP_TERMS, DOWN_TERMS>(strips_wide, rows_high, strips, rows);
             if (bytes > SHARED_ALWAYS || cost >= best) continue;
             best = cost, shared_bytes = bytes;
