@@ -32,9 +32,6 @@ a bfloat16 by up to 2^-8.
 MOST_TERMS = 3
 """Separable filters that a dense one may be taken apart into, at most; if these are not enough, other kernels serve."""
 
-COLUMNS = np.array([4 * (i % 8 // 2) + 2 * (i // 8) + i % 2 for i in range(16)])
-"""Output columns in the order of a matrix's rows: so that a lane comes to have four neighbours."""
-
 FILTERS_WATCHED = 256
 """Tensors whose contents are remembered."""
 
@@ -44,7 +41,7 @@ class Fragments:
     """A filter for the tensor cores.
 
     Attributes:
-        registers: int32 [terms, quads, 32, 4]: four registers at a time of each lane of a warp.
+        registers: int32 [quads, 32, 4]: four registers at a time of each lane of a warp.
         terms: Separable filters whose sum the filter is.
         unit: The blocks are those of the filter times this, so that no pass makes values larger than the largest it takes.
     """
@@ -133,26 +130,23 @@ def make(g: np.ndarray, factor: int, phases: tuple[int, int] | None) -> Fragment
         return None
     if phases is not None:  # up: first vertically, then horizontally
         pairs, unit = _in_units(terms, factor)
-        of_terms = [
-            [
-                _left(_up_block(first, factor, phases[0], 0, 16)),
-                *(_right(_up_block(second, factor, phases[1], 8 * p, 8).T) for p in range(factor)),
-            ]
-            for first, second in pairs
-        ]
-    else:  # down: first horizontally, then vertically
+        blocks = []
+        for first, second in pairs:
+            blocks.append(_left(_up_block(first, factor, phases[0], 0, 16)))
+            blocks += [_right(_up_block(second, factor, phases[1], 8 * p, 8).T) for p in range(factor)]
+    else:  # down: first horizontally, two terms at a time with eight outputs each, the last one with 16; then vertically
         pairs, unit = _in_units([(h, v) for v, h in terms], 1)
-        of_terms = [
-            [
-                *(_left(_down_block(first, factor, 16 * s, 16)[COLUMNS]) for s in range({2: 3, 4: 6}[factor])),
-                *(_left(_down_rows(second, factor, 16 * s)) for s in range(factor // 2)),
-            ]
-            for first, second in pairs
-        ]
-    halves = np.stack([np.concatenate(blocks, 1) for blocks in of_terms]).astype(
-        np.float16
-    )  # [terms, 32, registers, 2]
-    registers = halves.view(np.int32)[..., 0].reshape(len(terms), 32, -1, 4).transpose(0, 2, 1, 3)
+        horizontal = [first for first, _ in pairs]
+        blocks = []
+        for two in zip(horizontal[::2], horizontal[1::2], strict=False):
+            for start in (0, 16):
+                blocks.append(_left(np.concatenate([_down_block(g, factor, start, 8) for g in two])))
+        if len(pairs) % 2:
+            blocks += [_left(_down_block(horizontal[-1], factor, 16 * s, 16)) for s in range({2: 3, 4: 6}[factor])]
+        for _, second in pairs:
+            blocks += [_left(_down_rows(second, factor, 16 * s)) for s in range(factor // 2)]
+    halves = np.concatenate(blocks, 1).astype(np.float16)  # [32, registers, 2]
+    registers = halves.view(np.int32)[..., 0].reshape(32, -1, 4).transpose(1, 0, 2)
     return Fragments(torch.from_numpy(np.ascontiguousarray(registers)), len(terms), unit)
 
 

@@ -10,8 +10,9 @@
 //     [16 outputs, 16 upsampled] [16 upsampled, 8 rows]      -> columns downsampled, transposed
 //     [16 output rows, 16 rows] [16 rows, 8 output columns]  -> outputs                  vertical
 //
-// The sum of a product lies in a warp's registers as the left factor of the next, or, transposed, as its right factor. Of the
-// outputs a lane has four neighbours (tensor_cores.py orders the columns so), which go to memory together.
+// The sum of a product lies in a warp's registers as the left factor of the next, or, transposed, as its right factor. The third
+// is done for two terms of the filter at once, with eight outputs each: these meet only 26 upsampled samples, so two products
+// of 16 do for them, where 16 outputs take three.
 
 #pragma once
 
@@ -28,12 +29,26 @@ constexpr int STRIP = 16, STEP = 8;  // output columns of a warp; output rows th
 constexpr int BAND = 16;             // upsampled rows that it makes at a time
 constexpr int LARGEST_EXPONENT = 14; // scaled inputs are below 2^14
 
+// Threads side by side along rows of so many items, so many rows at a time; some threads may be idle.
+struct Raster {
+    int items, rows;
+    unsigned magic;
+
+    Raster() = default;
+    explicit Raster(int items) : items(items), rows(MMA_THREADS / items), magic((1u << 20) / items + 1) {}
+    __device__ __forceinline__ int row() const {  // a thread's first; that of an idle one is beyond all
+        const int row = (int)(threadIdx.x * magic >> 20);
+        return row < rows ? row : 1 << 20;
+    }
+    __device__ __forceinline__ int item() const { return (int)(threadIdx.x - (threadIdx.x * magic >> 20) * items); }
+};
+
 struct MmaPlan {
     const void* x;
     void* y;
     const float* bias;
     uint8_t* codes;
-    const uint4 *up, *down;  // registers of the filters: [terms][quads][32]
+    const uint4 *up, *down;  // registers of the filters: [quads][32]
     int64_t channels, code_bytes;
     int type;
     float slope, clamp, least_scale, gain;  // clamp of an unscaled sample as the products make it; of the outputs
@@ -42,6 +57,7 @@ struct MmaPlan {
     int strips, rows;        // of a tile: strips side by side, 1, 2 or 4; output rows of a warp, a multiple of STEP
     int tiles_x, tiles;      // of a map
     int in_pitch, in_bytes, code_pitch;
+    Raster load, scale;      // of inputs: four, and eight at a time
     int wide_in, wide_out;   // whether four samples of a row lie together, and begin at a multiple of eight bytes
     int64_t first_map;
 };
@@ -52,7 +68,17 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Sha
     static constexpr int UP_TILES = 2 * STEPS_X;        // of 8 upsampled columns
     static constexpr int IN_TILES = (UP_TILES + UP - 1) / UP + 1;  // of 8 input columns
     static constexpr int STRIDE = STRIP * DOWN / UP;    // inputs from strip to strip
-    static constexpr int UP_QUADS = (4 + 2 * UP) / 4, DOWN_QUADS = STEPS_X + BANDS;
+    static constexpr int PAIRS = DOWN_TERMS / 2;        // of terms down; there may be one more
+    static constexpr int UP_QUADS = (4 + 2 * UP) / 4;   // of each term: vertical, horizontal
+    static constexpr int LAST_TERM = 2 * PAIRS, ROWS = LAST_TERM + DOWN_TERMS % 2 * STEPS_X;  // quads where these begin
+    static constexpr int DOWN_QUADS = ROWS + DOWN_TERMS * BANDS;
+    static constexpr int PRODUCTS = UP_TERMS * (IN_TILES + UP_TILES) + 8 * PAIRS + DOWN_TERMS % 2 * 2 * STEPS_X + 2 * DOWN_TERMS;
+    static_assert(PAIRS == 0 || DOWN == 2);
+    // Of a multiprocessor, as far as registers go.
+    static constexpr int BLOCKS = DOWN == 4                 ? (UP_TERMS == 1 ? 3 : 2)
+                                  : SLOPES == MULTIPLY      ? (UP_TERMS == 1 ? 5 : 4)
+                                  : SLOPES == REMEMBER      ? (DOWN_TERMS < 3 ? 5 : 4)
+                                                            : 5;
 
     static BOTH constexpr int bands(int rows) { return (rows / STEP + 1) * BANDS; }
     static BOTH constexpr int in_rows(int rows) { return (bands(rows) - 1) * (BAND / UP) + 16; }
@@ -106,22 +132,13 @@ __device__ __forceinline__ float scale_of(unsigned largest, float least) {
 
 constexpr int IN_FLIGHT = 8;  // loads that a thread asks for before it waits for the first of them
 
-// Threads side by side along rows of so many items: where one begins, and how many rows there are at a time. Some may be idle.
-struct Raster {
-    int item, row, rows;
-
-    __device__ __forceinline__ explicit Raster(int items) : rows(MMA_THREADS / items) {
-        row = threadIdx.x / items, item = threadIdx.x - row * items;
-        if (row >= rows) row = 1 << 20;  // beyond all
-    }
-};
-
 // Rows of a tile's inputs that the image has.
 struct Rows {
     int begin, end;
 
     __device__ __forceinline__ Rows(const MmaPlan& p, const MmaTile& t, int rows)
-        : begin(larger(-t.in_y, 0)), end(smaller(rows, p.n_in_y - t.in_y)) {}
+        : begin(larger(-t.in_y, 0)), end(larger(smaller(rows, p.n_in_y - t.in_y), begin)) {}
+    __device__ __forceinline__ bool has(int r) const { return (unsigned)(r - begin) < (unsigned)(end - begin); }
 };
 
 // Inputs as they are from global to shared memory, zero outside of the image; returns the largest magnitudes of a thread's
@@ -130,36 +147,37 @@ template <int TYPE, bool WIDE>
 __device__ __forceinline__ unsigned load_inputs(
     const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned short* in) {
     const unsigned short* const map = (const unsigned short*)p.x + t.map * p.n_in_y * p.n_in_x;
-    const Rows exist(p, t, rows);
     const int shift = WIDE ? t.in_x & 3 : 0;  // 0 or 2
-    const Raster raster(columns / 4 + WIDE);
-    const int c = 4 * raster.item - shift, x = t.in_x + c;
-    const bool column_exists = (unsigned)x < (unsigned)p.n_in_x;
+    const int step = p.load.rows, begin = p.load.row(), c = 4 * p.load.item() - shift, x = t.in_x + c;
     const bool has_first = c >= 0 && c < columns, has_second = c + 2 < columns;
+    Rows exist(p, t, rows);
+    if (x <= -4 || x >= p.n_in_x) exist.end = exist.begin;
+    const unsigned short* sample = map + ((int64_t)(t.in_y + begin) * p.n_in_x + x);
+    unsigned short* to = in + begin * p.in_pitch + c;
+    const int from_step = step * p.n_in_x, to_step = step * p.in_pitch;
     unsigned largest = 0;
 #pragma unroll 1
-    for (int first = raster.row; first < rows; first += raster.rows * IN_FLIGHT) {
+    for (int first = begin; first < rows; first += step * IN_FLIGHT) {
         uint2 four[IN_FLIGHT];
 #pragma unroll
         for (int i = 0; i < IN_FLIGHT; i++) {
-            const int r = first + i * raster.rows;
-            const bool row_exists = r >= exist.begin && r < exist.end;
-            const unsigned short* const sample = map + (int)((unsigned)(t.in_y + r) * p.n_in_x + x);
             four[i] = uint2{0, 0};
-            if constexpr (WIDE) {
-                if (row_exists && column_exists) four[i] = *(const uint2*)sample;
-            } else {
-                const auto read = [&](int k) { return row_exists && inside(t.in_x, c + k, p.n_in_x) ? sample[k] : 0u; };
-                four[i] = uint2{read(0) | read(1) << 16, read(2) | read(3) << 16};
+            if (exist.has(first + i * step)) {
+                if constexpr (WIDE) {
+                    four[i] = *(const uint2*)sample;
+                } else {
+                    const auto read = [&](int k) { return inside(x, k, p.n_in_x) ? sample[k] : 0u; };
+                    four[i] = uint2{read(0) | read(1) << 16, read(2) | read(3) << 16};
+                }
             }
+            sample += from_step;
         }
 #pragma unroll
         for (int i = 0; i < IN_FLIGHT; i++) {
-            const int r = first + i * raster.rows;
-            if (r >= rows) break;
-            unsigned short* const to = in + r * p.in_pitch + c;
+            if (first + i * step >= rows) break;
             if (has_first) *(unsigned*)to = four[i].x;
             if (has_second) *(unsigned*)(to + 2) = four[i].y;
+            to += to_step;
             largest = larger_halves<TYPE>(largest, four[i].x & 0x7fff7fffu);
             largest = larger_halves<TYPE>(largest, four[i].y & 0x7fff7fffu);
         }
@@ -215,17 +233,17 @@ __device__ __forceinline__ Staged stage_inputs(
     if (in_halves) scale = smaller(scale, GREATEST);
     const float scaled_bias = bias * scale;
     const Rows exist(p, t, rows);
-    const Raster raster(columns / 8);
+    const int step = p.scale.rows, begin = exist.begin + p.scale.row(), c = 8 * p.scale.item();
     unsigned masks[4];  // of what the image has
 #pragma unroll
     for (int k = 0; k < 4; k++)
-        masks[k] = (inside(t.in_x, 8 * raster.item + 2 * k, p.n_in_x) ? 0x0000ffffu : 0u) |
-                   (inside(t.in_x, 8 * raster.item + 2 * k + 1, p.n_in_x) ? 0xffff0000u : 0u);
-    unsigned short* const column = in + 8 * raster.item;
+        masks[k] = (inside(t.in_x, c + 2 * k, p.n_in_x) ? 0x0000ffffu : 0u) |
+                   (inside(t.in_x, c + 2 * k + 1, p.n_in_x) ? 0xffff0000u : 0u);
+    unsigned short* const column = in + c;
     if (in_halves) {
         const unsigned factor = pack_halves(scale, scale), summand = pack_halves(scaled_bias, scaled_bias);
 #pragma unroll 2
-        for (int r = exist.begin + raster.row; r < exist.end; r += raster.rows) {
+        for (int r = begin; r < exist.end; r += step) {
             uint4* const place = (uint4*)(column + r * p.in_pitch);
             const uint4 v = *place;
             *place = uint4{multiply_add_halves(v.x, factor, summand) & masks[0], multiply_add_halves(v.y, factor, summand) & masks[1],
@@ -235,7 +253,7 @@ __device__ __forceinline__ Staged stage_inputs(
         constexpr float MOST = 1 << LARGEST_EXPONENT;
         const bool limited = scale == p.least_scale;  // a clamp that is smaller by far: nothing is lost beyond MOST
 #pragma unroll 1
-        for (int r = exist.begin + raster.row; r < exist.end; r += raster.rows) {
+        for (int r = begin; r < exist.end; r += step) {
             uint4* const place = (uint4*)(column + r * p.in_pitch);
             const uint4 four = *place;
             unsigned words[4] = {four.x, four.y, four.z, four.w};
@@ -292,11 +310,11 @@ __device__ __forceinline__ void stage_codes(const MmaPlan& p, const MmaTile& t, 
 }
 
 // Four registers at a time of this lane.
-template <int QUADS> __device__ __forceinline__ void load_registers(const uint4* from, unsigned (&to)[4 * QUADS]) {
+template <int QUADS> __device__ __forceinline__ void load_registers(const uint4* from, unsigned (&to)[QUADS][4]) {
 #pragma unroll
     for (int i = 0; i < QUADS; i++) {
         const uint4 four = from[i * LANES + threadIdx.x % LANES];
-        to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
+        to[i][0] = four.x, to[i][1] = four.y, to[i][2] = four.z, to[i][3] = four.w;
     }
 }
 
@@ -311,7 +329,7 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
     const int column, g, l;  // first output, counted from the tile's; this is lane 4 * g + l
     const unsigned slope;    // in float16, twice
     unsigned limit;          // the scaled clamp likewise
-    unsigned up[UP_TERMS][4 * S::UP_QUADS], down[DOWN_TERMS][4 * S::DOWN_QUADS];
+    unsigned up[UP_TERMS * S::UP_QUADS][4], down[S::DOWN_QUADS][4];
     const unsigned short* inputs_at;  // of the next band: the row of the matrix that this lane names
     unsigned short* outputs_at;       // of the next rows: this lane's
     int rows_left;                    // of the image from there on
@@ -320,10 +338,8 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
     __device__ __forceinline__ Strip(const MmaPlan& p, const MmaTile& t, const MmaShared& shared, int column)
         : p(p), t(t), shared(shared), column(column), g(threadIdx.x % LANES / 4), l(threadIdx.x % 4),
           slope(pack_halves(p.slope, p.slope)), limit(0), sums{} {
-#pragma unroll
-        for (int k = 0; k < UP_TERMS; k++) load_registers<S::UP_QUADS>(p.up + k * S::UP_QUADS * LANES, up[k]);
-#pragma unroll
-        for (int k = 0; k < DOWN_TERMS; k++) load_registers<S::DOWN_QUADS>(p.down + k * S::DOWN_QUADS * LANES, down[k]);
+        load_registers(p.up, up);
+        load_registers(p.down, down);
     }
 
     // Output rows [first, first + rows) of the tile, whose inputs are staged with this scale.
@@ -332,7 +348,7 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
         const float gain = p.gain * (1 / scale);
         const int lane = 4 * g + l;
         inputs_at = shared.in + (first * DOWN / UP + lane % 16) * p.in_pitch + column * DOWN / UP + lane / 16 * 8;
-        const int y = t.out_y + first + g, x = t.out_x + column + 4 * l;
+        const int y = t.out_y + first + g, x = t.out_x + column + 8 * (l & 1) + 4 * (l >> 1);
         outputs_at = (unsigned short*)p.y + ((t.map * p.n_out_y + y) * p.n_out_x + x);
         rows_left = p.n_out_y - y;
         const int columns_left = p.n_out_x - x;
@@ -366,50 +382,56 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
 #pragma unroll
             for (int i = 0; i < S::IN_TILES; i++) {
                 float sum[4] = {};
-                multiply_add(sum, {up[k][0], up[k][1], up[k][2], up[k][3]}, inputs[i]);
+                multiply_add(sum, up[k * S::UP_QUADS], inputs[i]);
                 rows[k][i][0] = pack_halves(sum[0], sum[1]);
                 rows[k][i][1] = pack_halves(sum[2], sum[3]);
             }
 
         unsigned codes[2][WORDS] = {};
         if constexpr (SLOPES == MULTIPLY) read_codes(band, codes);
-        float columns[DOWN_TERMS][2][4] = {};
+        float pairs[S::PAIRS + 1][2][2][4] = {};  // [half of the columns][half of the rows]; two terms'
+        float last[2][4] = {};                    // [half of the rows]; both halves of the columns of one term
 #pragma unroll
         for (int s = 0; s < S::STEPS_X; s++) {
             unsigned activated[2][2];  // [half of the rows][half of the columns]
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const int tile = 2 * s + half, i = tile / UP, at = 4 + 2 * (tile % UP);
+                const int tile = 2 * s + half, i = tile / UP, at = tile % UP;
                 float sum[4] = {};
 #pragma unroll
                 for (int k = 0; k < UP_TERMS; k++)
                     multiply_add(sum, {rows[k][i][0], rows[k][i][1], rows[k][i + 1][0], rows[k][i + 1][1]},
-                                 {up[k][at], up[k][at + 1]});
+                                 {up[k * S::UP_QUADS + 1 + at / 2][at % 2 * 2], up[k * S::UP_QUADS + 1 + at / 2][at % 2 * 2 + 1]});
                 unsigned packed[2];
                 activate_tile<CLAMPED>(sum, tile, codes, packed);
                 activated[0][half] = packed[0];
                 activated[1][half] = packed[1];
             }
 #pragma unroll
-            for (int k = 0; k < DOWN_TERMS; k++)
+            for (int half = 0; half < 2; half++) {
 #pragma unroll
-                for (int half = 0; half < 2; half++)
-                    multiply_add(columns[k][half],
-                                 {down[k][4 * s], down[k][4 * s + 1], down[k][4 * s + 2], down[k][4 * s + 3]},
-                                 activated[half]);
+                for (int k = 0; k < S::PAIRS; k++)
+#pragma unroll
+                    for (int i = 0; i < 2; i++)
+                        if (s - i == 0 || s - i == 1) multiply_add(pairs[k][i][half], down[2 * k + s - i], activated[half]);
+                if constexpr (DOWN_TERMS % 2) multiply_add(last[half], down[S::LAST_TERM + s], activated[half]);
+            }
         }
         if constexpr (SLOPES == REMEMBER)
             write_codes(t.up_y + band, t.up_x + column * DOWN, own_y_end, own_x_end, codes);
 
 #pragma unroll
-        for (int k = 0; k < DOWN_TERMS; k++) {
-            constexpr int AT = 4 * (S::STEPS_X + HALF);
+        for (int k = 0; k < DOWN_TERMS; k++)
 #pragma unroll
-            for (int i = 0; i < 2; i++)
-                multiply_add(sums[i], {down[k][AT], down[k][AT + 1], down[k][AT + 2], down[k][AT + 3]},
-                             {pack_halves(columns[k][0][2 * i], columns[k][0][2 * i + 1]),
-                              pack_halves(columns[k][1][2 * i], columns[k][1][2 * i + 1])});
-        }
+            for (int i = 0; i < 2; i++) {
+                unsigned right[2];
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const float* const two = k < 2 * S::PAIRS ? &pairs[k / 2][i][half][k % 2 * 2] : &last[half][2 * i];
+                    right[half] = pack_halves(two[0], two[1]);
+                }
+                multiply_add(sums[i], down[S::ROWS + k * S::BANDS + HALF], right);
+            }
     }
 
     // The samples of 8 columns, activated and packed: [half of the rows].
@@ -464,19 +486,24 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
         }
     }
 
-    // The STEP rows that are complete.
+    // The STEP rows that are complete. Of each half of the columns a lane has two; it takes two more from its neighbour, so that
+    // it has four of one half.
     __device__ __forceinline__ void write_outputs(int columns_left, float gain) {
         unsigned pairs[2];
 #pragma unroll
         for (int i = 0; i < 2; i++)
             pairs[i] = p.type == FLOAT16 ? pack_halves(sums[i][0] * gain, sums[i][1] * gain)
                                          : pack_bfloats(sums[i][0] * gain, sums[i][1] * gain);
+        const bool second = l & 1;
+        const unsigned other = of_neighbour(second ? pairs[0] : pairs[1]);
+        const uint2 four{second ? other : pairs[0], second ? pairs[1] : other};
         if (p.wide_out) {
-            if (rows_left > 0 && columns_left > 0) *(uint2*)outputs_at = uint2{pairs[0], pairs[1]};
+            if (rows_left > 0 && columns_left > 0) *(uint2*)outputs_at = four;
         } else {
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                if (rows_left > 0 && columns_left > i) outputs_at[i] = (unsigned short)(pairs[i / 2] >> (16 * (i % 2)));
+                if (rows_left > 0 && columns_left > i)
+                    outputs_at[i] = (unsigned short)((i < 2 ? four.x : four.y) >> (16 * (i % 2)));
         }
         outputs_at += STEP * p.n_out_x;
         rows_left -= STEP;
@@ -484,14 +511,14 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
 };
 
 template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES>
-__global__ void __launch_bounds__(MMA_THREADS, DOWN == 4 && UP_TERMS > 1 ? 2 : 3) mma_kernel(const MmaPlan p) {
+__global__ void __launch_bounds__(MMA_THREADS, Shapes<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>::BLOCKS) mma_kernel(const MmaPlan p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     using S = Shapes<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>;
     const MmaTile t = mma_tile<S, UP, DOWN>(p);
     unsigned char* const bytes = shared_memory<unsigned char>();
     const MmaShared shared{(float2*)bytes, (unsigned*)(bytes + TABLE * sizeof(float2)),
                            (unsigned short*)(bytes + MMA_HEAD), bytes + MMA_HEAD + p.in_bytes};
-    const int in_h = S::in_rows(t.rows), in_w = S::in_columns(t.strips);
+    const int in_h = S::in_rows(t.rows), in_w = S::in_columns(p.strips);
     if (SLOPES == MULTIPLY) {
         const unsigned i = threadIdx.x;
         if (i < TABLE) shared.table[i] = make_float2(slope_of(i & 3, p.slope), slope_of(i >> 2, p.slope));
@@ -513,10 +540,9 @@ __global__ void __launch_bounds__(MMA_THREADS, DOWN == 4 && UP_TERMS > 1 ? 2 : 3
 // Host
 
 // Estimated time of a block, in instructions of a warp. A product takes as long as six others (benchmarks/kernel_costs.py).
-template <typename S, int UP_TERMS, int DOWN_TERMS> double mma_cost(int strips_wide, int rows_high, int strips, int rows) {
+template <typename S> double mma_cost(int strips_wide, int rows_high, int strips, int rows) {
     const int bands = S::bands(rows), most = MMA_WARPS / strips * rows;
-    const double products = UP_TERMS * (S::IN_TILES + S::UP_TILES) + DOWN_TERMS * (2 * S::STEPS_X + 2);
-    const double band = 6 * products + 8. * S::UP_TILES + 40;
+    const double band = 6. * S::PRODUCTS + 8. * S::UP_TILES + 40;
     const double staging = 6. * S::in_rows(most) * S::in_columns(strips) / 32;
     const int across = (strips_wide + strips - 1) / strips, down = (rows_high + most - 1) / most;
     const double working = (double)strips_wide * ((rows_high + rows - 1) / rows);  // warps of a map that have work
@@ -548,11 +574,12 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> int launch
             const int bytes = MMA_HEAD + in_bytes + BAND * S::bands(most) * S::code_pitch(strips);
             const int words = BAND * S::bands(most) * S::code_columns(strips) / 4;
             if ((words + MMA_THREADS * IN_FLIGHT) * S::code_columns(strips) / 4 >= 1 << 20) continue;  // for Divisor
-            const double cost = mma_cost<S, UP_TERMS, DOWN_TERMS>(strips_wide, rows_high, strips, rows);
+            const double cost = mma_cost<S>(strips_wide, rows_high, strips, rows);
             if (bytes > SHARED_ALWAYS || cost >= best) continue;
             best = cost, shared_bytes = bytes;
             p.strips = strips, p.rows = rows;
             p.in_pitch = S::in_pitch(strips), p.in_bytes = in_bytes, p.code_pitch = S::code_pitch(strips);
+            p.load = Raster(S::in_columns(strips) / 4 + 1), p.scale = Raster(S::in_columns(strips) / 8);
         }
     const int tile_h = MMA_WARPS / p.strips * p.rows;
     p.tiles_x = (strips_wide + p.strips - 1) / p.strips;
