@@ -150,7 +150,9 @@ def check_filtered_lrelu(
     biased = x.double() if b is None else x.double() + expanded[:, None, None]
     largest = min(float(exact.up(biased).abs().max()), layer.clamp or float("inf"))
     close(plain, expected, largest if mma else None)
-    codes = torch.full([*patterns.shape[:2], -(-patterns.shape[2] // 4)], 0xFF, dtype=torch.uint8)
+    width = patterns.shape[2]
+    code_bytes = native._code_bytes(width, ([], []), "cuda") if mma else -(-width // 4)
+    codes = torch.full([*patterns.shape[:2], code_bytes], 0xFF, dtype=torch.uint8)
     assert torch.equal(run_filtered_lrelu(kernels, x, b, codes, native.REMEMBER, layer, mma=mma), plain)
     check_codes(codes, exact, biased, margin=MMA_TOLERANCE[torch.float16] if mma else 1e-5)
     check_multiplication(kernels, rng, layer, x, mma=mma)
@@ -362,7 +364,8 @@ def test_tensor_cores_where_paddings_leave_nothing(kernels: ctypes.CDLL, up: int
     rng = np.random.default_rng(0)
     layer = mma_layer(rng, up, terms, (9, 40), (0, 0, 0))
     x = normal(rng, 1, layer.up.y.n_in, layer.up.x.n_in).half()
-    codes = torch.full([1, layer.up.y.n_out, -(-layer.up.x.n_out // 4)], 0xFF, dtype=torch.uint8)
+    code_bytes = native._code_bytes(layer.up.x.n_out, ([], []), "cuda")
+    codes = torch.full([1, layer.up.y.n_out, code_bytes], 0xFF, dtype=torch.uint8)
     moved = dataclasses.replace(layer, up=dataclasses.replace(layer.up, x=dataclasses.replace(layer.up.x, pad0=pad)))
     assert torch.all(run_filtered_lrelu(kernels, x, None, codes, native.REMEMBER, moved, mma=True) == 0)
     assert torch.all((unpacked(codes, layer.up.x.n_out) == 1) | ~used_samples(layer))

@@ -254,9 +254,9 @@ inline unsigned largest_of_warp(unsigned v) {
         if (values[i][0] > v) v = (unsigned)values[i][0];
     return v;
 }
-inline unsigned of_neighbour(unsigned v) {
+inline unsigned of_neighbour(unsigned v, int bit) {
     const auto values = emulation::exchange(v);
-    return (unsigned)values[threadIdx.x % emulation::WARP ^ 1][0];
+    return (unsigned)values[threadIdx.x % emulation::WARP ^ (unsigned)bit][0];
 }
 
 template <typename V> V* shared_memory() { return reinterpret_cast<V*>(emulation::block.shared.get()); }

@@ -70,7 +70,7 @@ int filtered_lrelu_mma(const FilteredLReLU& op, void* stream, bool* done) {
     if (!op.up_registers || !op.down_registers || op.slope < 0 || op.slope > 1 || !is_plain(op)) return 0;
     if (kind_of(op.up, op.up.y.up, op.up.x.up) == NEITHER || kind_of(op.down, op.down.y.down, op.down.x.down) == NEITHER)
         return 0;
-    if (op.slopes == MULTIPLY && (op.code_bytes % 4 || (uintptr_t)op.codes % 4)) return 0;
+    if (op.slopes != ACTIVATE && (op.code_bytes % 4 || (uintptr_t)op.codes % 4)) return 0;
     if (op.slopes == MULTIPLY)
         return op.up.x.up == 2 && op.down_terms == 1 ? launch_mma_multiply(op, stream, done) : 0;
     if (op.down.x.down != 2 || op.up_terms != 1 || !reaches_all(op.down.y) || !reaches_all(op.down.x)) return 0;

@@ -321,7 +321,7 @@ template <int QUADS> __device__ __forceinline__ void load_registers(const uint4*
 // A warp's work.
 template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Strip {
     using S = Shapes<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>;
-    static constexpr int WORDS = SLOPES == MULTIPLY ? S::UP_TILES / 2 : 1;  // of a lane's codes in a row
+    static constexpr int WORDS = S::UP_TILES / 2;  // of the codes of a row
 
     const MmaPlan& p;
     const MmaTile& t;
@@ -448,9 +448,13 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
                 packed[half] = activate_halves(samples, slope);
                 if constexpr (CLAMPED) packed[half] = clamp_halves(packed[half], limit);
                 if constexpr (SLOPES == REMEMBER) {
+                    // Bits 0 and 2 of a half of a word: 1 for a negative sample, and for the next one. Bits 1 and 3: clamped.
+                    const auto bits = [&](unsigned mask, unsigned shift, unsigned which) {
+                        return tile % 2 ? mask << (16 - shift) & which << 16 : mask >> shift & which;
+                    };
                     const unsigned clamped = CLAMPED ? at_least(packed[half] & 0x7fff7fffu, limit) : 0;
-                    const unsigned negative = not_positive(samples);
-                    codes[half][0] |= ((negative & ~clamped & 0x00010001u) | (clamped & 0x00020002u)) << (2 * tile);
+                    codes[half][tile / 2] |= bits(not_positive(samples) & ~clamped, 14, 5);
+                    if constexpr (CLAMPED) codes[half][tile / 2] |= bits(clamped, 13, 10);
                 }
             }
         }
@@ -465,24 +469,21 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
                 codes[half][i] = *(const unsigned*)(first + 8 * half * p.code_pitch + 4 * i);
     }
 
-    // Codes of a band to memory. Each lane has, of a row, those of a column of each tile in the low half of its word and of
-    // the next column in the high half; two lanes share bytes, and each writes every second one.
+    // Codes of a band to memory. Each lane has those of two columns of each tile, four bits of the eight columns' 16; the first
+    // three of a row's four lanes come to have a word each, and write it.
     __device__ __forceinline__ void write_codes(int y, int x, int y_end, int x_end, unsigned (&codes)[2][WORDS]) const {
+        static_assert(SLOPES != REMEMBER || WORDS == 3);
+        const bool odd = l & 1, later = l & 2;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const unsigned mine = codes[half][0], other = of_neighbour(mine);
-            const unsigned first = l & 1 ? other : mine, second = l & 1 ? mine : other;
-            const unsigned low = (first & 0xffffu) | second << 16, high = first >> 16 | (second & 0xffff0000u);
-            const int row = y + g + 8 * half;
-            if (!inside(row, 0, p.n_up_y) || row >= y_end) continue;
-            uint8_t* const bytes = p.codes + (t.map * p.n_up_y + row) * p.code_bytes;
-#pragma unroll
-            for (int i = 0; i < S::UP_TILES / 2; i++) {
-                const int tile = 2 * i + (l & 1), its_x = x + 8 * tile + 4 * (l >> 1), shift = 2 * tile;
-                const unsigned evens = low >> shift & 0x00030003u, odds = high >> shift & 0x00030003u;
-                const unsigned pairs = evens | odds << 2;
-                if (its_x < x_end) bytes[its_x >> 2] = (uint8_t)(pairs | pairs >> 12);
-            }
+            const unsigned a = codes[half][0] << (4 * l), b = codes[half][1] << (4 * l), c = codes[half][2] << (4 * l);
+            const unsigned first = (odd ? b : a) | of_neighbour(odd ? a : b, 1);  // of even lanes word 0, of odd ones word 1
+            const unsigned second = c | of_neighbour(c, 1);
+            const unsigned mine = later && !odd ? second : first;
+            const unsigned word = mine | of_neighbour(later || odd ? first : second, 2);
+            const int row = y + g + 8 * half, its_x = x + 16 * l;
+            if (l < 3 && row < y_end && its_x < x_end)
+                *(unsigned*)(p.codes + (t.map * p.n_up_y + row) * p.code_bytes + its_x / 4) = word;
         }
     }
 
@@ -495,7 +496,7 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
             pairs[i] = p.type == FLOAT16 ? pack_halves(sums[i][0] * gain, sums[i][1] * gain)
                                          : pack_bfloats(sums[i][0] * gain, sums[i][1] * gain);
         const bool second = l & 1;
-        const unsigned other = of_neighbour(second ? pairs[0] : pairs[1]);
+        const unsigned other = of_neighbour(second ? pairs[0] : pairs[1], 1);
         const uint2 four{second ? other : pairs[0], second ? pairs[1] : other};
         if (p.wide_out) {
             if (rows_left > 0 && columns_left > 0) *(uint2*)outputs_at = four;
@@ -539,14 +540,16 @@ __global__ void __launch_bounds__(MMA_THREADS, Shapes<UP, UP_TERMS, DOWN, DOWN_T
 // ---------------------------------------------------------------------------------------------------------------------
 // Host
 
-// Estimated time of a block, in instructions of a warp. A product takes as long as six others (benchmarks/kernel_costs.py).
-template <typename S> double mma_cost(int strips_wide, int rows_high, int strips, int rows) {
+// Estimated time of a map, in instructions of a warp, as counted in the machine code. A product keeps a tensor core for six
+// cycles, in which as many instructions start.
+template <typename S, int UP_TERMS, int DOWN_TERMS> double mma_cost(int strips_wide, int rows_high, int strips, int rows) {
     const int bands = S::bands(rows), most = MMA_WARPS / strips * rows;
-    const double band = 6. * S::PRODUCTS + 8. * S::UP_TILES + 40;
+    const double others = 2. * UP_TERMS * S::IN_TILES + 6. * S::UP_TILES + 4. * DOWN_TERMS + 57;
+    const double band = larger(6. * S::PRODUCTS, S::PRODUCTS + others);
     const double staging = 6. * S::in_rows(most) * S::in_columns(strips) / 32;
     const int across = (strips_wide + strips - 1) / strips, down = (rows_high + most - 1) / most;
     const double working = (double)strips_wide * ((rows_high + rows - 1) / rows);  // warps of a map that have work
-    return across * down * (staging + 600) + working * (bands * band + 300);
+    return across * down * (staging + 1300) + working * (bands * band + 150);
 }
 
 template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> int launch_mma(const FilteredLReLU& op, void* stream) {
@@ -569,12 +572,12 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> int launch
     double best = INFINITY;
     int shared_bytes = 0;
     for (int strips = 1; strips <= MMA_WARPS; strips *= 2)
-        for (int rows = STEP; rows <= 96; rows += STEP) {
+        for (int rows = STEP; rows <= 192; rows += STEP) {
             const int most = MMA_WARPS / strips * rows, in_bytes = S::in_rows(most) * S::in_pitch(strips) * 2;
             const int bytes = MMA_HEAD + in_bytes + BAND * S::bands(most) * S::code_pitch(strips);
             const int words = BAND * S::bands(most) * S::code_columns(strips) / 4;
             if ((words + MMA_THREADS * IN_FLIGHT) * S::code_columns(strips) / 4 >= 1 << 20) continue;  // for Divisor
-            const double cost = mma_cost<S>(strips_wide, rows_high, strips, rows);
+            const double cost = mma_cost<S, UP_TERMS, DOWN_TERMS>(strips_wide, rows_high, strips, rows);
             if (bytes > SHARED_ALWAYS || cost >= best) continue;
             best = cost, shared_bytes = bytes;
             p.strips = strips, p.rows = rows;

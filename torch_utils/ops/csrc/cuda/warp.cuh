@@ -95,5 +95,6 @@ __device__ __forceinline__ unsigned largest_of_warp(unsigned v) {
     return v;  // nobody calls it
 #endif
 }
-__device__ __forceinline__ unsigned of_neighbour(unsigned v) { return __shfl_xor_sync(0xffffffffu, v, 1); }
+// What the lane has whose number differs in this bit.
+__device__ __forceinline__ unsigned of_neighbour(unsigned v, int bit) { return __shfl_xor_sync(0xffffffffu, v, bit); }
 #endif
