@@ -4,8 +4,10 @@
 
 Two layers in three are of the generator's kind (six taps a phase, factors 2 and 4, dense or separable); the others have any
 factors, filters and paddings. An image counts as right if its error, the norm of the difference over the norm, is below
-``ALLOWED`` of its type. A kernel that leaves an output unwritten shows, since memory is filled with NaN before. Exit code 1
-if a layer is wrong. Without kernels for the device it says so and exits with 2.
+``ALLOWED`` of its type. So does a gradient; in half precision, where samples closer to 0 than their rounding error take either
+slope, against the exact gradient for the slopes that the layer took, and these may differ only that close to a threshold. A
+kernel that leaves an output unwritten shows, since memory is filled with NaN before. Exit code 1 if a layer is wrong. Without
+kernels for the device it says so and exits with 2.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ import torch
 from machine import describe, publish
 
 from torch_utils.devices import float32_products
-from torch_utils.ops import build, native
+from torch_utils.ops import build, native, slopes
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 
 ALLOWED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-NAMES = ("image", "gradient of the image", "gradient of the bias")
+NAMES = ("image", "gradient of the image", "gradient of the bias", "slopes")
 
 
 def draw(rng: np.random.Generator) -> tuple[list[int], dict[str, Any]]:
@@ -49,7 +51,10 @@ def draw(rng: np.random.Generator) -> tuple[list[int], dict[str, Any]]:
 
 
 def errors(seed: int, device: str) -> tuple[torch.dtype, dict[str, tuple[float, float]]]:
-    """Type of a layer, and the errors of its image and gradients: the kernels', and that of PyTorch's ops."""
+    """Type of a layer, and the errors of its image, gradients and slopes: the kernels', and that of PyTorch's ops.
+
+    The error of the slopes is how far from a threshold a sample with another slope is, relative to the largest sample.
+    """
     rng = np.random.default_rng(seed)
     types = [dtype for dtype in ALLOWED if dtype in native.DEVICE_TYPES[device]]
     dtype = types[seed % len(types)]
@@ -59,23 +64,33 @@ def errors(seed: int, device: str) -> tuple[torch.dtype, dict[str, tuple[float, 
     x = torch.randn(shape, generator=random).to(device, dtype)
     b = torch.randn(shape[1], generator=random).to(device, dtype)
 
-    def results(dtype: torch.dtype, impl: str, dy: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        leaves = x.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()
-        y = filtered_lrelu(leaves[0], b=leaves[1], impl=impl, **arguments)
-        if dy is None:
-            dy = torch.randn(y.shape, generator=random, dtype=torch.float64).to(device).to(x.dtype)
-        return (dy, y, *torch.autograd.grad(y, leaves, dy.to(dtype)))
+    def layer(dtype: torch.dtype, impl: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        leaves = [x.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()]
+        return filtered_lrelu(leaves[0], b=leaves[1], impl=impl, **arguments), leaves
 
-    dy, *exact = (t.detach() for t in results(torch.float64, "reference"))
+    exact, exact_leaves = layer(torch.float64, "reference")
+    dy = torch.randn(exact.shape, generator=random, dtype=torch.float64).to(device).to(dtype)
+
+    def error(got: torch.Tensor, expected: torch.Tensor) -> float:
+        return ((got.double() - expected).norm() / expected.norm()).item()
+
+    def errors_of(impl: str) -> list[float]:
+        y, leaves = layer(dtype, impl)
+        if dtype == torch.float32:
+            farthest = 0.0
+            dx, db = torch.autograd.grad(exact, exact_leaves, dy.double(), retain_graph=True)
+        else:
+            taken = slopes.slopes_taken(y)
+            farthest = slopes.farthest_from_threshold(exact, taken, x.double(), b.double())
+            dx = slopes.gradient(exact, taken, dy)
+            db = dx.sum([0, 2, 3])
+        got = torch.autograd.grad(y, leaves, dy)
+        return [error(y.detach(), exact.detach()), error(got[0], dx), error(got[1], db), farthest]
+
     rubbish = torch.full([3 * x.numel() * 16], torch.nan, device=device)
     del rubbish  # what the kernels write to is taken from here
-    kernels, pytorch = ([t.detach() for t in results(dtype, impl, dy)[1:]] for impl in ("native", "reference"))
-
-    def error(got: torch.Tensor, exact: torch.Tensor) -> float:
-        return ((got.double() - exact).norm() / exact.norm()).item()
-
-    pairs = zip(NAMES, kernels, pytorch, exact, strict=True)
-    return dtype, {name: (error(a, e), error(b, e)) for name, a, b, e in pairs}
+    kernels, pytorch = (errors_of(impl) for impl in ("native", "reference"))
+    return dtype, dict(zip(NAMES, zip(kernels, pytorch, strict=True), strict=True))
 
 
 @float32_products()

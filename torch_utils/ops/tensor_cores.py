@@ -41,7 +41,7 @@ class Fragments:
     """A filter for the tensor cores.
 
     Attributes:
-        registers: int32 [terms, quads, 32, 4]: four registers at a time of each lane of a warp.
+        registers: int32 [quads, 32, 4]: four registers at a time of each lane of a warp.
         terms: Separable filters whose sum the filter is.
         unit: The blocks are those of the filter times this, so that no pass makes values larger than the largest it takes.
     """
@@ -130,26 +130,23 @@ def make(g: np.ndarray, factor: int, phases: tuple[int, int] | None) -> Fragment
         return None
     if phases is not None:  # up: first vertically, then horizontally
         pairs, unit = _in_units(terms, factor)
-        of_terms = [
-            [
-                _left(_up_block(first, factor, phases[0], 0, 16)),
-                *(_right(_up_block(second, factor, phases[1], 8 * p, 8).T) for p in range(factor)),
-            ]
-            for first, second in pairs
-        ]
-    else:  # down: first horizontally, then vertically
+        blocks = []
+        for first, second in pairs:
+            blocks.append(_left(_up_block(first, factor, phases[0], 0, 16)))
+            blocks += [_right(_up_block(second, factor, phases[1], 8 * p, 8).T) for p in range(factor)]
+    else:  # down: first horizontally, two terms at a time with eight outputs each, the last one with 16; then vertically
         pairs, unit = _in_units([(h, v) for v, h in terms], 1)
-        of_terms = [
-            [
-                *(_left(_down_block(first, factor, 16 * s, 16)) for s in range({2: 3, 4: 6}[factor])),
-                *(_right(_down_block(second, factor, 16 * s, 8).T) for s in range({2: 2, 4: 4}[factor])),
-            ]
-            for first, second in pairs
-        ]
-    halves = np.stack([np.concatenate(blocks, 1) for blocks in of_terms]).astype(
-        np.float16
-    )  # [terms, 32, registers, 2]
-    registers = halves.view(np.int32)[..., 0].reshape(len(terms), 32, -1, 4).transpose(0, 2, 1, 3)
+        horizontal = [first for first, _ in pairs]
+        blocks = []
+        for two in zip(horizontal[::2], horizontal[1::2], strict=False):
+            for start in (0, 16):
+                blocks.append(_left(np.concatenate([_down_block(g, factor, start, 8) for g in two])))
+        if len(pairs) % 2:
+            blocks += [_left(_down_block(horizontal[-1], factor, 16 * s, 16)) for s in range({2: 3, 4: 6}[factor])]
+        for _, second in pairs:
+            blocks += [_left(_down_rows(second, factor, 16 * s)) for s in range(factor // 2)]
+    halves = np.concatenate(blocks, 1).astype(np.float16)  # [32, registers, 2]
+    registers = halves.view(np.int32)[..., 0].reshape(32, -1, 4).transpose(1, 0, 2)
     return Fragments(torch.from_numpy(np.ascontiguousarray(registers)), len(terms), unit)
 
 
@@ -201,6 +198,15 @@ def _down_block(g: np.ndarray, factor: int, start: int, rows: int) -> np.ndarray
     """[rows, 16]: weights of the 16 upsampled samples from ``start`` on in the first outputs."""
     m, j = np.arange(rows)[:, None], np.arange(start, start + 16)
     return _taps(g, j - m * factor)
+
+
+def _down_rows(g: np.ndarray, factor: int, start: int) -> np.ndarray:
+    """[16, 16]: weights of 16 upsampled samples in the eight outputs that began before them, and in the next eight.
+
+    Args:
+        start: From where the next eight begin to the samples.
+    """
+    return np.concatenate([_down_block(g, factor, start + offset, 8) for offset in (8 * factor, 0)])
 
 
 def _taps(g: np.ndarray, k: np.ndarray) -> np.ndarray:

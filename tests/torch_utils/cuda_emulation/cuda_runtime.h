@@ -184,17 +184,45 @@ inline void load_transposed(unsigned (&a)[2], unsigned (&b)[2], const unsigned s
 
 inline unsigned pack_halves(float low, float high) { return to_float16(low) | (unsigned)to_float16(high) << 16; }
 
-inline unsigned activate_halves(unsigned both, unsigned slope, unsigned limit) {
+inline unsigned pack_bfloats(float low, float high) {
+    const float v[2] = {low, high};
+    unsigned both = 0;
+    for (unsigned i = 0; i < 2; i++) {
+        const unsigned bits = bits_of(v[i]);
+        both |= (v[i] != v[i] ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16) << (16 * i);
+    }
+    return both;
+}
+
+inline unsigned multiply_add_halves(unsigned v, unsigned factor, unsigned summand) {
+    using emulation::half_of;
+    unsigned sums = 0;
+    for (unsigned i = 0; i < 2; i++) {  // a double has room for all bits of product and sum, or what it rounds is too small to matter
+        const _Float16 sum = (_Float16)((double)half_of(v, i) * half_of(factor, i) + half_of(summand, i));
+        unsigned short bits;
+        memcpy(&bits, &sum, sizeof sum);
+        sums |= (unsigned)bits << (16 * i);
+    }
+    return sums;
+}
+
+inline unsigned activate_halves(unsigned both, unsigned slope) {
     unsigned activated = 0;
     for (unsigned i = 0; i < 2; i++) {
-        float v = emulation::half_of(both, i);
+        const float v = emulation::half_of(both, i);
         const float other = from_float16(to_float16(v * emulation::half_of(slope, i)));
-        const float most = emulation::half_of(limit, i);
-        v = v < other ? other : v;
-        v = v > most ? most : v < -most ? -most : v;
-        activated |= (unsigned)to_float16(v) << (16 * i);
+        activated |= (unsigned)to_float16(v < other ? other : v) << (16 * i);
     }
     return activated;
+}
+
+inline unsigned clamp_halves(unsigned both, unsigned limit) {
+    unsigned clamped = 0;
+    for (unsigned i = 0; i < 2; i++) {
+        const float v = emulation::half_of(both, i), most = emulation::half_of(limit, i);
+        clamped |= (unsigned)to_float16(v > most ? most : v < -most ? -most : v) << (16 * i);
+    }
+    return clamped;
 }
 
 inline unsigned at_least(unsigned both, unsigned limit) {
@@ -226,9 +254,9 @@ inline unsigned largest_of_warp(unsigned v) {
         if (values[i][0] > v) v = (unsigned)values[i][0];
     return v;
 }
-inline unsigned of_neighbour(unsigned v) {
+inline unsigned of_neighbour(unsigned v, int bit) {
     const auto values = emulation::exchange(v);
-    return (unsigned)values[threadIdx.x % emulation::WARP ^ 1][0];
+    return (unsigned)values[threadIdx.x % emulation::WARP ^ (unsigned)bit][0];
 }
 
 template <typename V> V* shared_memory() { return reinterpret_cast<V*>(emulation::block.shared.get()); }

@@ -25,6 +25,9 @@ bool is_plain(const FilteredLReLU& op) {
     return op.up.y.n_out < (op.down.y.n_out + TAPS) * d && op.up.x.n_out < (op.down.x.n_out + TAPS) * d;
 }
 
+// Whether all samples that outputs depend on exist; a forward kernel does not look whether they do.
+bool reaches_all(const Axis& down) { return (down.n_out - 1) * down.down + TAPS * down.down <= down.n_in; }
+
 TilePlan plan_of(const FilteredLReLU& op) {
     TilePlan p{};
     p.x = op.x, p.y = op.y, p.bias = (const float*)op.bias, p.codes = op.codes;
@@ -67,10 +70,10 @@ int filtered_lrelu_mma(const FilteredLReLU& op, void* stream, bool* done) {
     if (!op.up_registers || !op.down_registers || op.slope < 0 || op.slope > 1 || !is_plain(op)) return 0;
     if (kind_of(op.up, op.up.y.up, op.up.x.up) == NEITHER || kind_of(op.down, op.down.y.down, op.down.x.down) == NEITHER)
         return 0;
-    if (op.slopes == MULTIPLY && (op.code_bytes % 4 || (uintptr_t)op.codes % 4)) return 0;
+    if (op.slopes != ACTIVATE && (op.code_bytes % 4 || (uintptr_t)op.codes % 4)) return 0;
     if (op.slopes == MULTIPLY)
         return op.up.x.up == 2 && op.down_terms == 1 ? launch_mma_multiply(op, stream, done) : 0;
-    if (op.down.x.down != 2 || op.up_terms != 1) return 0;
+    if (op.down.x.down != 2 || op.up_terms != 1 || !reaches_all(op.down.y) || !reaches_all(op.down.x)) return 0;
     return op.slopes == REMEMBER ? launch_mma_remember(op, stream, done) : launch_mma_activate(op, stream, done);
 }
 

@@ -8,9 +8,11 @@
 //     [16 rows, 16 inputs] [16 inputs, 8 columns]            -> rows upsampled           vertical, for each 8 columns
 //     [16 rows, 16 columns] [16 columns, 8 upsampled]        -> upsampled, activated     horizontal
 //     [16 outputs, 16 upsampled] [16 upsampled, 8 rows]      -> columns downsampled, transposed
-//     [16 output columns, 16 rows] [16 rows, 8 output rows]  -> outputs, transposed      vertical
+//     [16 output rows, 16 rows] [16 rows, 8 output columns]  -> outputs                  vertical
 //
-// The sum of a product lies in a warp's registers as the left factor of the next, or, transposed, as its right factor.
+// The sum of a product lies in a warp's registers as the left factor of the next, or, transposed, as its right factor. The third
+// is done for two terms of the filter at once, with eight outputs each: these meet only 26 upsampled samples, so two products
+// of 16 do for them, where 16 outputs take three.
 
 #pragma once
 
@@ -27,12 +29,26 @@ constexpr int STRIP = 16, STEP = 8;  // output columns of a warp; output rows th
 constexpr int BAND = 16;             // upsampled rows that it makes at a time
 constexpr int LARGEST_EXPONENT = 14; // scaled inputs are below 2^14
 
+// Threads side by side along rows of so many items, so many rows at a time; some threads may be idle.
+struct Raster {
+    int items, rows;
+    unsigned magic;
+
+    Raster() = default;
+    explicit Raster(int items) : items(items), rows(MMA_THREADS / items), magic((1u << 20) / items + 1) {}
+    __device__ __forceinline__ int row() const {  // a thread's first; that of an idle one is beyond all
+        const int row = (int)(threadIdx.x * magic >> 20);
+        return row < rows ? row : 1 << 20;
+    }
+    __device__ __forceinline__ int item() const { return (int)(threadIdx.x - (threadIdx.x * magic >> 20) * items); }
+};
+
 struct MmaPlan {
     const void* x;
     void* y;
     const float* bias;
     uint8_t* codes;
-    const uint4 *up, *down;  // registers of the filters: [terms][quads][32]
+    const uint4 *up, *down;  // registers of the filters: [quads][32]
     int64_t channels, code_bytes;
     int type;
     float slope, clamp, least_scale, gain;  // clamp of an unscaled sample as the products make it; of the outputs
@@ -41,18 +57,28 @@ struct MmaPlan {
     int strips, rows;        // of a tile: strips side by side, 1, 2 or 4; output rows of a warp, a multiple of STEP
     int tiles_x, tiles;      // of a map
     int in_pitch, in_bytes, code_pitch;
-    int pairs;               // whether rows of inputs begin at multiples of four bytes
+    Raster load, scale;      // of inputs: four, and eight at a time
+    int wide_in, wide_out;   // whether four samples of a row lie together, and begin at a multiple of eight bytes
     int64_t first_map;
 };
 
 template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Shapes {
     static constexpr int STEPS_X = DOWN == 2 ? 3 : 6;   // 16 upsampled columns each, that a strip's outputs meet
-    static constexpr int STEPS_Y = DOWN;                // 16 upsampled rows each, that STEP outputs meet
     static constexpr int BANDS = DOWN * STEP / BAND;    // by which the rows go on with STEP outputs
     static constexpr int UP_TILES = 2 * STEPS_X;        // of 8 upsampled columns
     static constexpr int IN_TILES = (UP_TILES + UP - 1) / UP + 1;  // of 8 input columns
     static constexpr int STRIDE = STRIP * DOWN / UP;    // inputs from strip to strip
-    static constexpr int UP_QUADS = (4 + 2 * UP) / 4, DOWN_QUADS = (4 * STEPS_X + 2 * STEPS_Y) / 4;
+    static constexpr int PAIRS = DOWN_TERMS / 2;        // of terms down; there may be one more
+    static constexpr int UP_QUADS = (4 + 2 * UP) / 4;   // of each term: vertical, horizontal
+    static constexpr int LAST_TERM = 2 * PAIRS, ROWS = LAST_TERM + DOWN_TERMS % 2 * STEPS_X;  // quads where these begin
+    static constexpr int DOWN_QUADS = ROWS + DOWN_TERMS * BANDS;
+    static constexpr int PRODUCTS = UP_TERMS * (IN_TILES + UP_TILES) + 8 * PAIRS + DOWN_TERMS % 2 * 2 * STEPS_X + 2 * DOWN_TERMS;
+    static_assert(PAIRS == 0 || DOWN == 2);
+    // Of a multiprocessor, as far as registers go.
+    static constexpr int BLOCKS = DOWN == 4                 ? (UP_TERMS == 1 ? 3 : 2)
+                                  : SLOPES == MULTIPLY      ? (UP_TERMS == 1 ? 5 : 4)
+                                  : SLOPES == REMEMBER      ? (DOWN_TERMS < 3 ? 5 : 4)
+                                                            : 5;
 
     static BOTH constexpr int bands(int rows) { return (rows / STEP + 1) * BANDS; }
     static BOTH constexpr int in_rows(int rows) { return (bands(rows) - 1) * (BAND / UP) + 16; }
@@ -104,38 +130,56 @@ __device__ __forceinline__ float scale_of(unsigned largest, float least) {
     return larger(scale, least);
 }
 
-constexpr int IN_FLIGHT = 8;  // words that a thread asks for before it waits for the first of them
+constexpr int IN_FLIGHT = 8;  // loads that a thread asks for before it waits for the first of them
+
+// Rows of a tile's inputs that the image has.
+struct Rows {
+    int begin, end;
+
+    __device__ __forceinline__ Rows(const MmaPlan& p, const MmaTile& t, int rows)
+        : begin(larger(-t.in_y, 0)), end(larger(smaller(rows, p.n_in_y - t.in_y), begin)) {}
+    __device__ __forceinline__ bool has(int r) const { return (unsigned)(r - begin) < (unsigned)(end - begin); }
+};
 
 // Inputs as they are from global to shared memory, zero outside of the image; returns the largest magnitudes of a thread's
-// even and odd columns. PAIRS: rows begin at multiples of two samples. A tile always does.
-template <int TYPE, bool PAIRS>
-__device__ __forceinline__ unsigned load_words(const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned* in) {
+// even and odd columns. WIDE: four samples at a time.
+template <int TYPE, bool WIDE>
+__device__ __forceinline__ unsigned load_inputs(
+    const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned short* in) {
     const unsigned short* const map = (const unsigned short*)p.x + t.map * p.n_in_y * p.n_in_x;
-    const Divisor pairs(columns / 2);
-    const int all = rows * (int)pairs.d;
+    const int shift = WIDE ? t.in_x & 3 : 0;  // 0 or 2
+    const int step = p.load.rows, begin = p.load.row(), c = 4 * p.load.item() - shift, x = t.in_x + c;
+    const bool has_first = c >= 0 && c < columns, has_second = c + 2 < columns;
+    Rows exist(p, t, rows);
+    if (x <= -4 || x >= p.n_in_x) exist.end = exist.begin;
+    const unsigned short* sample = map + ((int64_t)(t.in_y + begin) * p.n_in_x + x);
+    unsigned short* to = in + begin * p.in_pitch + c;
+    const int from_step = step * p.n_in_x, to_step = step * p.in_pitch;
     unsigned largest = 0;
-    for (int first = threadIdx.x; first < all; first += MMA_THREADS * IN_FLIGHT) {
-        unsigned word[IN_FLIGHT];
-        int place[IN_FLIGHT];
+#pragma unroll 1
+    for (int first = begin; first < rows; first += step * IN_FLIGHT) {
+        uint2 four[IN_FLIGHT];
 #pragma unroll
         for (int i = 0; i < IN_FLIGHT; i++) {
-            const int item = first + i * MMA_THREADS, r = pairs(item), c = 2 * (item - r * (int)pairs.d);
-            const bool row_exists = item < all && inside(t.in_y, r, p.n_in_y);
-            const unsigned short* const sample = map + ((unsigned)(t.in_y + r) * p.n_in_x + (t.in_x + c));
-            place[i] = r * (p.in_pitch / 2) + c / 2;
-            word[i] = 0;
-            if constexpr (PAIRS) {
-                if (row_exists && inside(t.in_x, c, p.n_in_x)) word[i] = *(const unsigned*)sample;
-            } else {
-                if (row_exists && inside(t.in_x, c, p.n_in_x)) word[i] = sample[0];
-                if (row_exists && inside(t.in_x, c + 1, p.n_in_x)) word[i] |= (unsigned)sample[1] << 16;
+            four[i] = uint2{0, 0};
+            if (exist.has(first + i * step)) {
+                if constexpr (WIDE) {
+                    four[i] = *(const uint2*)sample;
+                } else {
+                    const auto read = [&](int k) { return inside(x, k, p.n_in_x) ? sample[k] : 0u; };
+                    four[i] = uint2{read(0) | read(1) << 16, read(2) | read(3) << 16};
+                }
             }
+            sample += from_step;
         }
 #pragma unroll
         for (int i = 0; i < IN_FLIGHT; i++) {
-            if (first + i * MMA_THREADS >= all) break;
-            in[place[i]] = word[i];
-            largest = larger_halves<TYPE>(largest, word[i] & 0x7fff7fffu);
+            if (first + i * step >= rows) break;
+            if (has_first) *(unsigned*)to = four[i].x;
+            if (has_second) *(unsigned*)(to + 2) = four[i].y;
+            to += to_step;
+            largest = larger_halves<TYPE>(largest, four[i].x & 0x7fff7fffu);
+            largest = larger_halves<TYPE>(largest, four[i].y & 0x7fff7fffu);
         }
     }
     return largest;
@@ -166,52 +210,72 @@ __device__ __forceinline__ float largest_finite(
     return largest_of_block(largest, of_warps);
 }
 
+struct Staged {
+    float scale;   // of the inputs
+    bool clamped;  // whether the clamp may limit one of the upsampled samples
+};
+
 // Inputs with bias, times the scale that is returned, in float16; zero outside of the image.
 template <int TYPE>
-__device__ __forceinline__ float stage_inputs(
+__device__ __forceinline__ Staged stage_inputs(
     const MmaPlan& p, const MmaTile& t, int rows, int columns, unsigned short* in, unsigned* of_warps) {
-    const unsigned both = p.pairs ? load_words<TYPE, true>(p, t, rows, columns, (unsigned*)in)
-                                  : load_words<TYPE, false>(p, t, rows, columns, (unsigned*)in);
+    const unsigned both = p.wide_in ? load_inputs<TYPE, true>(p, t, rows, columns, in)
+                                    : load_inputs<TYPE, false>(p, t, rows, columns, in);
     const float low = from_half_type((unsigned short)both, TYPE), high = from_half_type((unsigned short)(both >> 16), TYPE);
     float largest = largest_of_block(larger(low, high), of_warps);
-    if (!(largest < INFINITY)) largest = largest_finite<TYPE>(p, rows, columns, in, of_warps);
-    const float bias = p.bias ? p.bias[t.map % p.channels] : 0.f;
-    const float scale = scale_of(bits_of(smaller(largest + fabsf(bias), 3e38f)), p.least_scale), scaled_bias = bias * scale;
-    constexpr float MOST = 1 << LARGEST_EXPONENT;
-    const bool limited = scale == p.least_scale;  // a clamp that is smaller by far: nothing is lost beyond MOST
-    uint4* const vectors = (uint4*)in;
-    for (int i = threadIdx.x; i < rows * p.in_pitch / 8; i += MMA_THREADS) {
-        const uint4 four = vectors[i];
-        unsigned words[4] = {four.x, four.y, four.z, four.w};
+    const bool finite = largest < INFINITY;
+    if (!finite) largest = largest_finite<TYPE>(p, rows, columns, in, of_warps);
+    const float bias = p.bias ? p.bias[t.map % p.channels] : 0.f, sum = largest + fabsf(bias);
+    float scale = scale_of(bits_of(smaller(sum, 3e38f)), p.least_scale);
+    // Factors of float16, of which none that is small enough to matter is lost: what is not 0 is 2^-9 or more by the greatest.
+    constexpr float GREATEST = 1 << 15;
+    const bool in_halves = TYPE == FLOAT16 && p.least_scale < GREATEST && scale != p.least_scale;
+    if (in_halves) scale = smaller(scale, GREATEST);
+    const float scaled_bias = bias * scale;
+    const Rows exist(p, t, rows);
+    const int step = p.scale.rows, begin = exist.begin + p.scale.row(), c = 8 * p.scale.item();
+    unsigned masks[4];  // of what the image has
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            float v[2];
+    for (int k = 0; k < 4; k++)
+        masks[k] = (inside(t.in_x, c + 2 * k, p.n_in_x) ? 0x0000ffffu : 0u) |
+                   (inside(t.in_x, c + 2 * k + 1, p.n_in_x) ? 0xffff0000u : 0u);
+    unsigned short* const column = in + c;
+    if (in_halves) {
+        const unsigned factor = pack_halves(scale, scale), summand = pack_halves(scaled_bias, scaled_bias);
+#pragma unroll 2
+        for (int r = begin; r < exist.end; r += step) {
+            uint4* const place = (uint4*)(column + r * p.in_pitch);
+            const uint4 v = *place;
+            *place = uint4{multiply_add_halves(v.x, factor, summand) & masks[0], multiply_add_halves(v.y, factor, summand) & masks[1],
+                           multiply_add_halves(v.z, factor, summand) & masks[2], multiply_add_halves(v.w, factor, summand) & masks[3]};
+        }
+    } else {
+        constexpr float MOST = 1 << LARGEST_EXPONENT;
+        const bool limited = scale == p.least_scale;  // a clamp that is smaller by far: nothing is lost beyond MOST
+#pragma unroll 1
+        for (int r = begin; r < exist.end; r += step) {
+            uint4* const place = (uint4*)(column + r * p.in_pitch);
+            const uint4 four = *place;
+            unsigned words[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const float raw = from_half_type((unsigned short)(words[k] >> (16 * h)), TYPE);
-                v[h] = raw * scale + scaled_bias;
-                if (limited) {
-                    const float sum = raw + bias;
-                    v[h] = fabsf(sum) < INFINITY && fabsf(sum * scale) > MOST ? copysignf(MOST, sum) : sum * scale;
+            for (int k = 0; k < 4; k++) {
+                float v[2];
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const float raw = from_half_type((unsigned short)(words[k] >> (16 * h)), TYPE);
+                    v[h] = raw * scale + scaled_bias;
+                    if (limited) {
+                        const float sum = raw + bias;
+                        v[h] = fabsf(sum) < INFINITY && fabsf(sum * scale) > MOST ? copysignf(MOST, sum) : sum * scale;
+                    }
                 }
+                words[k] = pack_halves(v[0], v[1]) & masks[k];
             }
-            words[k] = pack_halves(v[0], v[1]);
-        }
-        vectors[i] = uint4{words[0], words[1], words[2], words[3]};
-    }
-    const int left = larger(-t.in_x, 0), right = p.n_in_x - t.in_x;
-    const bool whole = left == 0 && right >= columns && t.in_y >= 0 && rows <= p.n_in_y - t.in_y;
-    if (bias != 0 && !whole) {  // has made something of nothing outside of the image
-        __syncthreads();
-        for (int r = threadIdx.x / LANES; r < rows; r += MMA_WARPS) {
-            const bool row_exists = inside(t.in_y, r, p.n_in_y);
-            unsigned short* const row = in + r * p.in_pitch;
-            const int lane = threadIdx.x % LANES;
-            for (int c = lane; c < (row_exists ? smaller(left, columns) : columns); c += LANES) row[c] = 0;
-            for (int c = larger(right, 0) + lane; row_exists && c < columns; c += LANES) row[c] = 0;
+            *place = uint4{words[0], words[1], words[2], words[3]};
         }
     }
-    return scale;
+    // No pass makes anything larger, but for the rounding of its weights.
+    return {scale, !finite || !(1.01f * sum <= p.clamp)};
 }
 
 constexpr unsigned NOTHING = 0xaaaaaaaau;  // codes of slope 0
@@ -246,18 +310,18 @@ __device__ __forceinline__ void stage_codes(const MmaPlan& p, const MmaTile& t, 
 }
 
 // Four registers at a time of this lane.
-template <int QUADS> __device__ __forceinline__ void load_registers(const uint4* from, unsigned (&to)[4 * QUADS]) {
+template <int QUADS> __device__ __forceinline__ void load_registers(const uint4* from, unsigned (&to)[QUADS][4]) {
 #pragma unroll
     for (int i = 0; i < QUADS; i++) {
         const uint4 four = from[i * LANES + threadIdx.x % LANES];
-        to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
+        to[i][0] = four.x, to[i][1] = four.y, to[i][2] = four.z, to[i][3] = four.w;
     }
 }
 
 // A warp's work.
 template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Strip {
     using S = Shapes<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>;
-    static constexpr int WORDS = SLOPES == MULTIPLY ? S::UP_TILES / 2 : 1;  // of a lane's codes in a row
+    static constexpr int WORDS = S::UP_TILES / 2;  // of the codes of a row
 
     const MmaPlan& p;
     const MmaTile& t;
@@ -265,47 +329,52 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
     const int column, g, l;  // first output, counted from the tile's; this is lane 4 * g + l
     const unsigned slope;    // in float16, twice
     unsigned limit;          // the scaled clamp likewise
-    unsigned up[UP_TERMS][4 * S::UP_QUADS], down[DOWN_TERMS][4 * S::DOWN_QUADS];
-    float sums[2][4];        // of the STEP outputs before, and of those that begin with the band
+    unsigned up[UP_TERMS * S::UP_QUADS][4], down[S::DOWN_QUADS][4];
+    const unsigned short* inputs_at;  // of the next band: the row of the matrix that this lane names
+    unsigned short* outputs_at;       // of the next rows: this lane's
+    int rows_left;                    // of the image from there on
+    float sums[2][4];  // of half of the columns: a row of the STEP outputs before, and of those that begin with the band
 
     __device__ __forceinline__ Strip(const MmaPlan& p, const MmaTile& t, const MmaShared& shared, int column)
         : p(p), t(t), shared(shared), column(column), g(threadIdx.x % LANES / 4), l(threadIdx.x % 4),
           slope(pack_halves(p.slope, p.slope)), limit(0), sums{} {
-#pragma unroll
-        for (int k = 0; k < UP_TERMS; k++) load_registers<S::UP_QUADS>(p.up + k * S::UP_QUADS * LANES, up[k]);
-#pragma unroll
-        for (int k = 0; k < DOWN_TERMS; k++) load_registers<S::DOWN_QUADS>(p.down + k * S::DOWN_QUADS * LANES, down[k]);
+        load_registers(p.up, up);
+        load_registers(p.down, down);
     }
 
     // Output rows [first, first + rows) of the tile, whose inputs are staged with this scale.
-    __device__ __forceinline__ void run(int first, int rows, float scale) {
+    template <bool CLAMPED> __device__ __forceinline__ void run(int first, int rows, float scale) {
         limit = pack_halves(p.clamp * scale, p.clamp * scale);
-        const float unscale = 1 / scale;
+        const float gain = p.gain * (1 / scale);
+        const int lane = 4 * g + l;
+        inputs_at = shared.in + (first * DOWN / UP + lane % 16) * p.in_pitch + column * DOWN / UP + lane / 16 * 8;
+        const int y = t.out_y + first + g, x = t.out_x + column + 8 * (l & 1) + 4 * (l >> 1);
+        outputs_at = (unsigned short*)p.y + ((t.map * p.n_out_y + y) * p.n_out_x + x);
+        rows_left = p.n_out_y - y;
+        const int columns_left = p.n_out_x - x;
         const int end = t.out_y + first + rows;
         const int own_y_end = end >= p.n_out_y ? p.n_up_y : end * DOWN;
         const int right = t.out_x + column + STRIP;
         const int own_x_end = right >= p.n_out_x ? p.n_up_x : right * DOWN;
 #pragma unroll 1
         for (int r = 0; r <= rows; r += STEP) {
-            add_band<0>((first + r) * DOWN, own_y_end, own_x_end);
-            if constexpr (S::BANDS == 2) add_band<1>((first + r) * DOWN + BAND, own_y_end, own_x_end);
-            if (r > 0) write_outputs(first + r - STEP, unscale);
+            add_band<0, CLAMPED>((first + r) * DOWN, own_y_end, own_x_end);
+            if constexpr (S::BANDS == 2) add_band<1, CLAMPED>((first + r) * DOWN + BAND, own_y_end, own_x_end);
+            if (r > 0) write_outputs(columns_left, gain);
 #pragma unroll
-            for (int i = 0; i < 4; i++) sums[0][i] = sums[1][i], sums[1][i] = 0;
+            for (int i = 0; i < 2; i++) sums[i][0] = sums[i][2], sums[i][1] = sums[i][3], sums[i][2] = sums[i][3] = 0;
         }
     }
 
     // A band that begins at row `band` of the upsampled tile, part HALF of those with which STEP outputs begin.
-    template <int HALF> __device__ __forceinline__ void add_band(int band, int own_y_end, int own_x_end) {
+    template <int HALF, bool CLAMPED> __device__ __forceinline__ void add_band(int band, int own_y_end, int own_x_end) {
         __syncwarp();
-        const int lane = 4 * g + l;
-        const unsigned short* const row =
-            shared.in + (band / UP + lane % 16) * p.in_pitch + column * DOWN / UP + lane / 16 * 8;
         unsigned inputs[S::IN_TILES][2];
 #pragma unroll
-        for (int i = 0; i + 1 < S::IN_TILES; i += 2) load_transposed(inputs[i], inputs[i + 1], row + 8 * i);
-        if constexpr (S::IN_TILES % 2)
-            load_transposed(inputs[S::IN_TILES - 1], row - lane / 16 * 8 + 8 * (S::IN_TILES - 1));
+        for (int i = 0; i + 1 < S::IN_TILES; i += 2) load_transposed(inputs[i], inputs[i + 1], inputs_at + 8 * i);
+        if constexpr (S::IN_TILES % 2)  // of which the second half of the lanes names no row
+            load_transposed(inputs[S::IN_TILES - 1], inputs_at + 8 * (S::IN_TILES - 1));
+        inputs_at += BAND / UP * p.in_pitch;
 
         unsigned rows[UP_TERMS][S::IN_TILES][2];
 #pragma unroll
@@ -313,76 +382,79 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
 #pragma unroll
             for (int i = 0; i < S::IN_TILES; i++) {
                 float sum[4] = {};
-                multiply_add(sum, {up[k][0], up[k][1], up[k][2], up[k][3]}, inputs[i]);
+                multiply_add(sum, up[k * S::UP_QUADS], inputs[i]);
                 rows[k][i][0] = pack_halves(sum[0], sum[1]);
                 rows[k][i][1] = pack_halves(sum[2], sum[3]);
             }
 
-        const int y = t.up_y + band, x = t.up_x + column * DOWN;
-        const bool whole = y >= 0 && x >= 0 && y + BAND <= p.n_up_y && x + 8 * S::UP_TILES <= p.n_up_x;
         unsigned codes[2][WORDS] = {};
         if constexpr (SLOPES == MULTIPLY) read_codes(band, codes);
-        float columns[DOWN_TERMS][2][4] = {};
+        float pairs[S::PAIRS + 1][2][2][4] = {};  // [half of the columns][half of the rows]; two terms'
+        float last[2][4] = {};                    // [half of the rows]; both halves of the columns of one term
 #pragma unroll
         for (int s = 0; s < S::STEPS_X; s++) {
             unsigned activated[2][2];  // [half of the rows][half of the columns]
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const int tile = 2 * s + half, i = tile / UP, at = 4 + 2 * (tile % UP);
+                const int tile = 2 * s + half, i = tile / UP, at = tile % UP;
                 float sum[4] = {};
 #pragma unroll
                 for (int k = 0; k < UP_TERMS; k++)
                     multiply_add(sum, {rows[k][i][0], rows[k][i][1], rows[k][i + 1][0], rows[k][i + 1][1]},
-                                 {up[k][at], up[k][at + 1]});
+                                 {up[k * S::UP_QUADS + 1 + at / 2][at % 2 * 2], up[k * S::UP_QUADS + 1 + at / 2][at % 2 * 2 + 1]});
                 unsigned packed[2];
-                activate_tile(sum, tile, y, x, whole, codes, packed);
+                activate_tile<CLAMPED>(sum, tile, codes, packed);
                 activated[0][half] = packed[0];
                 activated[1][half] = packed[1];
             }
 #pragma unroll
-            for (int k = 0; k < DOWN_TERMS; k++)
+            for (int half = 0; half < 2; half++) {
 #pragma unroll
-                for (int half = 0; half < 2; half++)
-                    multiply_add(columns[k][half],
-                                 {down[k][4 * s], down[k][4 * s + 1], down[k][4 * s + 2], down[k][4 * s + 3]},
-                                 activated[half]);
-        }
-        if constexpr (SLOPES == REMEMBER) write_codes(y, x, own_y_end, own_x_end, codes);
-
+                for (int k = 0; k < S::PAIRS; k++)
 #pragma unroll
-        for (int k = 0; k < DOWN_TERMS; k++) {
-            unsigned left[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) left[i] = pack_halves(columns[k][i / 2][i % 2 * 2], columns[k][i / 2][i % 2 * 2 + 1]);
-#pragma unroll
-            for (int i = 0; i < 2; i++) {  // to the outputs before this is the later half of their rows
-                const int at = 4 * S::STEPS_X + 2 * (HALF + (1 - i) * S::STEPS_Y / 2);
-                multiply_add(sums[i], left, {down[k][at], down[k][at + 1]});
+                    for (int i = 0; i < 2; i++)
+                        if (s - i == 0 || s - i == 1) multiply_add(pairs[k][i][half], down[2 * k + s - i], activated[half]);
+                if constexpr (DOWN_TERMS % 2) multiply_add(last[half], down[S::LAST_TERM + s], activated[half]);
             }
         }
+        if constexpr (SLOPES == REMEMBER)
+            write_codes(t.up_y + band, t.up_x + column * DOWN, own_y_end, own_x_end, codes);
+
+#pragma unroll
+        for (int k = 0; k < DOWN_TERMS; k++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                unsigned right[2];
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const float* const two = k < 2 * S::PAIRS ? &pairs[k / 2][i][half][k % 2 * 2] : &last[half][2 * i];
+                    right[half] = pack_halves(two[0], two[1]);
+                }
+                multiply_add(sums[i], down[S::ROWS + k * S::BANDS + HALF], right);
+            }
     }
 
-    // The samples of 8 columns, activated and packed: [half of the rows]. `whole`: the band is all in the image.
+    // The samples of 8 columns, activated and packed: [half of the rows].
+    template <bool CLAMPED>
     __device__ __forceinline__ void activate_tile(
-        float (&v)[4], int tile, int y, int x, bool whole, unsigned (&codes)[2][WORDS], unsigned (&packed)[2]) const {
-        if constexpr (SLOPES == MULTIPLY) {
+        const float (&v)[4], int tile, unsigned (&codes)[2][WORDS], unsigned (&packed)[2]) const {
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
+        for (int half = 0; half < 2; half++) {
+            if constexpr (SLOPES == MULTIPLY) {
                 const float2 slopes = shared.table[codes[half][tile / 2] >> (16 * (tile % 2) + 4 * l) & 15];
                 packed[half] = pack_halves(v[2 * half] * slopes.x, v[2 * half + 1] * slopes.y);
-            }
-        } else {
-            if (!whole)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    if (!inside(y, g + i / 2 * 8, p.n_up_y) || !inside(x, 8 * tile + 2 * l + i % 2, p.n_up_x)) v[i] = 0.f;
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
+            } else {
                 const unsigned samples = pack_halves(v[2 * half], v[2 * half + 1]);
-                packed[half] = activate_halves(samples, slope, limit);
+                packed[half] = activate_halves(samples, slope);
+                if constexpr (CLAMPED) packed[half] = clamp_halves(packed[half], limit);
                 if constexpr (SLOPES == REMEMBER) {
-                    const unsigned clamped = at_least(packed[half] & 0x7fff7fffu, limit), negative = not_positive(samples);
-                    codes[half][0] += ((negative & ~clamped & 0x00010001u) | (clamped & 0x00020002u)) << (2 * tile);
+                    // Bits 0 and 2 of a half of a word: 1 for a negative sample, and for the next one. Bits 1 and 3: clamped.
+                    const auto bits = [&](unsigned mask, unsigned shift, unsigned which) {
+                        return tile % 2 ? mask << (16 - shift) & which << 16 : mask >> shift & which;
+                    };
+                    const unsigned clamped = CLAMPED ? at_least(packed[half] & 0x7fff7fffu, limit) : 0;
+                    codes[half][tile / 2] |= bits(not_positive(samples) & ~clamped, 14, 5);
+                    if constexpr (CLAMPED) codes[half][tile / 2] |= bits(clamped, 13, 10);
                 }
             }
         }
@@ -397,48 +469,57 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Str
                 codes[half][i] = *(const unsigned*)(first + 8 * half * p.code_pitch + 4 * i);
     }
 
-    // Codes of a band to memory. Each lane has, of a row, those of a column of each tile in the low half of its word and of
-    // the next column in the high half; two lanes share bytes, and each writes every second one.
+    // Codes of a band to memory. Each lane has those of two columns of each tile, four bits of the eight columns' 16; the first
+    // three of a row's four lanes come to have a word each, and write it.
     __device__ __forceinline__ void write_codes(int y, int x, int y_end, int x_end, unsigned (&codes)[2][WORDS]) const {
+        static_assert(SLOPES != REMEMBER || WORDS == 3);
+        const bool odd = l & 1, later = l & 2;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const unsigned mine = codes[half][0], other = of_neighbour(mine);
-            const unsigned first = l & 1 ? other : mine, second = l & 1 ? mine : other;
-            const unsigned low = (first & 0xffffu) | second << 16, high = first >> 16 | (second & 0xffff0000u);
-            const int row = y + g + 8 * half;
-            if (!inside(row, 0, p.n_up_y) || row >= y_end) continue;
-            uint8_t* const bytes = p.codes + (t.map * p.n_up_y + row) * p.code_bytes;
-#pragma unroll
-            for (int i = 0; i < S::UP_TILES / 2; i++) {
-                const int tile = 2 * i + (l & 1), its_x = x + 8 * tile + 4 * (l >> 1), shift = 2 * tile;
-                const unsigned evens = low >> shift & 0x00030003u, odds = high >> shift & 0x00030003u;
-                const unsigned pairs = evens | odds << 2;
-                if (its_x < x_end) bytes[its_x >> 2] = (uint8_t)(pairs | pairs >> 12);
-            }
+            const unsigned a = codes[half][0] << (4 * l), b = codes[half][1] << (4 * l), c = codes[half][2] << (4 * l);
+            const unsigned first = (odd ? b : a) | of_neighbour(odd ? a : b, 1);  // of even lanes word 0, of odd ones word 1
+            const unsigned second = c | of_neighbour(c, 1);
+            const unsigned mine = later && !odd ? second : first;
+            const unsigned word = mine | of_neighbour(later || odd ? first : second, 2);
+            const int row = y + g + 8 * half, its_x = x + 16 * l;
+            if (l < 3 && row < y_end && its_x < x_end)
+                *(unsigned*)(p.codes + (t.map * p.n_up_y + row) * p.code_bytes + its_x / 4) = word;
         }
     }
 
-    // STEP rows of the strip, from row `first` of the tile on.
-    __device__ __forceinline__ void write_outputs(int first, float unscale) const {
+    // The STEP rows that are complete. Of each half of the columns a lane has two; it takes two more from its neighbour, so that
+    // it has four of one half.
+    __device__ __forceinline__ void write_outputs(int columns_left, float gain) {
+        unsigned pairs[2];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int y = t.out_y + first + 2 * l + i % 2, x = t.out_x + column + g + i / 2 * 8;
-            if (y < p.n_out_y && x < p.n_out_x)
-                Samples<float>::write(p.y, (t.map * p.n_out_y + y) * p.n_out_x + x, p.type,
-                                      sums[0][i] * p.gain * unscale);
+        for (int i = 0; i < 2; i++)
+            pairs[i] = p.type == FLOAT16 ? pack_halves(sums[i][0] * gain, sums[i][1] * gain)
+                                         : pack_bfloats(sums[i][0] * gain, sums[i][1] * gain);
+        const bool second = l & 1;
+        const unsigned other = of_neighbour(second ? pairs[0] : pairs[1], 1);
+        const uint2 four{second ? other : pairs[0], second ? pairs[1] : other};
+        if (p.wide_out) {
+            if (rows_left > 0 && columns_left > 0) *(uint2*)outputs_at = four;
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (rows_left > 0 && columns_left > i)
+                    outputs_at[i] = (unsigned short)((i < 2 ? four.x : four.y) >> (16 * (i % 2)));
         }
+        outputs_at += STEP * p.n_out_x;
+        rows_left -= STEP;
     }
 };
 
 template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES>
-__global__ void __launch_bounds__(MMA_THREADS, DOWN == 4 && UP_TERMS > 1 ? 2 : 3) mma_kernel(const MmaPlan p) {
+__global__ void __launch_bounds__(MMA_THREADS, Shapes<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>::BLOCKS) mma_kernel(const MmaPlan p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     using S = Shapes<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>;
     const MmaTile t = mma_tile<S, UP, DOWN>(p);
     unsigned char* const bytes = shared_memory<unsigned char>();
     const MmaShared shared{(float2*)bytes, (unsigned*)(bytes + TABLE * sizeof(float2)),
                            (unsigned short*)(bytes + MMA_HEAD), bytes + MMA_HEAD + p.in_bytes};
-    const int in_h = S::in_rows(t.rows), in_w = S::in_columns(t.strips);
+    const int in_h = S::in_rows(t.rows), in_w = S::in_columns(p.strips);
     if (SLOPES == MULTIPLY) {
         const unsigned i = threadIdx.x;
         if (i < TABLE) shared.table[i] = make_float2(slope_of(i & 3, p.slope), slope_of(i >> 2, p.slope));
@@ -446,25 +527,29 @@ __global__ void __launch_bounds__(MMA_THREADS, DOWN == 4 && UP_TERMS > 1 ? 2 : 3
     }
     const int warp = threadIdx.x / LANES, strip = warp % p.strips, first = warp / p.strips * p.rows;
     Strip<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES> work(p, t, shared, strip * STRIP);  // reads its filters meanwhile
-    const float scale = p.type == FLOAT16 ? stage_inputs<FLOAT16>(p, t, in_h, in_w, shared.in, shared.largest)
-                                          : stage_inputs<BFLOAT16>(p, t, in_h, in_w, shared.in, shared.largest);
+    const Staged staged = p.type == FLOAT16 ? stage_inputs<FLOAT16>(p, t, in_h, in_w, shared.in, shared.largest)
+                                            : stage_inputs<BFLOAT16>(p, t, in_h, in_w, shared.in, shared.largest);
     __syncthreads();
-    if (strip < t.strips && first < t.rows) work.run(first, smaller(p.rows, t.rows - first), scale);
+    if (strip >= t.strips || first >= t.rows) return;
+    const int rows = smaller(p.rows, t.rows - first);
+    if (SLOPES != MULTIPLY && staged.clamped) work.template run<true>(first, rows, staged.scale);
+    else work.template run<false>(first, rows, staged.scale);
 #endif
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Host
 
-// Estimated time of a block, in instructions of a warp. A product takes as long as six others (benchmarks/kernel_costs.py).
+// Estimated time of a map, in instructions of a warp, as counted in the machine code. A product keeps a tensor core for six
+// cycles, in which as many instructions start.
 template <typename S, int UP_TERMS, int DOWN_TERMS> double mma_cost(int strips_wide, int rows_high, int strips, int rows) {
     const int bands = S::bands(rows), most = MMA_WARPS / strips * rows;
-    const double products = UP_TERMS * (S::IN_TILES + S::UP_TILES) + DOWN_TERMS * (2 * S::STEPS_X + 2);
-    const double band = 6 * products + 16. * S::UP_TILES + 60;
-    const double staging = 14. * S::in_rows(most) * S::in_columns(strips) / 32;
+    const double others = 2. * UP_TERMS * S::IN_TILES + 6. * S::UP_TILES + 4. * DOWN_TERMS + 57;
+    const double band = larger(6. * S::PRODUCTS, S::PRODUCTS + others);
+    const double staging = 6. * S::in_rows(most) * S::in_columns(strips) / 32;
     const int across = (strips_wide + strips - 1) / strips, down = (rows_high + most - 1) / most;
     const double working = (double)strips_wide * ((rows_high + rows - 1) / rows);  // warps of a map that have work
-    return across * down * (staging + 600) + working * (bands * band + 300);
+    return across * down * (staging + 1300) + working * (bands * band + 150);
 }
 
 template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> int launch_mma(const FilteredLReLU& op, void* stream) {
@@ -481,21 +566,23 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> int launch
     p.n_out_y = op.down.y.n_out, p.n_out_x = op.down.x.n_out;
     p.up_pad_y = op.up.y.pad0, p.up_pad_x = op.up.x.pad0;
     p.down_pad_y = op.down.y.pad0, p.down_pad_x = op.down.x.pad0;
-    p.pairs = p.n_in_x % 2 == 0 && (uintptr_t)op.x % 4 == 0;
+    p.wide_in = p.n_in_x % 4 == 0 && is_aligned(op.x, op.type);
+    p.wide_out = p.n_out_x % 4 == 0 && is_aligned(op.y, op.type);
     const int strips_wide = (p.n_out_x + STRIP - 1) / STRIP, rows_high = (p.n_out_y + STEP - 1) / STEP * STEP;
     double best = INFINITY;
     int shared_bytes = 0;
     for (int strips = 1; strips <= MMA_WARPS; strips *= 2)
-        for (int rows = STEP; rows <= 96; rows += STEP) {
+        for (int rows = STEP; rows <= 192; rows += STEP) {
             const int most = MMA_WARPS / strips * rows, in_bytes = S::in_rows(most) * S::in_pitch(strips) * 2;
             const int bytes = MMA_HEAD + in_bytes + BAND * S::bands(most) * S::code_pitch(strips);
-            const int items = larger(S::in_rows(most) * S::in_columns(strips) / 2, BAND * S::bands(most) * S::code_columns(strips) / 4);
-            if ((items + MMA_THREADS * IN_FLIGHT) * S::in_columns(strips) / 2 >= 1 << 20) continue;  // for Divisor
+            const int words = BAND * S::bands(most) * S::code_columns(strips) / 4;
+            if ((words + MMA_THREADS * IN_FLIGHT) * S::code_columns(strips) / 4 >= 1 << 20) continue;  // for Divisor
             const double cost = mma_cost<S, UP_TERMS, DOWN_TERMS>(strips_wide, rows_high, strips, rows);
             if (bytes > SHARED_ALWAYS || cost >= best) continue;
             best = cost, shared_bytes = bytes;
             p.strips = strips, p.rows = rows;
             p.in_pitch = S::in_pitch(strips), p.in_bytes = in_bytes, p.code_pitch = S::code_pitch(strips);
+            p.load = Raster(S::in_columns(strips) / 4 + 1), p.scale = Raster(S::in_columns(strips) / 8);
         }
     const int tile_h = MMA_WARPS / p.strips * p.rows;
     p.tiles_x = (strips_wide + p.strips - 1) / p.strips;

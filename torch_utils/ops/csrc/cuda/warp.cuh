@@ -39,11 +39,30 @@ __device__ __forceinline__ unsigned pack_halves(float low, float high) {
     return both;
 }
 
-// Leaky ReLU with a slope of 0 to 1, clamped to [-limit, limit], of both halves; slope and limit twice in a word. NaN stays.
-__device__ __forceinline__ unsigned activate_halves(unsigned both, unsigned slope, unsigned limit) {
+// The same in bfloat16.
+__device__ __forceinline__ unsigned pack_bfloats(float low, float high) {
+    unsigned both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+// v * factor + summand, rounded once, of both halves.
+__device__ __forceinline__ unsigned multiply_add_halves(unsigned v, unsigned factor, unsigned summand) {
+    unsigned sum;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(v), "r"(factor), "r"(summand));
+    return sum;
+}
+
+// Leaky ReLU with a slope of 0 to 1 of both halves; the slope twice in a word. NaN stays.
+__device__ __forceinline__ unsigned activate_halves(unsigned both, unsigned slope) {
     unsigned other;
     asm("mul.f16x2 %0, %1, %2;" : "=r"(other) : "r"(both), "r"(slope));
     asm("max.f16x2 %0, %1, %2;" : "=r"(both) : "r"(both), "r"(other));  // not NaN where only one is: infinity times 0
+    return both;
+}
+
+// Clamped to [-limit, limit], which is twice in a word. NaN stays.
+__device__ __forceinline__ unsigned clamp_halves(unsigned both, unsigned limit) {
     asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(both) : "r"(both), "r"(limit));
     asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(both) : "r"(both), "r"(limit ^ 0x80008000u));
     return both;
@@ -70,9 +89,12 @@ template <int TYPE> __device__ __forceinline__ unsigned larger_halves(unsigned a
 }
 
 __device__ __forceinline__ unsigned largest_of_warp(unsigned v) {
-#pragma unroll
-    for (int step = LANES / 2; step; step /= 2) v = larger(v, __shfl_xor_sync(0xffffffffu, v, step));
-    return v;
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(0xffffffffu, v);
+#else
+    return v;  // nobody calls it
+#endif
 }
-__device__ __forceinline__ unsigned of_neighbour(unsigned v) { return __shfl_xor_sync(0xffffffffu, v, 1); }
+// What the lane has whose number differs in this bit.
+__device__ __forceinline__ unsigned of_neighbour(unsigned v, int bit) { return __shfl_xor_sync(0xffffffffu, v, bit); }
 #endif
