@@ -94,16 +94,17 @@ def scalar_cost(out: int, up: int, dense: bool, terms: int) -> Cost:
 
 
 def tensor_core_cost(out: int, up: int, down: int, up_terms: int, down_terms: int) -> Cost:
-    """The bands of filtered_lrelu_mma.cuh: 16 upsampled rows for 16 output columns; tiles of 64 x 64 outputs."""
+    """The bands of filtered_lrelu_mma.cuh: 16 upsampled rows for 16 output columns; tiles of 64 x 128 outputs."""
     steps = 3 if down == 2 else 6
     tiles, in_tiles = 2 * steps, -(-2 * steps // up) + 1
-    products = up_terms * (in_tiles + tiles) + down_terms * (2 * steps + 2)
-    # Activation and packing of four samples a tile; packing between passes; loads, indices, results.
-    per_band = products + tiles * (10 if down == 2 else 14) + 2 * up_terms * in_tiles + 4 * down_terms + 40
-    strips, bands = out / 16, (out / 8 + out / 64) * down / 2
-    inputs = (64 * down / up + 16) * (64 * down / up + 16) * (out / 64) ** 2
+    horizontal = 8 * (down_terms // 2) + 2 * steps * (down_terms % 2)
+    products = up_terms * (in_tiles + tiles) + horizontal + 2 * down_terms
+    # As counted in the machine code: activation and packing; packing between passes; copies, loads, results, the loop.
+    per_band = products + tiles * (6 if down == 2 else 10) + 2 * up_terms * in_tiles + 4 * down_terms + 45
+    strips, bands = -(-out // 16), (out / 8 + out / 128) * down / 2
+    inputs = (64 * down / up + 16) * (128 * down / up + 16) * (out / 64) * (out / 128)
     cost = Cost(strips * bands * per_band, strips * bands * products, strips * bands * in_tiles * 256)
-    cost.instructions += inputs * 12 / 32
+    cost.instructions += inputs * 6 / 32 + (out / 64) * (out / 128) * 1000
     cost.shared += inputs * 6
     return cost
 

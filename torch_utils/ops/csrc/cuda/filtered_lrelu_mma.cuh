@@ -54,13 +54,19 @@ struct MmaPlan {
     float slope, clamp, least_scale, gain;  // clamp of an unscaled sample as the products make it; of the outputs
     int n_in_y, n_in_x, n_up_y, n_up_x, n_out_y, n_out_x;
     int up_pad_y, up_pad_x, down_pad_y, down_pad_x;
-    int strips, rows;        // of a tile: strips side by side, 1, 2 or 4; output rows of a warp, a multiple of STEP
+    int log2_strips, rows;   // of a tile: strips side by side, 1, 2 or 4; output rows of a warp, a multiple of STEP
     int tiles_x, tiles;      // of a map
     int in_pitch, in_bytes, code_pitch;
     Raster load, scale;      // of inputs: four, and eight at a time
     int wide_in, wide_out;   // whether four samples of a row lie together, and begin at a multiple of eight bytes
     int64_t first_map;
 };
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr bool LEAN = true;   // as the compiler's code for it is
+#else
+constexpr bool LEAN = false;
+#endif
 
 template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Shapes {
     static constexpr int STEPS_X = DOWN == 2 ? 3 : 6;   // 16 upsampled columns each, that a strip's outputs meet
@@ -74,11 +80,11 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> struct Sha
     static constexpr int DOWN_QUADS = ROWS + DOWN_TERMS * BANDS;
     static constexpr int PRODUCTS = UP_TERMS * (IN_TILES + UP_TILES) + 8 * PAIRS + DOWN_TERMS % 2 * 2 * STEPS_X + 2 * DOWN_TERMS;
     static_assert(PAIRS == 0 || DOWN == 2);
-    // Of a multiprocessor, as far as registers go.
+    // Of a multiprocessor, as far as registers go without spilling.
     static constexpr int BLOCKS = DOWN == 4                 ? (UP_TERMS == 1 ? 3 : 2)
                                   : SLOPES == MULTIPLY      ? (UP_TERMS == 1 ? 5 : 4)
                                   : SLOPES == REMEMBER      ? (DOWN_TERMS < 3 ? 5 : 4)
-                                                            : 5;
+                                                            : (DOWN_TERMS < 3 ? 5 : 4) + LEAN;
 
     static BOTH constexpr int bands(int rows) { return (rows / STEP + 1) * BANDS; }
     static BOTH constexpr int in_rows(int rows) { return (bands(rows) - 1) * (BAND / UP) + 16; }
@@ -108,12 +114,14 @@ struct MmaShared {
 
 template <typename S, int UP, int DOWN> __device__ __forceinline__ MmaTile mma_tile(const MmaPlan& p) {
     MmaTile t;
-    const int index = blockIdx.x % p.tiles, tile_h = p.rows * (MMA_WARPS / p.strips), tile_w = p.strips * STRIP;
-    t.map = p.first_map + blockIdx.x / p.tiles;
-    t.out_y = index / p.tiles_x * tile_h;
-    t.out_x = index % p.tiles_x * tile_w;
+    const unsigned map = blockIdx.x / (unsigned)p.tiles, index = blockIdx.x - map * p.tiles;
+    const unsigned row = index / (unsigned)p.tiles_x, column = index - row * p.tiles_x;
+    const int strips = 1 << p.log2_strips, tile_h = p.rows * (MMA_WARPS >> p.log2_strips);
+    t.map = p.first_map + map;
+    t.out_y = row * tile_h;
+    t.out_x = column * (strips * STRIP);
     t.rows = smaller(tile_h, (p.n_out_y - t.out_y + STEP - 1) / STEP * STEP);
-    t.strips = smaller(p.strips, (p.n_out_x - t.out_x + STRIP - 1) / STRIP);
+    t.strips = smaller(strips, (p.n_out_x - t.out_x + STRIP - 1) / STRIP);
     const int64_t up_y = (int64_t)t.out_y * DOWN - p.down_pad_y, up_x = (int64_t)t.out_x * DOWN - p.down_pad_x;
     t.up_y = clamp_origin(up_y, p.n_up_y);
     t.up_x = clamp_origin(up_x, p.n_up_x);
@@ -225,7 +233,9 @@ __device__ __forceinline__ Staged stage_inputs(
     float largest = largest_of_block(larger(low, high), of_warps);
     const bool finite = largest < INFINITY;
     if (!finite) largest = largest_finite<TYPE>(p, rows, columns, in, of_warps);
-    const float bias = p.bias ? p.bias[t.map % p.channels] : 0.f, sum = largest + fabsf(bias);
+    const bool few = (t.map | p.channels) >> 32 == 0;  // so that a division of half the width does
+    const float bias = !p.bias ? 0.f : p.bias[few ? (unsigned)t.map % (unsigned)p.channels : t.map % p.channels];
+    const float sum = largest + fabsf(bias);
     float scale = scale_of(bits_of(smaller(sum, 3e38f)), p.least_scale);
     // Factors of float16, of which none that is small enough to matter is lost: what is not 0 is 2^-9 or more by the greatest.
     constexpr float GREATEST = 1 << 15;
@@ -519,13 +529,14 @@ __global__ void __launch_bounds__(MMA_THREADS, Shapes<UP, UP_TERMS, DOWN, DOWN_T
     unsigned char* const bytes = shared_memory<unsigned char>();
     const MmaShared shared{(float2*)bytes, (unsigned*)(bytes + TABLE * sizeof(float2)),
                            (unsigned short*)(bytes + MMA_HEAD), bytes + MMA_HEAD + p.in_bytes};
-    const int in_h = S::in_rows(t.rows), in_w = S::in_columns(p.strips);
+    const int in_h = S::in_rows(t.rows), in_w = S::in_columns(1 << p.log2_strips);
     if (SLOPES == MULTIPLY) {
         const unsigned i = threadIdx.x;
         if (i < TABLE) shared.table[i] = make_float2(slope_of(i & 3, p.slope), slope_of(i >> 2, p.slope));
         stage_codes(p, t, BAND * S::bands(t.rows), S::code_columns(t.strips), shared.codes);
     }
-    const int warp = threadIdx.x / LANES, strip = warp % p.strips, first = warp / p.strips * p.rows;
+    const int warp = threadIdx.x / LANES, first = (warp >> p.log2_strips) * p.rows;
+    const int strip = warp & ((1 << p.log2_strips) - 1);
     Strip<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES> work(p, t, shared, strip * STRIP);  // reads its filters meanwhile
     const Staged staged = p.type == FLOAT16 ? stage_inputs<FLOAT16>(p, t, in_h, in_w, shared.in, shared.largest)
                                             : stage_inputs<BFLOAT16>(p, t, in_h, in_w, shared.in, shared.largest);
@@ -580,12 +591,12 @@ template <int UP, int UP_TERMS, int DOWN, int DOWN_TERMS, int SLOPES> int launch
             const double cost = mma_cost<S, UP_TERMS, DOWN_TERMS>(strips_wide, rows_high, strips, rows);
             if (bytes > SHARED_ALWAYS || cost >= best) continue;
             best = cost, shared_bytes = bytes;
-            p.strips = strips, p.rows = rows;
+            p.log2_strips = strips / 2, p.rows = rows;
             p.in_pitch = S::in_pitch(strips), p.in_bytes = in_bytes, p.code_pitch = S::code_pitch(strips);
             p.load = Raster(S::in_columns(strips) / 4 + 1), p.scale = Raster(S::in_columns(strips) / 8);
         }
-    const int tile_h = MMA_WARPS / p.strips * p.rows;
-    p.tiles_x = (strips_wide + p.strips - 1) / p.strips;
+    const int strips = 1 << p.log2_strips, tile_h = MMA_WARPS / strips * p.rows;
+    p.tiles_x = (strips_wide + strips - 1) / strips;
     p.tiles = p.tiles_x * ((p.n_out_y + tile_h - 1) / tile_h);
     return launch_maps(&mma_kernel<UP, UP_TERMS, DOWN, DOWN_TERMS, SLOPES>, p, op.maps, p.tiles, MMA_THREADS,
                        shared_bytes, stream);
