@@ -48,8 +48,8 @@ def filtered_lrelu(
         x: Images [B, C, H, W]; float64, float32, float16 or bfloat16.
         fu: Upsampling filter: [T], separable; [TH, TW], dense; None: no filter. Cast to the type of ``x``; a constant.
         fd: Downsampling filter, likewise.
-        b: Bias [C] on the device of ``x``, or None. The kernels add it in float32 (float64 to images in float64); PyTorch's
-            ops cast it to the type of ``x``.
+        b: Bias [C] on the device of ``x``, or None. The kernels add it in float32 (float64 to images in float64, float16
+            to images in float16 on tensor cores); PyTorch's ops cast it to the type of ``x``.
         up: Upsampling factor, 1 or more; one integer or [x, y].
         down: Downsampling factor, 1 or more; one integer or [x, y].
         padding: Upsampled samples to add (negative: to crop): one integer, [x, y] or [x0, x1, y0, y1].

@@ -184,14 +184,17 @@ inline void load_transposed(unsigned (&a)[2], unsigned (&b)[2], const unsigned s
 
 inline unsigned pack_halves(float low, float high) { return to_float16(low) | (unsigned)to_float16(high) << 16; }
 
+namespace emulation {
+
+inline unsigned bfloat16_of(float v) {
+    const unsigned bits = bits_of(v);
+    return v != v ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+}
+
+}  // namespace emulation
+
 inline unsigned pack_bfloats(float low, float high) {
-    const float v[2] = {low, high};
-    unsigned both = 0;
-    for (unsigned i = 0; i < 2; i++) {
-        const unsigned bits = bits_of(v[i]);
-        both |= (v[i] != v[i] ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16) << (16 * i);
-    }
-    return both;
+    return emulation::bfloat16_of(low) | emulation::bfloat16_of(high) << 16;
 }
 
 inline unsigned multiply_add_halves(unsigned v, unsigned factor, unsigned summand) {
