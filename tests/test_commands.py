@@ -96,6 +96,29 @@ def test_data_alone_chooses_the_rest_and_says_so(trained, tmp_path, monkeypatch)
     assert not (tmp_path / "runs").exists(), "a dry run writes nothing"
 
 
+@pytest.mark.parametrize(
+    "sets, words",
+    [
+        (
+            ["training.consistency_metric=l1+lpips"],
+            ["Missing before this run can start: LPIPS needs alexnet", "=l1 does"],
+        ),
+        (["training.metrics=msfid1k", "training.metrics_features=dinov2"], ["The features 'dinov2' need"]),
+    ],
+)
+def test_a_dry_run_reports_though_weights_are_missing_and_a_run_does_not_start(tmp_path, monkeypatch, sets, words):
+    monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "cache"))
+    data = small_patches(tmp_path / "p.zip", side=32)
+    options = ["--data", data, "--outdir", tmp_path / "run", *(part for text in sets for part in ("--set", text))]
+    dry = run(train, *options, "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert "Parameters" in dry.output
+    assert all(word in dry.output.splitlines()[-1] for word in words)
+    refused = run(train, *options)
+    assert (refused.exit_code, "Parameters" in refused.output) == (2, False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_shows_the_waves_that_features_are_mixed_from(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = trained.parent / "patches.zip"
@@ -489,7 +512,7 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--size", "64", "--scale", "0"], "Scale 0 is out of range"),
         (["--size", "64", "--scale", "nan"], "Scale nan is out of range"),
         (["--size", "64x"], "Size '64x' cannot be read"),
-        (["--size", "99999x99999"], "give --tiff FILE or --pyramid FILE"),
+        (["--size", "99999x99999"], "give --tiff FILE, or for the whole world"),
         (["--grid", "--strip"], "--strip and --grid make different things"),
         (["--video", "a.mp4"], "give --to zoom,x,y"),
         (["--video", "a.avi", "--to", "4,0,0"], "does not end in .mp4"),

@@ -293,7 +293,7 @@ def _check(request: Request) -> None:
     if kind in ("", "--grid") and request.size is not None and request.size[0] * request.size[1] > MAX_PNG_PX:
         raise UserError(
             f"An image of {request.size[0]} x {request.size[1]} pixels is too large for a PNG; "
-            "give --tiff FILE or --pyramid FILE."
+            "give --tiff FILE, or for the whole world as fine as the model goes --pyramid FILE without --size."
         )
 
 

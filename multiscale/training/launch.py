@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.signals import Ended
 from multiscale.config import RunConfig, build, check_keys, load_preset, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
@@ -35,6 +36,7 @@ from multiscale.training.trainer import Trainer
 from multiscale.training.transfer import load_learned
 from torch_utils import distributed
 from torch_utils.devices import choose_devices
+from torch_utils.weights import MissingWeights
 
 LPIPS_MIN_RESOLUTION = 2 ** math.ceil(math.log2(SMALLEST_SIDE_PX))
 """Smallest patch side, a power of two, that survives AlexNet's pooling."""
@@ -86,6 +88,8 @@ class Run:
     """Whether the folder holds a run to resume."""
     changes: list[str]
     """Settings changed since the run began."""
+    missing: list[MissingWeights]
+    """Weight files without which it cannot start."""
 
     @property
     def config(self) -> RunConfig:
@@ -105,12 +109,15 @@ def train(request: Request, *, dry_run: bool = False) -> None:
 
     Raises:
         UserError: something is wrong with the data, the config, the devices or the folder; the message says what to do.
+        Ended: a signal stopped the run before its end; its state is saved.
     """
     if not distributed.under_torchrun():
         with _prepared(request, None, dry_run) as (run, job):
             if job is not None:
-                distributed.run(_work, run.devices, job, run.dataset)
+                stopped_by = distributed.run(_work, run.devices, job, run.dataset)
                 report_end(job.folder, job.config)
+                if stopped_by:
+                    raise Ended(stopped_by)
         return
     if request.procs > 1 or request.gpus:
         raise UserError(
@@ -127,15 +134,20 @@ def train(request: Request, *, dry_run: bool = False) -> None:
 
         job = distributed.from_first(process, prepare)
         if job is not None:
-            _work(process, job, runs[0].dataset if runs else PatchDataset(request.data))
+            stopped_by = _work(process, job, runs[0].dataset if runs else PatchDataset(request.data))
             if process.is_first:
                 report_end(job.folder, job.config)
+            # The others wait here until the first has written all: torchrun ends all once one has ended.
+            if distributed.largest(stopped_by, process):
+                raise Ended(stopped_by)
 
 
 @contextlib.contextmanager
 def _prepared(request: Request, devices: list[torch.device] | None, dry_run: bool) -> Iterator[tuple[Run, Job | None]]:
     """Hold the run's folder, prepared, for the duration of the block; no job if there is nothing to train."""
     run = resolve(request, devices)
+    if run.missing and not dry_run:
+        raise run.missing[0]
     described = describe_run(
         run.config,
         preset=run.preset,
@@ -148,6 +160,8 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
     print(described)
     if dry_run:
         print(describe_settings(run.config))
+        for lack in run.missing:
+            print(f"Missing before this run can start: {lack}")
         yield run, None
         return
     with held(run.folder):
@@ -187,8 +201,7 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
         given,
     )
     config = build(RunConfig, values, source="the run's configuration")
-    _check_perceptual(config)
-    snapshot_evaluation(config.training, dataset, distributed.Process(torch.device("cpu")), digest=None)
+    missing = list(_missing_weights(config, dataset))
     stem = re.sub(r"[*?\[\]]+", "", Path(request.data).stem).strip("-") or "patches"
     if learned is not None:
         learned.check(config)
@@ -206,6 +219,7 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
         devices=devices,
         goes_on=holds_run(folder),
         changes=changes,
+        missing=missing,
     )
 
 
@@ -293,8 +307,8 @@ def _metric_layer(dataset: PatchDataset, given: Mapping[str, Any]) -> dict[str, 
     return {"training": {"consistency_metric": "l1"}}
 
 
-def _check_perceptual(config: RunConfig) -> None:
-    """Refuse a run that needs LPIPS but has no weights for it, before anything is written."""
+def _missing_weights(config: RunConfig, dataset: PatchDataset) -> Iterator[MissingWeights]:
+    """Weight files of LPIPS and of the measures that are not there; UserError if what is there does not fit."""
     training = config.training
     if training.consistency_weight and training.consistency_metric == "l1+lpips":
         if config.generator.img_resolution < LPIPS_MIN_RESOLUTION:
@@ -302,7 +316,14 @@ def _check_perceptual(config: RunConfig) -> None:
                 f"LPIPS needs images of {LPIPS_MIN_RESOLUTION} pixels or more and the patches have "
                 f"{config.generator.img_resolution}; give --set training.consistency_metric=l1."
             )
-        load_lpips(None if training.lpips_folder is None else Path(training.lpips_folder))
+        try:
+            load_lpips(None if training.lpips_folder is None else Path(training.lpips_folder))
+        except MissingWeights as error:
+            yield error
+    try:
+        snapshot_evaluation(training, dataset, distributed.Process(torch.device("cpu")), digest=None)
+    except MissingWeights as error:
+        yield error
 
 
 def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset, whose: str) -> None:
@@ -316,8 +337,8 @@ def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset, whose: s
             )
 
 
-def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None:
-    """One process of the run: resume its newest state, or start, perhaps from another run."""
+def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> int:
+    """One process of the run: resume its newest state, or start, perhaps from another run; as :meth:`Trainer.run`."""
     torch.backends.cudnn.benchmark = True  # all batches have one size
     device_batch = job.config.training.batch // process.world_size
     replay = chooses_replays(job.config, job.batch_gpu, device_batch, process.device)
@@ -340,4 +361,4 @@ def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None
     }
     advice = dict.fromkeys(facts, shared) | {"PyTorch": "install one version on all machines"}
     distributed.check_alike(process, facts, advice)
-    trainer.run()
+    return trainer.run()
