@@ -20,7 +20,9 @@ from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
 from multiscale.runs.folder import held, holds_run, load_settings, write_beside
 from multiscale.runs.migrations import measured_by_name
-from multiscale.runs.remote import local_path
+from multiscale.runs.remote import existing_path
+from multiscale.runs.snapshots import PATTERN as SNAPSHOTS
+from multiscale.runs.states import PATTERN as STATES
 from multiscale.runs.states import identity_of, load_newest_state, load_state
 from multiscale.training.estimate import (
     chooses_replays,
@@ -33,7 +35,7 @@ from multiscale.training.evaluation import snapshot_evaluation
 from multiscale.training.perceptual import SMALLEST_SIDE_PX, load_lpips, missing_files
 from multiscale.training.resume import check_resumed, choose_folder, report_end, report_start
 from multiscale.training.trainer import Trainer
-from multiscale.training.transfer import load_learned
+from multiscale.training.transfer import Learned, load_learned
 from torch_utils import distributed
 from torch_utils.devices import choose_devices
 from torch_utils.weights import MissingWeights
@@ -190,7 +192,7 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
         raise UserError(
             "Both --resume and --transfer were given; --resume goes on with a run, --transfer takes its networks."
         )
-    learned = None if request.transfer is None else load_learned(local_path(request.transfer))
+    learned = None if request.transfer is None else _learned(request.transfer)
     if learned is not None:
         _refuse_other_data(learned.config, dataset, f"The networks of {learned.path} have")
     values = merge(
@@ -324,6 +326,11 @@ def _missing_weights(config: RunConfig, dataset: PatchDataset) -> Iterator[Missi
         snapshot_evaluation(training, dataset, distributed.Process(torch.device("cpu")), digest=None)
     except MissingWeights as error:
         yield error
+
+
+def _learned(transfer: str) -> Learned:
+    wanted = f"a {STATES} or {SNAPSHOTS} file of a run, or a .pkl of the published code"
+    return load_learned(existing_path(transfer, wanted))
 
 
 def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset, whose: str) -> None:
