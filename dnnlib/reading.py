@@ -83,7 +83,11 @@ def read_text(path: str | Path, what: str, limit: int = TEXT_BYTES) -> str:
         raise UserError(f"Cannot read {what} {path}: {error.strerror or error}.") from error
     if len(data) > limit:
         raise UserError(f"Cannot read {what} {path}: it has {size} bytes, and {limit} are allowed; give another file.")
-    return parsed(lambda: data.decode("utf-8"), f"Cannot read {what} {path}: {{reason}}.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        why = f"it is {kind}, not text" if (kind := kind_of(data)) else short_reason(error)
+        raise UserError(f"Cannot read {what} {path}: {why}.") from error
 
 
 def parsed(parse: Callable[[], T], sentence: str) -> T:

@@ -238,7 +238,10 @@ def choose_batch_gpu(config: RunConfig, devices: list[torch.device]) -> int:
     """
     training, number = config.training, len(devices)
     if training.batch % number:
-        raise UserError(f"Batch {training.batch} cannot be shared by {number} devices; give a multiple of {number}.")
+        raise UserError(
+            f"Batch {training.batch} cannot be shared by {number} devices; give another number of them (--gpus, --procs), or a "
+            f"--batch that is a multiple of {number}."
+        )
     device_batch = training.batch // number
     if training.batch_gpu is None:
         return fit_batch_gpu(

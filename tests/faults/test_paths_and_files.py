@@ -183,6 +183,9 @@ def test_a_picture_in_place_of_a_network_or_patches_is_known_by_its_first_bytes(
         PatchDataset(path)
     with pytest.raises(UserError, match=re.escape(f"python dataset_tool.py make --source {tmp_path} --dest")):
         PatchDataset(tmp_path)
+    if kind != "PGM or PPM":  # of which a small one is text
+        with pytest.raises(UserError, match=f"Cannot read the config .*: it is an? {kind} picture, not text"):
+            load_yaml(path)
 
 
 def test_tiles_of_a_server_in_place_of_patches_are_answered_with_the_command_that_makes_them():
