@@ -268,6 +268,8 @@ def test_networks_that_do_not_fit_are_not_transferred(tmp_path):
     fewer = small_patches(tmp_path / "fewer.zip", octaves=2)
     assert "generator.octaves=3 but the patches of" in refused(train, "--data", fewer, *options, snapshot)
     assert "There is no network" in refused(train, "--data", data, *options, tmp_path / "none.pt")
+    folder = refused(train, "--data", data, *options, state.parent)
+    assert f"is a folder, not a training state; give a file in it, such as {state.parent}" in folder
     assert "Both --resume and --transfer" in refused(train, "--data", data, *options, state, "--resume", state)
     assert not (tmp_path / "x").exists()
 
