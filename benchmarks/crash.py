@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import describe, publish
+from machine import describe, publish, result_file
 from PIL import Image
 
 from multiscale.config import GeneratorConfig
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=300, help="over all commands (default 300)")
     parser.add_argument("--only", nargs="+", help="some commands")
     parser.add_argument("--seed", type=int, default=0, help="of the places of the kills")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(1)  # no threads yet, which a fork would lose
     with tempfile.TemporaryDirectory() as name:

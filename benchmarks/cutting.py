@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe, peak_bytes, publish
+from machine import describe, peak_bytes, publish, result_file
 
 from multiscale.data.cutting import Box, cut_patch
 from multiscale.data.earth import earth_counts, find_picture
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="picture of at least 4096 x 4096 pixels (default: the Earth)")
     parser.add_argument("--workers", type=int, default=2, help="processes that cut (default 2)")
     parser.add_argument("--samples", type=int, default=20, help="patches an octave to compare (default 20)")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     parser.add_argument(
         "--command", action="store_true", help="measure the command earth as it is typed, and nothing else"
     )

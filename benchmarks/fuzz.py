@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import describe, publish
+from machine import describe, publish, result_file
 from PIL import Image
 
 from dnnlib.errors import UserError
@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000, help="inputs over all formats")
     parser.add_argument("--first", type=int, default=0, help="number of the first one of each format")
     parser.add_argument("--only", help="one format")
-    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    parser.add_argument("--out", type=result_file, help="JSON file to write as well")
     parser.add_argument("--verbose", action="store_true", help="name each input before it is read")
     options = parser.parse_args()
     report: dict[str, Any] = {}

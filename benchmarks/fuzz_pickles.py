@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from machine import describe, publish
+from machine import describe, publish, result_file
 
 from dnnlib.errors import UserError
 from multiscale.interop.pickles import NAMES, load_published
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=result_file)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = fuzz(options.file.read_bytes(), options.count, options.seed, Path(folder))

@@ -12,11 +12,10 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import alternate, as_graph, describe, publish
+from machine import alternate, as_graph, describe, publish, result_file
 from ops import moon
 
 from multiscale.networks import layers
@@ -58,7 +57,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=4, help="threads of PyTorch (default 4)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default 5)")
     parser.add_argument("--pytorch", action="store_true", help="time PyTorch's ops too (36 s a frame on 4 cores)")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # as generate.py does

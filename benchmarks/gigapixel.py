@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import describe, publish
+from machine import describe, publish, result_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that cut (default 2)")
     parser.add_argument("--pyramid", action="store_true", help="the file has levels of its own")
     parser.add_argument("--folder", type=Path, help="for the pictures and levels, 10 GB (default: a temporary one)")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     report: dict[str, Any] = {

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from machine import describe, publish
+from machine import describe, publish, result_file
 
 from torch_utils.devices import float32_products
 from torch_utils.ops import build, native, slopes
@@ -100,7 +99,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda (default) or cpu")
     parser.add_argument("--count", type=int, default=200, help="layers (default 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the first one (default 0)")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
     try:
         native.library(torch.device(options.device, 0) if options.device == "cuda" else torch.device(options.device))

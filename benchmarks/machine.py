@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from dnnlib.errors import UserError
+from dnnlib.files import atomic_write, check_writable
 
 
 def describe(threads: int, device: str = "cpu") -> dict[str, object]:
@@ -36,11 +40,21 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def result_file(text: str) -> Path:
+    """Type of an option that names the file of a result: it can be written, which is looked at before anything is measured."""
+    try:
+        check_writable(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
 def publish(report: dict[str, Any], out: Path | None) -> None:
     """Print a report as JSON, and write it where asked."""
     text = json.dumps(report, indent=1)
     if out:
-        out.write_text(text + "\n")
+        with atomic_write(out, "w") as stream:
+            stream.write(text + "\n")
     print(text)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import describe, publish, seconds
+from machine import describe, publish, result_file, seconds
 
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--data", help="patches (default: the procedural planet)")
     parser.add_argument("--procs", type=int, default=4, help="processes that share the CPU (default 4)")
     parser.add_argument("--count", type=int, default=10_000, help="generated patches (default 10000)")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
     network = find_network(options.network)
     config = load_snapshot(network).generator.config

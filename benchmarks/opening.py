@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe, peak_bytes, publish
+from machine import describe, peak_bytes, publish, result_file
 
 from multiscale.data.container import PatchWriter, encode_png
 from multiscale.data.patches import PatchDataset
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, help="openings, each in a new process; the median (default 3)"
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for shard in range(options.shards):

@@ -14,11 +14,10 @@ import argparse
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import alternate, as_graph, copy_bandwidth, describe, matrix_rate, peak_bytes
+from machine import alternate, as_graph, copy_bandwidth, describe, matrix_rate, peak_bytes, result_file
 from reference_ops import naive_filtered_lrelu
 
 from multiscale.config import GeneratorConfig, RunConfig, build, load_preset
@@ -186,7 +185,7 @@ def main() -> None:
     parser.add_argument("--definition", action="store_true", help="time the definition, zeros inserted, as well")
     parser.add_argument("--compile", action="store_true", help="time torch.compile of PyTorch's ops as well")
     parser.add_argument("--layers", help="only these, numbers from 0, separated by commas")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     calls = layer_calls(moon())

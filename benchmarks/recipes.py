@@ -21,7 +21,6 @@ import contextlib
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -30,7 +29,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout's code, whatever else is installed
@@ -44,6 +42,7 @@ from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError, nearest_name
 from dnnlib.files import atomic_write, sha256
 from dnnlib.pictures import grid
+from dnnlib.signals import Ended
 from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.features import load_features
@@ -210,7 +209,7 @@ class Workers:
         """Run a Python program to its end, its output at the end of ``log``.
 
         Raises:
-            Stopped: it or we were asked to stop.
+            Stopped: we were asked to stop.
             RuntimeError: it failed; the message is its last line.
         """
         with open(log, "ab") as stream:
@@ -394,7 +393,7 @@ def complete_all(
         futures = [pool.submit(work, run) for run in by_seed]
         try:
             wait(futures)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Ended):
             say("Stopping: the runs keep their states; the same command goes on.")
             workers.stop()
             raise
@@ -624,11 +623,6 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def interrupt(_: int, __: FrameType | None) -> None:
-    """SIGTERM is as Ctrl-C."""
-    raise KeyboardInterrupt
-
-
 @reports_user_errors
 def main() -> None:
     """Train, measure, and write the tables and the sheet."""
@@ -640,7 +634,6 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     options.threads = max(cores // options.jobs, 1)
     torch.set_num_threads(options.threads)
-    signal.signal(signal.SIGTERM, interrupt)
     dataset = PatchDataset(options.data)
     runs = plan_runs(options, dataset)
     check_data(options.out, options.data)

@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import numpy as np
 import torch
-from machine import describe, publish
+from machine import describe, publish, result_file
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUT_SECONDS = 1 / 60
@@ -287,7 +287,7 @@ def main() -> None:
     parser.add_argument("--floods", type=int, default=0, help="connections that ask without end (default none)")
     parser.add_argument("--idle", type=int, default=0, help="connections that ask nothing (default none)")
     parser.add_argument("--rounds", type=int, default=3, help="alone and among them, in turns (default 3)")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
     server, url = served(options.network)
     try:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import alternate, describe, peak_bytes, publish
+from machine import alternate, describe, peak_bytes, publish, result_file
 from PIL import Image
 
 from dnnlib.progress import Stopwatch
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=1, help="parts of a batch, with --brief (default 1)")
     parser.add_argument("--set", dest="assignments", action="append", default=[], help="a setting, as in train.py")
     parser.add_argument("--compile", action="store_true", help="try torch.compile of D, too")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     trainer_module.save_png = lambda *_: None  # type: ignore[assignment]

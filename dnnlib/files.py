@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from dnnlib.errors import UserError
 
@@ -81,6 +81,37 @@ def atomic_copy(source: str | Path, path: str | Path) -> None:
     """
     with open(source, "rb") as read, atomic_write(path) as written:
         shutil.copyfileobj(read, written)
+
+
+def check_writable(path: str | Path, *, folder: Literal["filled", "replaced"] | None = None) -> None:
+    """Refuse, before any work is done, a place to which its result could not be written; nothing is left there.
+
+    Args:
+        path: Where the result will be; missing parent folders will be created.
+        folder: None: it is a file, as :func:`atomic_write` writes it. It is a folder: ``"filled"``: into which files are
+            written; ``"replaced"``: which is made beside its place and renamed.
+
+    Raises:
+        UserError: as :func:`atomic_write` would, or the file's name is that of a folder.
+    """
+    path = Path(path)
+    try:
+        if folder is None and path.is_dir():
+            raise UserError(f"Cannot write {path}: it is a folder; give the name of a file.")
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.lstat(path)  # the system may not allow such a name
+        place = path if folder == "filled" else path.parent
+        while not os.path.lexists(place) and place != place.parent:
+            place = place.parent
+        remove_abandoned(place)
+        with _Place(place) as opened:
+            name, descriptor = opened.create(path.name)
+            os.close(descriptor)
+            opened.remove(name)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"Cannot write {path}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 class _Place:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,27 @@ DEPTH = 32
 """Limit of nesting: ours is 4."""
 DIGITS = 40
 REASON_CHARACTERS = 200
+HEAD_BYTES = 16
+"""Of a file, by which :func:`kind_of` judges."""
+_KINDS = {
+    "a PNG picture": rb"\x89PNG\r\n\x1a\n",
+    "a JPEG picture": rb"\xff\xd8\xff",
+    "a TIFF picture": rb"II[*+]\0|MM\0[*+]",
+    "a GIF picture": rb"GIF8[79]a",
+    "a BMP picture": rb"BM.{4}\0{4}",
+    "a WebP picture": rb"RIFF.{4}WEBP",
+    "an AVIF or HEIF picture": rb".{4}ftyp(avif|avis|heic|heix|heif|mif1|msf1)",
+    "a JPEG 2000 picture": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    "a JPEG XL picture": rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a",
+    "a FITS picture": rb"SIMPLE  = ",
+    "a PGM or PPM picture": rb"P[2356]\s",
+    "an MP4 film": rb".{4}ftyp",
+    "a PDF": rb"%PDF-",
+    "an HDF5 file": rb"\x89HDF\r\n\x1a\n",
+    "a ZIP": rb"PK\x03\x04",
+    "a pickle": rb"\x80[\x02-\x05]",
+}
+"""Kinds of files by how they begin; earlier ones first."""
 
 T = TypeVar("T")
 
@@ -61,7 +83,11 @@ def read_text(path: str | Path, what: str, limit: int = TEXT_BYTES) -> str:
         raise UserError(f"Cannot read {what} {path}: {error.strerror or error}.") from error
     if len(data) > limit:
         raise UserError(f"Cannot read {what} {path}: it has {size} bytes, and {limit} are allowed; give another file.")
-    return parsed(lambda: data.decode("utf-8"), f"Cannot read {what} {path}: {{reason}}.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        why = f"it is {kind}, not text" if (kind := kind_of(data)) else short_reason(error)
+        raise UserError(f"Cannot read {what} {path}: {why}.") from error
 
 
 def parsed(parse: Callable[[], T], sentence: str) -> T:
@@ -77,6 +103,18 @@ def parsed(parse: Callable[[], T], sentence: str) -> T:
         raise
     except Exception as error:
         raise UserError(sentence.replace("{reason}", short_reason(error))) from error
+
+
+def kind_of(head: bytes) -> str | None:
+    """What a file seems to be, with an article, such as ``"a TIFF picture"``; all pictures end in ``picture``.
+
+    Args:
+        head: Its first ``HEAD_BYTES`` bytes.
+
+    Returns:
+        None if they are of no kind that is known here.
+    """
+    return next((kind for kind, begin in _KINDS.items() if re.match(begin, head, re.DOTALL)), None)
 
 
 def short_reason(error: BaseException) -> str:

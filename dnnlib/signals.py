@@ -20,7 +20,7 @@ def are_heard() -> tuple[signal.Signals, ...]:
 
 
 class Ended(SystemExit):
-    """Raised by a signal that asks to end, so that temporary files are removed on the way out."""
+    """Raised for a signal that asks to end: temporary files are removed on the way out, and the exit code is 128 + number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -55,15 +55,21 @@ def interrupt_quietly() -> None:
 
 
 class StopRequest:
-    """In a ``with`` block, SIGTERM, SIGHUP and the first SIGINT (Ctrl-C) only set ``received``; a second SIGINT interrupts.
+    """In a ``with`` block, SIGTERM, SIGHUP and the first SIGINT (Ctrl-C) are only noted; a second SIGINT interrupts.
 
     A signal that was ignored stays so. No effect outside the main thread, where Python cannot set handlers.
     """
 
     def __init__(self) -> None:
-        self.received = False
+        self.number = 0
+        """Of the first signal; 0: none has come."""
         self._before: dict[int, Any] = {}
         self._interrupted = False
+
+    @property
+    def received(self) -> bool:
+        """Whether a signal has come."""
+        return self.number != 0
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -80,7 +86,7 @@ class StopRequest:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
         self._interrupted |= number == signal.SIGINT
-        self.received = True
+        self.number = self.number or number
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -360,9 +360,17 @@ def check_keys(schema: Any, values: Any, source: str, prefix: str = "") -> None:
     fields = _field_types(schema)
     for key, value in values.items():
         if key not in fields:
-            raise UserError(f"Unknown key {prefix}{key} in {source}{nearest_name(str(key), fields)}")
+            paths = [f"{prefix}{name}.{key}" for name, kind in fields.items() if key in _keys_of(kind)]
+            advice = f"; write {' or '.join(paths)}." if paths else nearest_name(str(key), fields)
+            raise UserError(f"Unknown key {prefix}{key} in {source}{advice}")
         if dataclasses.is_dataclass(fields[key]):
             check_keys(fields[key], value, source, f"{prefix}{key}.")
+
+
+def _keys_of(kind: Any) -> Iterable[str]:
+    """Names within a section; none of what is no section."""
+    is_section = dataclasses.is_dataclass(kind)
+    return _field_types(kind) if is_section else ()
 
 
 @functools.cache

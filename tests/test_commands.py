@@ -96,6 +96,29 @@ def test_data_alone_chooses_the_rest_and_says_so(trained, tmp_path, monkeypatch)
     assert not (tmp_path / "runs").exists(), "a dry run writes nothing"
 
 
+@pytest.mark.parametrize(
+    "sets, words",
+    [
+        (
+            ["training.consistency_metric=l1+lpips"],
+            ["Missing before this run can start: LPIPS needs alexnet", "=l1 does"],
+        ),
+        (["training.metrics=msfid1k", "training.metrics_features=dinov2"], ["The features 'dinov2' need"]),
+    ],
+)
+def test_a_dry_run_reports_though_weights_are_missing_and_a_run_does_not_start(tmp_path, monkeypatch, sets, words):
+    monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "cache"))
+    data = small_patches(tmp_path / "p.zip", side=32)
+    options = ["--data", data, "--outdir", tmp_path / "run", *(part for text in sets for part in ("--set", text))]
+    dry = run(train, *options, "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert "Parameters" in dry.output
+    assert all(word in dry.output.splitlines()[-1] for word in words)
+    refused = run(train, *options)
+    assert (refused.exit_code, "Parameters" in refused.output) == (2, False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_shows_the_waves_that_features_are_mixed_from(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = trained.parent / "patches.zip"
@@ -164,7 +187,8 @@ def test_training_mistakes_are_one_sentence(tmp_path, monkeypatch, arguments, me
 def test_missing_lpips_weights_say_how_to_get_them_and_what_does_without(tmp_path, monkeypatch):
     monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "cache"))
     data = small_patches(tmp_path / "p.zip", side=32)
-    sentence = refused(train, "--data", data, "--set", "training.consistency_metric=l1+lpips", "--dry-run")
+    options = ["--data", data, "--outdir", tmp_path / "run", "--set", "training.consistency_metric=l1+lpips"]
+    sentence = refused(train, *options)
     for word in ("alexnet-owt-7be5be79.pth", "https://", str(tmp_path / "cache"), "consistency_metric=l1"):
         assert word in sentence
 
@@ -243,7 +267,9 @@ def test_networks_that_do_not_fit_are_not_transferred(tmp_path):
     assert "discriminator" in refused(train, "--data", data, *options, state, "--set", "discriminator.channel_base=64")
     fewer = small_patches(tmp_path / "fewer.zip", octaves=2)
     assert "generator.octaves=3 but the patches of" in refused(train, "--data", fewer, *options, snapshot)
-    assert "Cannot read" in refused(train, "--data", data, *options, tmp_path / "none.pt")
+    assert "There is no network" in refused(train, "--data", data, *options, tmp_path / "none.pt")
+    folder = refused(train, "--data", data, *options, state.parent)
+    assert f"is a folder, not a training state; give a file in it, such as {state.parent}" in folder
     assert "Both --resume and --transfer" in refused(train, "--data", data, *options, state, "--resume", state)
     assert not (tmp_path / "x").exists()
 
@@ -489,7 +515,7 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--size", "64", "--scale", "0"], "Scale 0 is out of range"),
         (["--size", "64", "--scale", "nan"], "Scale nan is out of range"),
         (["--size", "64x"], "Size '64x' cannot be read"),
-        (["--size", "99999x99999"], "give --tiff FILE or --pyramid FILE"),
+        (["--size", "99999x99999"], "give --tiff FILE, or for the whole world"),
         (["--grid", "--strip"], "--strip and --grid make different things"),
         (["--video", "a.mp4"], "give --to zoom,x,y"),
         (["--video", "a.avi", "--to", "4,0,0"], "does not end in .mp4"),

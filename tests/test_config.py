@@ -24,6 +24,8 @@ def test_defaults_survive_yaml():
 @pytest.mark.parametrize(
     "values, message",
     [
+        ({"r1_gamma": 5}, r"Unknown key r1_gamma in .*; write training\.r1_gamma\.$"),
+        ({"channel_max": 5}, r"; write generator\.channel_max or discriminator\.channel_max\.$"),
         ({"training": {"bacth": 8}}, "Unknown key training.bacth .* did you mean 'batch'"),
         ({"trainning": {}}, "did you mean 'training'"),
         ({"training": {"batch": 0}}, "training.batch=0 .* greater than or equal to 1"),

@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dnnlib.errors import REFUSED, UserError, sentence_for, sentence_of
-from dnnlib.signals import StopRequest
+from dnnlib.signals import Ended, StopRequest
 from torch_utils.pulse import BEATS, Pulse, another_client, beating
 
 TIMEOUT = datetime.timedelta(minutes=10)
@@ -35,6 +35,8 @@ PARENT_SECONDS = 2.0
 """Between two looks whether the parent process is still there."""
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
+_STOPPED_BY = "stopped by"
+"""Key of a store: the number of the signal that stopped the work."""
 
 T = TypeVar("T")
 
@@ -53,15 +55,25 @@ class Process:
         return self.rank == 0
 
 
-def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: Any) -> None:
+def run(work: Callable[..., int | None], devices: Sequence[torch.device], *arguments: Any) -> int:
     """Call ``work(process, *arguments)`` in one process for each device (in this one if there is one device).
 
     A process that fails ends the others; its exception is raised here with its own traceback, a ``UserError`` as itself.
     SIGINT, SIGTERM and SIGHUP reach all processes as requests to stop (:class:`dnnlib.signals.StopRequest`).
+
+    Args:
+        work: Returns the number of the signal by which it was asked to stop before its end; else 0 or None.
+        devices: One for each process.
+        arguments: Can be pickled.
+
+    Returns:
+        The number of the signal that stopped the work in order; 0 if it came to its end.
+
+    Raises:
+        Ended, KeyboardInterrupt: a signal ended processes that do not listen for any.
     """
     if len(devices) == 1:
-        work(Process(devices[0]), *arguments)
-        return
+        return work(Process(devices[0]), *arguments) or 0
     store = dist.TCPStore("127.0.0.1", 0, None, True, TIMEOUT, wait_for_workers=False)
     spawned = mp.spawn(
         _worker, args=(work, list(devices), store.port, TIMEOUT, arguments), nprocs=len(devices), join=False
@@ -74,8 +86,8 @@ def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: 
                 raise UserError(sentence_of(str(error))) from error
             raise
         except mp.ProcessExitedException as error:
-            if stop.received:  # before it had begun to listen
-                raise KeyboardInterrupt from error
+            if stop.received:  # it does not listen, or has not begun to
+                raise _ended(stop) from error
             raise UserError(
                 f"Process {error.error_index} of the {len(devices)} was ended from outside ({error}), perhaps for want of "
                 "memory; the same command resumes from the last training state."
@@ -84,6 +96,14 @@ def run(work: Callable[..., None], devices: Sequence[torch.device], *arguments: 
             for process in spawned.processes:
                 if process.is_alive():
                     process.kill()
+    if not store.check([_STOPPED_BY]):  # Ctrl-C reached them, too, and they do not listen
+        raise _ended(stop)
+    stopped_by = int(store.get(_STOPPED_BY))
+    return stop.number or stopped_by if stopped_by else 0  # they are told of any signal by SIGTERM
+
+
+def _ended(stop: StopRequest) -> BaseException:
+    return Ended(stop.number) if stop.number not in (0, signal.SIGINT) else KeyboardInterrupt()
 
 
 def _wait(spawned: mp.ProcessContext, stop: StopRequest, pulse: Pulse) -> None:
@@ -103,7 +123,7 @@ def _wait(spawned: mp.ProcessContext, stop: StopRequest, pulse: Pulse) -> None:
 
 def _worker(
     rank: int,
-    work: Callable[..., None],
+    work: Callable[..., int | None],
     devices: list[torch.device],
     port: int,
     timeout: datetime.timedelta,
@@ -114,7 +134,9 @@ def _worker(
     store = dist.TCPStore("127.0.0.1", port, None, False, timeout)
     try:
         with _member(Process(devices[rank], rank, len(devices)), store, timeout) as process:
-            work(process, *arguments)
+            stopped_by = work(process, *arguments) or 0
+            if process.is_first:
+                store.set(_STOPPED_BY, str(stopped_by))
     except REFUSED as error:  # nothing else than its text reaches the process that talks to the user
         raise UserError(f"In process {rank}: {sentence_for(error)}") from error
 
@@ -337,11 +359,16 @@ def copy_from_first(tensors: Iterable[torch.Tensor], process: Process) -> None:
 
 def any_of(flag: bool, process: Process) -> bool:
     """Whether the flag is set in any process; waits for the other hosts, not for the devices."""
+    return bool(largest(int(flag), process))
+
+
+def largest(number: int, process: Process) -> int:
+    """The largest of the numbers, exact up to 2^63, of all processes; waits for the other hosts, not for the devices."""
     if process.world_size == 1:
-        return flag
-    count = torch.tensor(float(flag))
-    dist.all_reduce(count)
-    return bool(count > 0)
+        return number
+    held = torch.tensor(number)
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return int(held)
 
 
 @torch.no_grad()

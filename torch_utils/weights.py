@@ -13,6 +13,10 @@ from dnnlib.files import sha256
 from dnnlib.reading import parsed, regular_size
 
 
+class MissingWeights(UserError):
+    """A weight file that the user provides is not there: what it is for cannot start, but can be planned."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
     """A file of weights that the user provides: its name, its origin and its SHA-256 or the start of it."""

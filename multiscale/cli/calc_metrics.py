@@ -27,7 +27,8 @@ MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.uni
     "networks",
     multiple=True,
     metavar="RUN|FILE|NAME|PATTERN",
-    help="May be repeated; also 'run/generator-*.safetensors'.  [default: newest run, else the bundled model]",
+    help="May be repeated; also 'run/generator-*.safetensors'.  "
+    "[default: the snapshot written last in runs/, else the bundled model]",
 )
 @optgroup.option("--data", required=True, metavar="ZIP|FOLDER|PATTERN", help="The patches that it was trained on.")
 @optgroup.option("--metrics", default=DEFAULT, metavar="NAME,NAME,...", help="See below.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dnnlib.cli import Command, reports_user_errors
+from dnnlib.files import check_writable
 from multiscale.runs.packing import pack, pack_networks
 from multiscale.runs.snapshots import BUNDLED
 
@@ -21,6 +22,8 @@ def main(run: str, file: str, networks: str | None) -> None:
 
     Parameters become float16; frequencies, phases and running means stay in float32, which deep zooms need.
     """
+    for path in (file, *([] if networks is None else [networks])):
+        check_writable(path)
     pack(Path(run), Path(file))
     print(f"{file}: {Path(file).stat().st_size / 1e6:.2f} MB")
     if networks is not None:

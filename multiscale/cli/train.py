@@ -45,7 +45,7 @@ from multiscale.training.status import report_status
 @optgroup.option(
     "--status",
     metavar="RUN",
-    help="Print and plot the progress of a run, or of the newest in a folder of runs; then exit.",
+    help="Print and plot the progress of a run, or of the one written to last in a folder of runs; then exit.",
 )
 @reports_user_errors
 def main(*, status: str | None, dry_run: bool, assignments: tuple[str, ...], **options: object) -> None:

@@ -29,7 +29,7 @@ TOKEN_FILE_BYTES = 4096
     "--network",
     metavar="RUN|FILE|NAME",
     help="A run's folder, new snapshots included; a snapshot, a published .pkl, https://..., hf://owner/repo.  "
-    "[default: newest run, else the bundled model]",
+    "[default: the snapshot written last in runs/, else the bundled model]",
 )
 @optgroup.group("Export")
 @optgroup.option(

@@ -10,6 +10,7 @@ import glob
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -21,12 +22,14 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write, new_temporary_folder, remove_abandoned
+from dnnlib.files import atomic_write, check_writable, new_temporary_folder, remove_abandoned
 from dnnlib.pictures import PNG_STRATEGY
-from dnnlib.reading import regular_size
+from dnnlib.reading import HEAD_BYTES, kind_of, regular_size
 from multiscale.data.archive import ZipSource
-from multiscale.data.source import LABELS_FILE, MAX_LABEL, FilesSource, Names, PatchSource
+from multiscale.data.source import LABELS_FILE, MAX_LABEL, FilesSource, Names, PatchSource, how_to_make
 
+LOOKED_AT = 100
+"""Files of a folder without labels that are looked at for what they are."""
 READERS: dict[str, Callable[[Path], PatchSource]] = {}
 """How other stores are opened, by the suffix of their name, such as ``.sqlite``; all else is a folder or a ZIP."""
 
@@ -99,11 +102,12 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def check_dest(dest: Path, *, force: bool) -> None:
-    """Refuse, before any work is done, a ``dest`` that exists (without ``force``) or is not ours to replace.
+    """Refuse, before any work is done, a ``dest`` that exists (without ``force``), is not ours to replace or cannot be written.
 
     Raises:
         UserError: says what stands there and what to do.
     """
+    check_writable(dest, folder="replaced")
     try:
         if not dest.exists():
             return
@@ -180,6 +184,12 @@ class FolderSource(FilesSource):
         """Forget all files but those named, which from now on go by their places in ``names``."""
         self._names, self.files = Names(names), []
 
+    def advice_without_labels(self) -> str:
+        """How patches are made, if there are pictures among the first files."""
+        if any(_kind_of_picture(self.path / name) for name in sorted(self.files)[:LOOKED_AT]):
+            return f"; if it holds pictures to cut patches from: {how_to_make(self.path)}"
+        return ""
+
     def read_name(self, name: str) -> bytes:
         """A file by name."""
         return (self.path / name).read_bytes()
@@ -196,6 +206,17 @@ class FolderSource(FilesSource):
             return begin, stream.read()
 
 
+def _kind_of_picture(path: Path) -> str | None:
+    """What picture a file seems to be; None: none, or it cannot be read."""
+    try:
+        regular_size(path, "the file")
+        with open(path, "rb") as stream:
+            kind = kind_of(stream.read(HEAD_BYTES))
+    except (UserError, OSError):
+        return None
+    return kind if kind is not None and kind.endswith("picture") else None
+
+
 def open_sources(path: str | Path) -> list[PatchSource]:
     """Open a ZIP, a folder, a store of ``READERS``, or all that a pattern with ``*``, ``?`` or ``[...]`` matches, by name.
 
@@ -204,6 +225,8 @@ def open_sources(path: str | Path) -> list[PatchSource]:
     Raises:
         UserError: nothing is there, or nothing matches; one of them is not a readable ZIP or folder.
     """
+    if re.match("https?://", str(path)):
+        raise UserError(f"{path} is an address, and patches are files; make them from its tiles: {how_to_make(path)}.")
     path = Path(path)
     if path.exists() or not glob.has_magic(str(path)):
         return [_open_source(path)]
@@ -222,6 +245,8 @@ def _open_source(path: Path) -> PatchSource:
         return FolderSource(path)
     if regular_size(path, "the patches") == 0:
         raise UserError(f"{path} is an empty file, not a patch ZIP.")
+    if kind := _kind_of_picture(path):
+        raise UserError(f"{path} is {kind}, not a set of patches; make one from it: {how_to_make(path)}.")
     try:
         return ZipSource(path)
     except (zipfile.BadZipFile, OSError) as error:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write
+from dnnlib.files import atomic_write, check_writable
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
 from multiscale.data.charts import scale_chart
@@ -24,15 +24,19 @@ from multiscale.data.container import PatchWriter, check_dest, encode_png
 from multiscale.data.cropping import CROPS_A_JOB, Crop, CropJob, Patches, cut_patches, parts_of
 from multiscale.data.finding import find_pictures
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
-from multiscale.data.pictures import Place, depth_of, forget_sources, octaves_at
+from multiscale.data.pictures import Place, depth_of, forget_sources, octaves_at, shorter_side
 from multiscale.data.process_pool import in_order, process_count
 from multiscale.data.remote import Tiles, fetch_tiles, is_remote, open_tiles, tiles_of
-from multiscale.data.source import listed
+from multiscale.data.source import counted, listed
 from multiscale.data.vips import Reading
 from multiscale.view import uniform_centres
 from torch_utils.random import stream
 
 DEFAULT_OCTAVES = 6
+FEW_OCTAVES = 3
+"""Fewer are hardly a scale space: where nobody asked for them, smaller patches are suggested."""
+RESOLUTIONS = (16, 32, 64, 128, 256, 512, 1024)
+"""Sides of patches in pixels."""
 MAX_PATCHES = 10_000_000
 PART_OF_AN_OCTAVE = 0.75
 """Of the finest octave, that a picture must have for it to be one, where the number of octaves is given."""
@@ -165,6 +169,17 @@ def make_from_photographs(
     if octaves is None:
         available = min(octaves_at(picture, resolution) for picture in pictures)
         octaves = len(counts) if counts is not None else min(max(available, 1), DEFAULT_OCTAVES)
+        if (
+            counts is None
+            and available < FEW_OCTAVES
+            and (finer := finer_resolution(pictures, FEW_OCTAVES, resolution))
+        ):
+            smallest = min(pictures, key=shorter_side)
+            print(
+                f"{smallest.name} ({smallest.width} x {smallest.height}) gives {counted(octaves, 'octave')} at {resolution} x "
+                f"{resolution} pixels, a zoom of {2**octaves}x; --resolution {finer} gives "
+                f"{min(octaves_at(smallest, finer), DEFAULT_OCTAVES)}."
+            )
     _check_depth(pictures, octaves, resolution)
     counts = resolved_counts(counts, octaves, default_counts)
     mode = "L" if all(picture.grey for picture in pictures) else "RGB"
@@ -195,6 +210,8 @@ def inspect_patches(path: str | Path, *, sheet: str | Path | None = None, worker
     """
     if sheet is not None and Path(sheet).suffix.lower() != ".png":
         raise UserError(f"--sheet {sheet} is not a PNG; give a name that ends in .png.")
+    if sheet is not None:
+        check_writable(sheet)
     dataset = PatchDataset(path)
     side, kind = dataset.resolution, "RGB" if dataset.num_channels == 3 else "grey"
     low, high = dataset.labels.min(), dataset.labels.max()
@@ -238,7 +255,7 @@ def _write_sheet(dataset: PatchDataset, bad: set[str], sheet: Path) -> None:
 
 
 def check_resolution(resolution: int) -> None:
-    if not 16 <= resolution <= 1024 or resolution & (resolution - 1):
+    if resolution not in RESOLUTIONS:
         raise UserError(f"--resolution {resolution} is not allowed; give a power of two from 16 to 1024.")
 
 
@@ -317,11 +334,27 @@ def _check_depth(pictures: Sequence[Place], octaves: int, resolution: int) -> No
     if not shallow:
         return
     found = [f"{p.name} ({p.width} x {p.height}) has {octaves_at(p, resolution)}" for p in shallow]
+    ways = ["give fewer --octaves"] if octaves > 1 else []
+    sides = [side for side in RESOLUTIONS if side < resolution and all(depth_of(p, side) >= least for p in shallow)]
+    ways += [f"{'' if ways else 'give '}--resolution {sides[-1]} or less"] if sides else []
     raise UserError(
-        f"{len(shallow)} of {len(pictures)} images have fewer than {octaves} octaves at {resolution} x {resolution} "
+        f"{len(shallow)} of {len(pictures)} images have fewer than {counted(octaves, 'octave')} at {resolution} x {resolution} "
         f"pixels, log2(shorter side/{resolution}) rounded down: {listed(found, '; ', SMALL_NAMED)}; "
-        "give fewer --octaves, a smaller --resolution, or larger images."
+        f"{', '.join([*ways, 'or larger images' if ways else 'give larger images'])}."
     )
+
+
+def finer_resolution(pictures: Sequence[Place], octaves: int, resolution: int) -> int | None:
+    """The largest side of patches below ``resolution`` at which all pictures have ``octaves``, else the smallest there is.
+
+    None if there is none at which they have more than now.
+    """
+    shortest = min(pictures, key=shorter_side)
+    sides = [side for side in RESOLUTIONS if side < resolution]
+    enough = [side for side in sides if octaves_at(shortest, side) >= octaves]
+    side = enough[-1] if enough else sides[0] if sides else None
+    more = side is not None and octaves_at(shortest, side) > max(octaves_at(shortest, resolution), 1)
+    return side if more else None
 
 
 def _crop_jobs(

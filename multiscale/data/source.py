@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import shlex
 import struct
 import unicodedata
 import zlib
@@ -127,6 +128,10 @@ class FilesSource(PatchSource):
     def read_name(self, name: str) -> bytes:
         """A file by name, before ``keep``."""
 
+    def advice_without_labels(self) -> str:
+        """The end of a sentence that says how a container without labels becomes one with them, if it can be known."""
+        return ""
+
     def read_labels(self) -> bytes:
         """The file of labels, before ``keep``."""
         return self.read_name(LABELS_FILE)
@@ -139,7 +144,9 @@ class FilesSource(PatchSource):
         if LABELS_FILE not in files:
             inner = [name for name in files if name.endswith("/" + LABELS_FILE)]
             hint = f"; it stands at {inner[0]}, but must be at the top level" if inner else ""
-            raise UserError(f"{path} holds no {LABELS_FILE}, which gives each patch its scale{hint}.")
+            raise UserError(
+                f"{path} holds no {LABELS_FILE}, which gives each patch its scale{hint or self.advice_without_labels()}."
+            )
         try:
             facts = json.loads(self.read_labels())
             pairs = facts["labels"]
@@ -160,6 +167,11 @@ class FilesSource(PatchSource):
             labels = labels[sorted(range(len(names)), key=names.__getitem__)]
         self.keep(ordered)
         return Names(ordered), labels
+
+
+def how_to_make(source: str | Path) -> str:
+    """The command that makes patches from a picture, a folder of them, or tiles."""
+    return f"python dataset_tool.py make --source {shlex.quote(str(source))} --dest patches.zip"
 
 
 def check_labels(path: Path, names: Sequence[str], labels: np.ndarray) -> None:

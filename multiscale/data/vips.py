@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageCms
 
-from dnnlib.reading import regular_size
+from dnnlib.reading import HEAD_BYTES, kind_of, regular_size
 from multiscale.data.fits import is_fits, open_fits
 
 DEFLATE_RATIO = 1032
@@ -337,6 +337,15 @@ def without_size_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
+def _no_picture(path: Path) -> str:
+    """The end of "FILE ..." about a file that nothing opens."""
+    with open(path, "rb") as stream:
+        kind = kind_of(stream.read(HEAD_BYTES))
+    if kind is None or kind.endswith("picture"):
+        return "is of no known format"
+    return f"is {kind}, not a picture{'; unpack it, if it holds pictures' if kind.endswith('ZIP') else ''}"
+
+
 def _by_pillow(path: Path, reading: Reading) -> Any:
     """A whole picture of a format that this libvips lacks."""
     vips = library()
@@ -345,7 +354,7 @@ def _by_pillow(path: Path, reading: Reading) -> Any:
             opened = Image.open(path, formats=_PILLOW_FORMATS)
     except Image.UnidentifiedImageError as error:
         advice = _advice(path, "")
-        raise (Unreadable if advice else NotAPicture)(f"is of no known format{advice}") from error
+        raise (Unreadable if advice else NotAPicture)(f"{_no_picture(path)}{advice}") from error
     with opened as image:
         _check_page(getattr(image, "n_frames", 1), reading)
         if (needed := image.width * image.height * 4) > reading.memory:

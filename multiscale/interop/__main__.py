@@ -8,8 +8,9 @@ import click
 
 from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError
+from dnnlib.files import check_writable
 from multiscale.interop.pickles import load_published
-from multiscale.runs.remote import local_path
+from multiscale.runs.remote import existing_path
 from multiscale.runs.snapshots import save_snapshot
 
 
@@ -25,7 +26,8 @@ def main(pickle: str, snapshot: str) -> None:
     path = Path(snapshot)
     if path.suffix != ".safetensors":
         raise UserError(f"{path} does not end in .safetensors; give a name that does.")
-    published = load_published(local_path(pickle))
+    check_writable(path)
+    published = load_published(existing_path(pickle, "a .pkl of the published code"))
     save_snapshot(path, published.generator, published.info)
     config = published.generator.config
     print(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.files import check_writable
 from dnnlib.progress import progress_bar
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.features import Features, load_features
@@ -71,6 +72,8 @@ def calc_metrics(request: Request, *, dry_run: bool = False) -> None:
     devices = choose_devices(request.gpus, request.procs)
     if Path(request.out).is_file():
         raise UserError(f"--out {request.out} is a file; give a folder.")
+    if not dry_run:
+        check_writable(request.out, folder="filled")
     snapshots = [load_snapshot(path) for path in find_networks(request.networks)]
     dataset = PatchDataset(request.data)
     dataset.check_headers()
@@ -86,7 +89,7 @@ def calc_metrics(request: Request, *, dry_run: bool = False) -> None:
 
 
 def find_networks(texts: Sequence[str]) -> list[Path]:
-    """Snapshot files selected by ``--network``: files, folders of runs (their newest), patterns; none: the newest run's.
+    """Snapshot files selected by ``--network``: files, folders of runs (their newest), patterns; none: the one written last.
 
     Raises:
         UserError: one of them is not there, or a pattern matches nothing.

@@ -23,7 +23,7 @@ from multiscale.metrics.dinov2 import Dinov2
 from multiscale.metrics.inception import Inception
 from torch_utils.devices import float32_products, full_precision
 from torch_utils.random import stream
-from torch_utils.weights import WeightFile
+from torch_utils.weights import MissingWeights, WeightFile
 
 INCEPTION_FILE = WeightFile(
     name="pt_inception-2015-12-05-6726825d.pth",
@@ -143,7 +143,8 @@ def load_features(name: str, resolution: int, device: torch.device, weights: Pat
         weights: The weight file of ``inception`` or ``dinov2``, or a folder that holds it; None: the cache folder.
 
     Raises:
-        UserError: an unknown name; a weight file that is missing, not a published one, or not readable.
+        MissingWeights: there is no weight file.
+        UserError: an unknown name; a weight file that is not a published one, or not readable.
     """
     if name not in NAMES:
         raise UserError(f"There are no features {name!r}{nearest_name(name, NAMES)}")
@@ -156,7 +157,7 @@ def load_features(name: str, resolution: int, device: torch.device, weights: Pat
     if path.is_dir() or weights is None:
         path = path / files[0].name
     if not path.is_file():
-        raise UserError(
+        raise MissingWeights(
             f"The features {name!r} need {files[0].name} (from {files[0].url}, SHA-256 {files[0].sha256}): put it into "
             f"{path.parent} or name it with --weights; --features random does without."
         )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.errors import UserError
+from dnnlib.files import check_writable
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
 from multiscale.rendering.files import save_png
@@ -59,16 +60,17 @@ def generate(request: Request) -> list[Path]:
         UserError: options that contradict each other, something out of range, or a file that cannot be written.
     """
     _check(request)
+    _check_place(request)
     snapshot = load_snapshot(find_network(request.network))
     keep_freed_memory()
     renderer = Renderer(snapshot.generator, default_device())
     maker = _Maker(request, renderer, provenance(snapshot))
     if request.video is not None:
-        return maker.film(_named(request.video, "--video", ".mp4"))
+        return maker.film(Path(request.video))
     if request.pyramid is not None:
-        return maker.deep_zoom(_named(request.pyramid, "--pyramid", ".dzi"))
+        return maker.deep_zoom(Path(request.pyramid))
     if request.tiff is not None:
-        return maker.tiff(_named(request.tiff, "--tiff", ".tif", ".tiff"))
+        return maker.tiff(Path(request.tiff))
     return maker.grid() if request.grid else maker.pictures()
 
 
@@ -83,15 +85,14 @@ class _Maker:
 
     def pictures(self) -> list[Path]:
         """A PNG for each world."""
-        paths = _paths(self.request, self.scale)
+        paths = _paths(self.request)
         for world, path in zip(self.request.worlds, _bar(paths, "image"), strict=True):
             save_png(path, self._picture(world), self._facts(world))
         return paths
 
     def grid(self) -> list[Path]:
         """All worlds on one sheet, about as wide as high."""
-        path = Path(self.request.out)
-        path = path if path.suffix.lower() == ".png" else path / "grid.png"
+        path = _grid_path(self.request)
         worlds = self.request.worlds
         cells = [self._picture(world) for world in _bar(worlds, "image")]
         columns = int(np.ceil(np.sqrt(len(cells))))
@@ -293,33 +294,44 @@ def _check(request: Request) -> None:
     if kind in ("", "--grid") and request.size is not None and request.size[0] * request.size[1] > MAX_PNG_PX:
         raise UserError(
             f"An image of {request.size[0]} x {request.size[1]} pixels is too large for a PNG; "
-            "give --tiff FILE or --pyramid FILE."
+            "give --tiff FILE, or for the whole world as fine as the model goes --pyramid FILE without --size."
         )
 
 
-def _named(name: str, option: str, *suffixes: str) -> Path:
-    path = Path(name)
-    if path.suffix.lower() not in suffixes:
-        raise UserError(f"{option} {path} does not end in {suffixes[0]}; give a name that does.")
-    if path.is_dir():
-        raise UserError(f"{option} {path} is a folder; give the name of a file.")
-    return path
+def _check_place(request: Request) -> None:
+    """Refuse names and places to which the result could not be written, before a network is loaded."""
+    named = {
+        "--video": (request.video, (".mp4",)),
+        "--pyramid": (request.pyramid, (".dzi",)),
+        "--tiff": (request.tiff, (".tif", ".tiff")),
+    }
+    for option, (name, suffixes) in named.items():
+        if name is None:
+            continue
+        path = Path(name)
+        if path.suffix.lower() not in suffixes:
+            raise UserError(f"{option} {path} does not end in {suffixes[0]}; give a name that does.")
+        if path.is_dir():
+            raise UserError(f"{option} {path} is a folder; give the name of a file.")
+        check_writable(path)
+        return
+    for path in [_grid_path(request)] if request.grid else _paths(request)[:1]:
+        check_writable(path)
 
 
-def _paths(request: Request, scale: float) -> list[Path]:
-    out = Path(request.out)
+def _grid_path(request: Request) -> Path:
+    out = _checked_out(request)
+    return out if out.suffix.lower() == ".png" else out / "grid.png"
+
+
+def _paths(request: Request) -> list[Path]:
+    out, scale = _checked_out(request), 1.0 if request.scale is None else request.scale
     if out.suffix.lower() == ".png":
         if len(request.worlds) > 1:
             raise UserError(
                 f"{len(request.worlds)} seeds cannot be written to the one file {out}; give a folder as --out."
             )
         return [out]
-    if out.suffix.lower() in OTHER_IMAGES:
-        raise UserError(
-            f"--out {out} asks for another format than PNG; give a .png file or a folder, or --tiff, --video, --pyramid."
-        )
-    if out.is_file():
-        raise UserError(f"--out {out} is a file that does not end in .png; give a .png file or a folder.")
     name = "strip" if request.strip else f"{scale!r}x".replace(".0x", "x")
     if request.centre != (0, 0) and not request.strip:
         name += f"-at{request.centre[0]!r},{request.centre[1]!r}"
@@ -328,6 +340,17 @@ def _paths(request: Request, scale: float) -> list[Path]:
     if request.truncation_psi != 1:
         name += f"-trunc{request.truncation_psi!r}"
     return [out / f"seed{_file_name(world)}-{name}.png" for world in request.worlds]
+
+
+def _checked_out(request: Request) -> Path:
+    out = Path(request.out)
+    if out.suffix.lower() in OTHER_IMAGES:
+        raise UserError(
+            f"--out {out} asks for another format than PNG; give a .png file or a folder, or --tiff, --video, --pyramid."
+        )
+    if out.suffix.lower() != ".png" and out.is_file():
+        raise UserError(f"--out {out} is a file that does not end in .png; give a .png file or a folder.")
+    return out
 
 
 def _file_name(world: World) -> str:

@@ -226,15 +226,20 @@ class Renderer:
         beyond = self.extrapolation(region)
         if beyond > MAX_EXTRAPOLATION:
             raise UserError(
-                f"This view is {beyond:g} times finer than the model; at most {MAX_EXTRAPOLATION:,} are allowed."
+                f"This view is {beyond:g} times finer than the model; at most {MAX_EXTRAPOLATION:,} are allowed: "
+                "give fewer pixels or a smaller scale."
             )
         if beyond > 1 and not extrapolate:
             side = max(region.width, region.height)
-            allowed = self.world_px / region.zoom
+            pixels, scale = int(self.world_px / region.zoom), self.world_px / side
+            ways = [f"at {region.zoom:g}x give at most {pixels} pixels"] if pixels else []
+            if scale >= 1:
+                scale = math.floor(scale * 1000) / 1000  # not rounded up: what is named must be allowed
+                ways.append(f"for {side} pixels {'' if ways else 'give '}a scale of at most {scale:.10g}")
             raise UserError(
                 f"{side} pixels at {region.zoom:g}x are {beyond:g} times finer than this model has learned "
-                f"({self.resolution} pixels at {self.max_zoom:g}x): at {region.zoom:g}x give at most {allowed:.0f} pixels, "
-                f"for {side} pixels a scale of at most {self.world_px / side:g}, or allow extrapolation."
+                f"({self.resolution} pixels at {self.max_zoom:g}x): {', '.join(ways)}, "
+                "or allow extrapolation (--extrapolate; in Python extrapolate=True)."
             )
 
     def extrapolation(self, region: Region) -> float:

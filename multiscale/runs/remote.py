@@ -66,6 +66,22 @@ def local_path(name: str | Path) -> Path:
     return fetch(name, cache_folder() / "networks")
 
 
+def existing_path(name: str | Path, wanted: str) -> Path:
+    """:func:`local_path` of a network that is there.
+
+    Args:
+        name: As a user typed it.
+        wanted: What could be given, for the message.
+
+    Raises:
+        UserError: there is none; as :func:`local_path`.
+    """
+    path = local_path(name)
+    if not path.exists():
+        raise UserError(f"There is no network {path}; give {wanted}.")
+    return path
+
+
 def hub() -> Any:
     """The package huggingface_hub.
 

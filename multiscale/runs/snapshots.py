@@ -16,16 +16,17 @@ import torch
 
 from dnnlib.errors import UserError, shown
 from dnnlib.files import atomic_write
-from dnnlib.reading import from_json, parsed, regular_size
+from dnnlib.reading import HEAD_BYTES, from_json, kind_of, parsed, regular_size
 from multiscale.config import GeneratorConfig, to_dict
 from multiscale.interop.pickles import SUFFIX, load_published
 from multiscale.networks.generator import Generator
 from multiscale.runs.migrations import FORMAT_VERSION, check_version, read_stored
-from multiscale.runs.remote import local_path
+from multiscale.runs.remote import existing_path
 
 FORMAT = "multiscale-generator"
 PATTERN = "generator-*.safetensors"
 DAMAGED = "{path} is not a whole safetensors file ({reason}); it may be truncated: copy it again, or use an older one."
+WANTED = f"the folder of a run, a {PATTERN} file, or a .pkl"
 METADATA = "The metadata of {path} are damaged; use another snapshot of the run."
 HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its format allows."""
@@ -164,10 +165,14 @@ def _opened(path: Path) -> Iterator[_File]:
 
 def _headed(path: Path, stream: IO[bytes], size: int) -> _File:
     """Read a header: its length in 8 bytes, then JSON that places each tensor in the bytes behind it."""
-    length = int.from_bytes(stream.read(8), "little")
+    head = stream.read(HEAD_BYTES)
+    length = int.from_bytes(head[:8], "little")
     if length > min(HEADER_BYTES, size - 8):
-        raise ValueError(f"its header claims {length} bytes")
-    header = length.to_bytes(8, "little") + stream.read(length)
+        kind = None if head[8:9] == b"{" else kind_of(head)  # a header's first byte
+        if kind is not None:
+            raise UserError(f"{path} is {kind}, not a network; give {WANTED}.")
+        raise ValueError(f"its header claims {length} bytes" if length <= HEADER_BYTES else "it begins otherwise")
+    header = head + stream.read(length + 8 - len(head))
     values = dict(from_json(header[8:]))
     metadata = values.pop("__metadata__", None) or {}
     if metadata.get("format") != FORMAT:
@@ -189,8 +194,8 @@ def _headed(path: Path, stream: IO[bytes], size: int) -> _File:
 
 
 def find_network(network: str | Path | None) -> Path:
-    """The file meant by ``--network``: a file, the newest of a run's folder, a name to fetch, or (None) of the newest run in
-    ``runs``.
+    """The file meant by ``--network``: a file, the newest of a run's folder, a name to fetch, or (None) the one written last
+    by any run in ``runs``.
 
     Names are ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.remote`). Without any run it is the bundled model.
 
@@ -200,14 +205,12 @@ def find_network(network: str | Path | None) -> Path:
     if network is None:
         found = [path for folder in _subfolders(Path("runs")) for path in snapshots_of(folder)]
         return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
-    path = local_path(network)
+    path = existing_path(network, WANTED)
     if path.is_dir():
         found = snapshots_of(path)
         if not found:
             raise UserError(f"The folder {path} holds no snapshot ({PATTERN}); give the folder of a run or a file.")
         return found[-1]
-    if not path.exists():
-        raise UserError(f"There is no network {path}; give the folder of a run, a {PATTERN} file, or a .pkl.")
     return path
 
 

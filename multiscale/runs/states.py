@@ -82,6 +82,8 @@ def load_state(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, not ours, of a format that cannot be read, or has unknown settings.
     """
+    if path.is_dir() and (states := states_of(path)):
+        raise UserError(f"{path} is a folder, not a training state; give a file in it, such as {states[-1]}.")
     regular_size(path, "the training state")
     damaged = f"{path} is not a whole training state; it may be truncated: use an older one."
     try:

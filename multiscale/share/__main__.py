@@ -10,6 +10,7 @@ import click
 from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError
 from multiscale.runs.remote import HubName, hub, hub_errors
+from multiscale.runs.snapshots import find_network
 from multiscale.share.card import write_share
 
 
@@ -34,13 +35,14 @@ def push(run: str, name: str, seed: int, licence: str | None, private: bool, fol
     target = HubName.parse(name)
     if target.file is not None:
         raise UserError(f"{name} names a file; give hf://owner/repo, and @revision if you like.")
+    network = str(find_network(run))
     if folder is not None:
-        for path in write_share(run, Path(folder), name, seed=seed, licence=licence):
+        for path in write_share(network, Path(folder), name, seed=seed, licence=licence):
             print(path)
         return
     api = hub().HfApi()
     with tempfile.TemporaryDirectory() as temporary:
-        files = write_share(run, Path(temporary), name, seed=seed, licence=licence)
+        files = write_share(network, Path(temporary), name, seed=seed, licence=licence)
         with hub_errors(target):
             api.create_repo(target.repo, private=private, exist_ok=True)
             api.upload_folder(

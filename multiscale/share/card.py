@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_copy, atomic_write
+from dnnlib.files import atomic_copy, atomic_write, check_writable
 from multiscale.rendering.files import save_png
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.sheets import zoom_strip
@@ -41,6 +41,7 @@ def write_share(network: str, folder: Path, name: str, *, seed: int, licence: st
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; give one that is, or a new name.")
+    check_writable(folder, folder="filled")
     path = find_network(network)
     snapshot = load_snapshot(path)
     renderer = Renderer(snapshot.generator, default_device())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write, new_temporary_folder
+from dnnlib.files import atomic_write, check_writable, new_temporary_folder
 from dnnlib.progress import progress_bar
 from dnnlib.reading import from_json, parsed, read_text
 from multiscale.networks.plan import BAND_LIMIT
@@ -52,6 +52,7 @@ def export_site(network: str | None, folder: Path, *, name: str | None = None) -
         UserError: there is no such network, it cannot be exported, npm cannot get the runtime, or the folder holds
             anything else.
     """
+    _check_place(folder)
     snapshot = load_snapshot(find_network(network))
     return _replaced(folder, lambda place: _write_model(place, snapshot, name or snapshot.path.stem))
 
@@ -75,13 +76,13 @@ def zip_site(network: Path, target: Path) -> Path:
 
 def export_tiles(network: str | None, folder: Path, world: World) -> Path:
     """Write a page with one world as Deep Zoom tiles, for machines that cannot compute; arguments as :func:`export_site`."""
+    _check_place(folder)
     snapshot = load_snapshot(find_network(network))
     return _replaced(folder, lambda place: _write_tiles(place, snapshot, world))
 
 
 def _replaced(folder: Path, write: Callable[[Path], None]) -> Path:
     """Have a folder written beside its place and moved there when it is whole."""
-    _check_place(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         place = new_temporary_folder(folder.name, folder.parent)  # for this user alone
@@ -104,6 +105,8 @@ def _replaced(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def _check_place(folder: Path) -> None:
+    """UserError if the folder holds what is not ours to replace, or cannot be written."""
+    check_writable(folder, folder="replaced")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     facts: Any = None

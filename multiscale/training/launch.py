@@ -14,12 +14,15 @@ from typing import Any
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.signals import Ended
 from multiscale.config import RunConfig, build, check_keys, load_preset, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
 from multiscale.runs.folder import held, holds_run, load_settings, write_beside
 from multiscale.runs.migrations import measured_by_name
-from multiscale.runs.remote import local_path
+from multiscale.runs.remote import existing_path
+from multiscale.runs.snapshots import PATTERN as SNAPSHOTS
+from multiscale.runs.states import PATTERN as STATES
 from multiscale.runs.states import identity_of, load_newest_state, load_state
 from multiscale.training.estimate import (
     chooses_replays,
@@ -32,9 +35,10 @@ from multiscale.training.evaluation import snapshot_evaluation
 from multiscale.training.perceptual import SMALLEST_SIDE_PX, load_lpips, missing_files
 from multiscale.training.resume import check_resumed, choose_folder, report_end, report_start
 from multiscale.training.trainer import Trainer
-from multiscale.training.transfer import load_learned
+from multiscale.training.transfer import Learned, load_learned
 from torch_utils import distributed
 from torch_utils.devices import choose_devices
+from torch_utils.weights import MissingWeights
 
 LPIPS_MIN_RESOLUTION = 2 ** math.ceil(math.log2(SMALLEST_SIDE_PX))
 """Smallest patch side, a power of two, that survives AlexNet's pooling."""
@@ -86,6 +90,8 @@ class Run:
     """Whether the folder holds a run to resume."""
     changes: list[str]
     """Settings changed since the run began."""
+    missing: list[MissingWeights]
+    """Weight files without which it cannot start."""
 
     @property
     def config(self) -> RunConfig:
@@ -105,12 +111,15 @@ def train(request: Request, *, dry_run: bool = False) -> None:
 
     Raises:
         UserError: something is wrong with the data, the config, the devices or the folder; the message says what to do.
+        Ended: a signal stopped the run before its end; its state is saved.
     """
     if not distributed.under_torchrun():
         with _prepared(request, None, dry_run) as (run, job):
             if job is not None:
-                distributed.run(_work, run.devices, job, run.dataset)
+                stopped_by = distributed.run(_work, run.devices, job, run.dataset)
                 report_end(job.folder, job.config)
+                if stopped_by:
+                    raise Ended(stopped_by)
         return
     if request.procs > 1 or request.gpus:
         raise UserError(
@@ -127,15 +136,20 @@ def train(request: Request, *, dry_run: bool = False) -> None:
 
         job = distributed.from_first(process, prepare)
         if job is not None:
-            _work(process, job, runs[0].dataset if runs else PatchDataset(request.data))
+            stopped_by = _work(process, job, runs[0].dataset if runs else PatchDataset(request.data))
             if process.is_first:
                 report_end(job.folder, job.config)
+            # The others wait here until the first has written all: torchrun ends all once one has ended.
+            if distributed.largest(stopped_by, process):
+                raise Ended(stopped_by)
 
 
 @contextlib.contextmanager
 def _prepared(request: Request, devices: list[torch.device] | None, dry_run: bool) -> Iterator[tuple[Run, Job | None]]:
     """Hold the run's folder, prepared, for the duration of the block; no job if there is nothing to train."""
     run = resolve(request, devices)
+    if run.missing and not dry_run:
+        raise run.missing[0]
     described = describe_run(
         run.config,
         preset=run.preset,
@@ -148,6 +162,8 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
     print(described)
     if dry_run:
         print(describe_settings(run.config))
+        for lack in run.missing:
+            print(f"Missing before this run can start: {lack}")
         yield run, None
         return
     with held(run.folder):
@@ -176,7 +192,7 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
         raise UserError(
             "Both --resume and --transfer were given; --resume goes on with a run, --transfer takes its networks."
         )
-    learned = None if request.transfer is None else load_learned(local_path(request.transfer))
+    learned = None if request.transfer is None else _learned(request.transfer)
     if learned is not None:
         _refuse_other_data(learned.config, dataset, f"The networks of {learned.path} have")
     values = merge(
@@ -187,8 +203,7 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
         given,
     )
     config = build(RunConfig, values, source="the run's configuration")
-    _check_perceptual(config)
-    snapshot_evaluation(config.training, dataset, distributed.Process(torch.device("cpu")), digest=None)
+    missing = list(_missing_weights(config, dataset))
     stem = re.sub(r"[*?\[\]]+", "", Path(request.data).stem).strip("-") or "patches"
     if learned is not None:
         learned.check(config)
@@ -206,6 +221,7 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
         devices=devices,
         goes_on=holds_run(folder),
         changes=changes,
+        missing=missing,
     )
 
 
@@ -222,7 +238,10 @@ def choose_batch_gpu(config: RunConfig, devices: list[torch.device]) -> int:
     """
     training, number = config.training, len(devices)
     if training.batch % number:
-        raise UserError(f"Batch {training.batch} cannot be shared by {number} devices; give a multiple of {number}.")
+        raise UserError(
+            f"Batch {training.batch} cannot be shared by {number} devices; give another number of them (--gpus, --procs), or a "
+            f"--batch that is a multiple of {number}."
+        )
     device_batch = training.batch // number
     if training.batch_gpu is None:
         return fit_batch_gpu(
@@ -293,8 +312,8 @@ def _metric_layer(dataset: PatchDataset, given: Mapping[str, Any]) -> dict[str, 
     return {"training": {"consistency_metric": "l1"}}
 
 
-def _check_perceptual(config: RunConfig) -> None:
-    """Refuse a run that needs LPIPS but has no weights for it, before anything is written."""
+def _missing_weights(config: RunConfig, dataset: PatchDataset) -> Iterator[MissingWeights]:
+    """Weight files of LPIPS and of the measures that are not there; UserError if what is there does not fit."""
     training = config.training
     if training.consistency_weight and training.consistency_metric == "l1+lpips":
         if config.generator.img_resolution < LPIPS_MIN_RESOLUTION:
@@ -302,7 +321,19 @@ def _check_perceptual(config: RunConfig) -> None:
                 f"LPIPS needs images of {LPIPS_MIN_RESOLUTION} pixels or more and the patches have "
                 f"{config.generator.img_resolution}; give --set training.consistency_metric=l1."
             )
-        load_lpips(None if training.lpips_folder is None else Path(training.lpips_folder))
+        try:
+            load_lpips(None if training.lpips_folder is None else Path(training.lpips_folder))
+        except MissingWeights as error:
+            yield error
+    try:
+        snapshot_evaluation(training, dataset, distributed.Process(torch.device("cpu")), digest=None)
+    except MissingWeights as error:
+        yield error
+
+
+def _learned(transfer: str) -> Learned:
+    wanted = f"a {STATES} or {SNAPSHOTS} file of a run, or a .pkl of the published code"
+    return load_learned(existing_path(transfer, wanted))
 
 
 def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset, whose: str) -> None:
@@ -316,8 +347,8 @@ def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset, whose: s
             )
 
 
-def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None:
-    """One process of the run: resume its newest state, or start, perhaps from another run."""
+def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> int:
+    """One process of the run: resume its newest state, or start, perhaps from another run; as :meth:`Trainer.run`."""
     torch.backends.cudnn.benchmark = True  # all batches have one size
     device_batch = job.config.training.batch // process.world_size
     replay = chooses_replays(job.config, job.batch_gpu, device_batch, process.device)
@@ -340,4 +371,4 @@ def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> None
     }
     advice = dict.fromkeys(facts, shared) | {"PyTorch": "install one version on all machines"}
     distributed.check_alike(process, facts, advice)
-    trainer.run()
+    return trainer.run()

@@ -20,7 +20,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import cache_folder
 from torch_utils import vision
 from torch_utils.devices import full_precision
-from torch_utils.weights import WeightFile
+from torch_utils.weights import MissingWeights, WeightFile
 
 ALEXNET_FILE = WeightFile(
     name="alexnet-owt-7be5be79.pth",
@@ -126,12 +126,13 @@ def load_lpips(folder: Path | None = None) -> LPIPS:
         The distance on the CPU, in evaluation mode; its weights take no gradients.
 
     Raises:
-        UserError: a file is missing, is not the published one, or cannot be read.
+        MissingWeights: a file is missing.
+        UserError: a file is not the published one, or cannot be read.
     """
     folder = cache_folder() if folder is None else Path(folder)
     if missing := missing_files(folder):
         wanted = " and ".join(f"{file.name} (from {file.url})" for file in missing)
-        raise UserError(f"LPIPS needs {wanted}: put {'them' if missing[1:] else 'it'} into {folder}; {WITHOUT}.")
+        raise MissingWeights(f"LPIPS needs {wanted}: put {'them' if missing[1:] else 'it'} into {folder}; {WITHOUT}.")
     return LPIPS(*(file.read(folder / file.name, "LPIPS") for file in (ALEXNET_FILE, LINEAR_FILE))).eval()
 
 

@@ -47,7 +47,16 @@ from multiscale.training.objective import Generated, Losses, Objective, Part
 from multiscale.training.perceptual import load_lpips
 from multiscale.view import unchecked_transform, uniform_centres
 from torch_utils.devices import Arriving, float32_products, peak_memory, to_device
-from torch_utils.distributed import Process, any_of, average, check_alike, checksum, copy_from_first, from_first
+from torch_utils.distributed import (
+    Process,
+    any_of,
+    average,
+    check_alike,
+    checksum,
+    copy_from_first,
+    from_first,
+    largest,
+)
 from torch_utils.ema import half_life_decay, update_ema
 from torch_utils.gradients import Gradients
 from torch_utils.random import BatchRows, normal, stream
@@ -165,15 +174,18 @@ class Trainer:
         """Real images shown so far, over all processes."""
         return self.step * self.config.training.batch
 
-    def run(self) -> None:
+    def run(self) -> int:
         """Train to the end, or until SIGINT, SIGTERM or SIGHUP: then finish the step and save the state.
+
+        Returns:
+            The number of the signal that stopped it, the same in all processes; 0 at the end.
 
         Raises:
             UserError: memory or disk are full, gradients have not been finite for ``BAD_STEPS`` steps, or the processes
                 no longer agree. Files written before are intact.
         """
         if self.step >= self.total_steps:
-            return
+            return 0
         has_begun = from_first(self.process, lambda: bool(states_of(self.folder)))
         if self.process.is_first:
             if not has_begun:
@@ -181,7 +193,7 @@ class Trainer:
             self.journal = Journal(self.folder, self.images_seen if has_begun else -1)
         try:
             with StopRequest() as stop:
-                self._run(stop, has_begun)
+                return self._run(stop, has_begun)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError(self._out_of_memory()) from error
         except RuntimeError as error:
@@ -199,14 +211,14 @@ class Trainer:
             if self.journal is not None:
                 self.journal.close()
 
-    def _run(self, stop: StopRequest, has_begun: bool) -> None:
+    def _run(self, stop: StopRequest, has_begun: bool) -> int:
         training = self.config.training
         per_snapshot = self._steps(training.snapshot_kimg or min(training.kimg / 50, SNAPSHOT_KIMG))
         per_tick = max(min(self.total_steps // TICKS, self._steps(TICK_KIMG)), 1)
         if not has_begun:
             self._save_state()  # first: from here on the run can go on, whatever ends it
-        if not self._complete(stop, per_snapshot):
-            return
+        if number := self._complete(stop, per_snapshot):
+            return number
         bar = progress_bar(
             total=self.total_steps * training.batch,
             initial=self.images_seen,
@@ -226,10 +238,10 @@ class Trainer:
                 watch.lap("step")
                 if self.step % STEPS_TO_AGREE == 0:
                     self._stop_if_broken()
-                if self._is_asked_to_stop(stop) and not ends:
+                if (number := self._asked_to_stop(stop)) and not ends:
                     self._save_state()  # first: whoever asks may not wait for the rest
                     self._snapshot()
-                    return
+                    return number
                 if self.step % per_snapshot == 0 or ends:
                     path = self._snapshot()
                     if ends or self.step % (per_snapshot * training.metrics_every) == 0:
@@ -240,9 +252,10 @@ class Trainer:
             raise UserError(self._broken(int(self.bad_steps)))
         if self.process.is_first:
             print(f"Trained {self.images_seen / 1000:g} kimg: {path}, sheets {self.folder}/samples-*.png")
+        return 0
 
-    def _complete(self, stop: StopRequest, per_snapshot: int) -> bool:
-        """Write what the current step should have left and is missing; False if asked to stop.
+    def _complete(self, stop: StopRequest, per_snapshot: int) -> int:
+        """Write what the current step should have left and is missing; returns the signal if asked to stop, else 0.
 
         In a new run that is everything, which shows at once whether the disk has room; otherwise the run was ended between
         saving its state and the rest.
@@ -253,10 +266,10 @@ class Trainer:
             "metrics": self._take_metrics,
         }
         for name in from_first(self.process, lambda: self._missing(per_snapshot)):
-            if any_of(stop.received, self.process):
-                return False
+            if number := largest(stop.number, self.process):
+                return number
             makers[name]()
-        return not any_of(stop.received, self.process)
+        return largest(stop.number, self.process)
 
     def _missing(self, per_snapshot: int) -> list[str]:
         training, name = self.config.training, f"{self.images_seen:09d}"
@@ -279,10 +292,10 @@ class Trainer:
             save_png(self.folder / "reals.png", sheet, {})
             self.journal.show(self.images_seen, "reals", sheet)
 
-    def _is_asked_to_stop(self, stop: StopRequest) -> bool:
-        """Whether any process was asked to stop; several agree on it every few steps, so that all stop at the same step."""
+    def _asked_to_stop(self, stop: StopRequest) -> int:
+        """The signal that asked any process to stop, else 0; several agree every few steps, and so stop at the same step."""
         agree = self.process.world_size == 1 or self.step % STEPS_TO_AGREE == 0
-        return agree and any_of(stop.received, self.process)
+        return largest(stop.number, self.process) if agree else 0
 
     def _stop_if_broken(self) -> None:
         """UserError if gradients have not been finite for long, by a count a few steps old: reading it waits for nothing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
 import time
@@ -61,7 +60,7 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def command(recipes: ModuleType, place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """The benchmark in this process; what it starts are processes of their own."""
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    threads = torch.get_num_threads()
 
     def run(*words: object) -> int:
         files = ["--data", place / "p.zip", "--base", place / "tiny.yaml", "--variants", place / "variants.yaml"]
@@ -73,7 +72,6 @@ def command(recipes: ModuleType, place: Path, monkeypatch: pytest.MonkeyPatch) -
         return 0
 
     yield run
-    signal.signal(signal.SIGTERM, handler)
     torch.set_num_threads(threads)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -58,6 +59,34 @@ def refusal(*arguments):
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit)
     return result.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "size, resolution, said",
+    [
+        ((400, 300), 256, "--resolution 64 or less, or larger"),
+        ((400, 300), 128, "gives 1 octave at 128 x 128 pixels, a zoom of 2x; --resolution 32 gives 3."),
+        ((100, 70), 32, "gives 1 octave at 32 x 32 pixels, a zoom of 2x; --resolution 16 gives 2."),
+        ((40, 40), 16, None),
+        ((300, 300), 32, None),
+    ],
+)
+def test_a_small_picture_is_answered_with_the_resolution_that_gives_octaves(tmp_path, size, resolution, said):
+    path, dest = tmp_path / "a.png", tmp_path / "d.zip"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), np.uint8)).save(path)
+    options = ["make", "--source", path, "--dest", dest, "--workers", 1, "--resolution", resolution]
+    if "or less" in (said or ""):
+        assert f"give fewer --octaves, {said}" in refusal(*options, "--octaves", 2)
+        assert "give --resolution 128 or less, or larger images" in refusal(*options, "--octaves", 1)
+        return
+    printed = invoke(*options, "--dry-run").output
+    assert said in printed if said else "--resolution" not in printed
+    suggested = re.search(r"--resolution (\d+) gives (\d)", printed)
+    if suggested:
+        assert f"--resolution {suggested[1]}" in said
+        again = invoke(*options[:-1], suggested[1], "--dry-run", "--octaves", suggested[2])
+        assert again.exit_code == 0
+        assert "--resolution" not in again.output
 
 
 # The same patches by every way ----------------------------------------------------------------------------------------

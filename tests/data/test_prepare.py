@@ -207,6 +207,9 @@ def test_sources_without_photographs_are_refused(tmp_path):
         make_from_photographs(tmp_path, tmp_path / "set.zip")
     with pytest.raises(UserError, match=r"Image .*notes.txt is of no known format"):
         make_from_photographs(tmp_path / "notes.txt", tmp_path / "set.zip")
+    (tmp_path / "patches.zip").write_bytes(b"PK\x03\x04" + bytes(60))
+    with pytest.raises(UserError, match=r"Image .*patches.zip is a ZIP, not a picture; unpack it"):
+        make_from_photographs(tmp_path / "patches.zip", tmp_path / "set.zip")
 
 
 def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):

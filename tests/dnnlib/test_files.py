@@ -1,5 +1,6 @@
 """Files are whole or absent; mistakes are sentences."""
 
+import contextlib
 import os
 import secrets
 import subprocess
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from dnnlib import files
 from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError, nearest_name, sentence_of
-from dnnlib.files import atomic_write, cache_folder, sha256
+from dnnlib.files import atomic_write, cache_folder, check_writable, sha256
 
 
 def test_a_file_appears_whole_and_leaves_nothing_beside_it(tmp_path):
@@ -49,6 +50,32 @@ with atomic_write({str(path)!r}) as stream:
     process.kill()
     process.wait()
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "name, folder, reason",
+    [
+        ("new/deep/f.png", None, None),
+        ("old", None, None),
+        ("old/f.png", None, "old/f.png: "),
+        ("old/deep/f.png", None, "old/deep/f.png: "),
+        (".", None, "it is a folder; give the name of a file"),
+        ("n" * 300, None, ": "),
+        ("a\0b", None, ": "),
+        (".", "filled", None),
+        ("new", "filled", None),
+        ("old", "filled", "old: "),
+        (".", "replaced", None),
+        ("old/new", "replaced", "old/new: "),
+    ],
+)
+def test_whether_a_place_can_be_written_is_known_before_and_leaves_nothing_there(tmp_path, name, folder, reason):
+    (tmp_path / "old").write_text("kept")
+    with contextlib.nullcontext() if reason is None else pytest.raises(UserError, match=r"^Cannot write ") as refused:
+        check_writable(tmp_path / name, folder=folder)
+    assert reason is None or reason in str(refused.value)
+    assert os.listdir(tmp_path) == ["old"]
+    assert (tmp_path / "old").read_text() == "kept"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions as POSIX has them; Linux and macOS run it")

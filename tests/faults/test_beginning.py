@@ -100,7 +100,7 @@ def test_a_signal_before_the_first_step_is_heard_and_what_is_left_out_is_made_up
 def test_a_signal_at_the_step_of_a_snapshot_does_not_lose_its_measures(tmp_path, monkeypatch, whole):
     dataset, undisturbed = whole
     trainer = begin(dataset, tmp_path / "run", **OPTIONS)
-    monkeypatch.setattr(trainer, "_is_asked_to_stop", lambda _: trainer.step == 2)
+    monkeypatch.setattr(trainer, "_asked_to_stop", lambda _: signal.SIGTERM if trainer.step == 2 else 0)
     trainer.run()
     assert load_newest_state(tmp_path / "run")["step"] == 2
     go_on(dataset, tmp_path / "run")

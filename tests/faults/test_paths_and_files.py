@@ -5,12 +5,15 @@ import copy
 import io
 import json
 import os
+import re
+import shlex
 import struct
 import subprocess
 import sys
 import time
 import zipfile
 import zlib
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -99,8 +102,6 @@ LONG = "n" * 300
 )
 @needs_posix
 def test_names_that_are_too_long_and_links_in_a_circle_are_one_sentence(tmp_path, monkeypatch, words):
-    from importlib import import_module
-
     monkeypatch.chdir(tmp_path)
     small_patches(tmp_path / "p.zip", per_octave=1)
     (tmp_path / "loop").symlink_to("loop")
@@ -109,6 +110,88 @@ def test_names_that_are_too_long_and_links_in_a_circle_are_one_sentence(tmp_path
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == 2
     assert result.stderr.strip().splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    "module, words",
+    [
+        ("multiscale.cli.calc_metrics", "--data none.zip --out file/x"),
+        ("multiscale.cli.dataset_tool", "inspect none.zip --sheet file/x.png"),
+        ("multiscale.cli.dataset_tool", "make --source none.tif --dest file/x.zip"),
+        ("multiscale.cli.dataset_tool", "collect --source none --scales exif --dest file/x"),
+        ("multiscale.cli.dataset_tool", "demo --dest file/x"),
+        ("multiscale.cli.generate", "--network none --out file/x"),
+        ("multiscale.cli.generate", "--network none --out file/x.png"),
+        ("multiscale.cli.generate", "--network none --grid --out file/x"),
+        ("multiscale.cli.generate", "--network none --pyramid file/x.dzi"),
+        ("multiscale.cli.generate", "--network none --tiff file/x.tif"),
+        ("multiscale.cli.generate", "--network none --video file/x.mp4 --to 2,0,0"),
+        ("multiscale.cli.zoom", "--network none --export file/x"),
+        ("multiscale.cli.zoom", "--network none --export file/x --tiles"),
+        ("multiscale.cli.pack", "none file/x.safetensors"),
+        ("multiscale.cli.pack", "none new.safetensors --networks file/x.pt"),
+        ("multiscale.interop.__main__", "none.pkl file/x.safetensors"),
+        ("multiscale.share.__main__", "push file hf://a/b --folder file/x"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, monkeypatch, module, words):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("in the way")
+    result = CliRunner().invoke(import_module(module).main, words.split())
+    assert result.exit_code == 2, result.output
+    assert re.search("^Error: Cannot write file/x.*: Not a directory", result.stderr.strip().splitlines()[-1])
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize(
+    "module, words",
+    [
+        ("multiscale.cli.calc_metrics", "--data p.zip --network none"),
+        ("multiscale.cli.generate", "--network none"),
+        ("multiscale.cli.zoom", "--network none --export x"),
+        ("multiscale.cli.zoom", "--network none"),
+        ("multiscale.cli.pack", "none"),
+        ("multiscale.cli.train", "--data p.zip --transfer none"),
+        ("multiscale.interop.__main__", "none x.safetensors"),
+        ("multiscale.share.__main__", "push none hf://a/b"),
+        ("multiscale.share.__main__", "push none hf://a/b --folder x"),
+    ],
+)
+def test_a_network_that_is_not_there_has_one_sentence(tmp_path, monkeypatch, module, words):
+    monkeypatch.chdir(tmp_path)
+    small_patches(tmp_path / "p.zip", per_octave=1)
+    result = CliRunner().invoke(import_module(module).main, words.split())
+    assert result.exit_code == 2, result.output
+    assert "Error: There is no network none; give " in result.stderr
+
+
+PICTURES = {"PNG": "a.png", "JPEG": "a.jpg", "TIFF": "a.tif", "GIF": "a.gif", "BMP": "a.bmp", "WebP": "a.webp"}
+PICTURES |= {"JPEG 2000": "a.jp2", "PGM or PPM": "a.ppm", "AVIF or HEIF": "a.avif"}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_picture_in_place_of_a_network_or_patches_is_known_by_its_first_bytes(tmp_path, kind):
+    path = tmp_path / PICTURES[kind]
+    try:
+        Image.new("RGB", (20, 20)).save(path)
+    except (KeyError, OSError) as error:  # Pillow's builds differ
+        pytest.skip(f"this Pillow does not write {kind} ({error})")
+    with pytest.raises(UserError, match=rf"is an? {kind} picture, not a network; give the folder of a run"):
+        load_snapshot(path)
+    command = f"make one from it: python dataset_tool.py make --source {shlex.quote(str(path))} --dest"
+    with pytest.raises(UserError, match=rf"is an? {kind} picture, not a set of patches; {re.escape(command)}"):
+        PatchDataset(path)
+    with pytest.raises(UserError, match=re.escape(f"python dataset_tool.py make --source {tmp_path} --dest")):
+        PatchDataset(tmp_path)
+    if kind != "PGM or PPM":  # of which a small one is text
+        with pytest.raises(UserError, match=f"Cannot read the config .*: it is an? {kind} picture, not text"):
+            load_yaml(path)
+
+
+def test_tiles_of_a_server_in_place_of_patches_are_answered_with_the_command_that_makes_them():
+    address = "https://example.org/iiif/1/info.json"
+    with pytest.raises(UserError, match=re.escape(f"make --source {address} --dest patches.zip")):
+        PatchDataset(address)
 
 
 @needs_posix

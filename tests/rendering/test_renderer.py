@@ -1,6 +1,7 @@
 """Images of any size: no seams, the same world as the generator's own views, legal ranges, giving up."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -112,6 +113,20 @@ def test_pixels_finer_than_the_model_are_refused_or_said_to_be(renderer):
     with pytest.raises(UserError, match=r"64 pixels at 16x are 2 times finer.*at most 32 pixels.*at most 8"):
         renderer.image(3, region)
     assert renderer.image(3, region, extrapolate=True).shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("zoom, side", [(3, 343), (1.5, 1000), (1, 2048), (300, 3), (700, 600)])
+def test_what_the_refusal_of_too_fine_pixels_names_is_allowed(renderer, zoom, side):
+    with pytest.raises(UserError, match=r"or allow extrapolation \(--extrapolate") as refused:
+        renderer.check(Region.of_view(zoom, (0, 0), side, side))
+    pixels = re.search(r"give at most (\d+) pixels", str(refused.value))
+    scale = re.search(r"a scale of at most ([\d.]+),", str(refused.value))
+    assert (pixels is not None, scale is not None) == (zoom <= 512, side <= 512)
+    if pixels:
+        renderer.check(Region.of_view(zoom, (0, 0), *(int(pixels[1]),) * 2))
+    if scale:
+        renderer.check(Region.of_view(float(scale[1]), (0, 0), side, side))
+    renderer.check(Region.of_view(zoom, (0, 0), side, side), extrapolate=True)
 
 
 @pytest.mark.parametrize(
