@@ -13,6 +13,7 @@ const DRAFT_PX = 64;
 const SHARP_PX = [128, 256, 512, 1024];
 const PATIENCE_MS = 3000; // for a frame that nothing interrupts once it is begun
 const STILL_MS = 250;
+const FADE_MS = 200;
 const DRIFT_PX = 300; // pixels of a drag per unit of drift
 const ZOOM_OCTAVES = 0.5; // of a key
 const MOVE_PART = 0.15; // of the canvas, of a key
@@ -136,7 +137,8 @@ async function next() {
     const image = new OffscreenCanvas(answer.width, answer.height);
     image.getContext("2d").putImageData(new ImageData(answer.pixels, answer.width, answer.height), 0, 0);
     const time = answer.ms / (answer.width * answer.height);
-    shown = { image, region, wanted, level, time, of };
+    const before = level > 0 && !motion.calm.matches ? { image: shown.image, region: shown.region } : null;
+    shown = { image, region, wanted, level, time, of, before, born: performance.now() };
     if (contains(rectOf(region), WORLD)) whole = shown;
     $("ms").textContent = `${answer.width} × ${answer.height} pixels in ${answer.ms.toFixed(0)} ms`;
     say("");
@@ -145,7 +147,7 @@ async function next() {
   next();
 }
 
-/** Draw what there is where it belongs now. */
+/** Draw what there is where it belongs now; returns whether a sharper frame is still fading in. */
 function draw() {
   const pitch = pitchOf(state.view, pixels());
   const x = (world) => canvas.width / 2 + (world - state.view.x) / pitch;
@@ -155,10 +157,14 @@ function draw() {
   context.beginPath(); // a frame's last pixels may reach beyond the world
   context.rect(x(WORLD.left), y(WORLD.top), 1 / pitch, 1 / pitch);
   context.clip();
-  for (const { image, region } of [whole?.of === shown?.of ? whole : null, shown].filter(Boolean)) {
-    const scale = region.pitch / pitch;
-    context.drawImage(image, x(region.left), y(region.top), image.width * scale, image.height * scale);
+  const faded = shown?.before ? Math.min((performance.now() - shown.born) / FADE_MS, 1) : 1;
+  for (const frame of [whole?.of === shown?.of ? whole : null, faded < 1 ? shown.before : null, shown].filter(Boolean)) {
+    const scale = frame.region.pitch / pitch;
+    const { width, height } = frame.image;
+    context.globalAlpha = frame === shown ? faded : 1;
+    context.drawImage(frame.image, x(frame.region.left), y(frame.region.top), width * scale, height * scale);
   }
+  return faded < 1;
 }
 
 /** Draw with the screen's next frame, and on as long as the view moves by itself. */
@@ -168,8 +174,7 @@ function wake() {
   requestAnimationFrame((now) => {
     turning = false;
     motion.step(now);
-    draw();
-    if (motion.active) wake();
+    if (draw() || motion.active) wake();
   });
 }
 
