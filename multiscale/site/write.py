@@ -22,6 +22,7 @@ from multiscale.networks.plan import BAND_LIMIT
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.worlds import World
+from multiscale.runs.folder import CONFIG
 from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot
 from multiscale.site.onnx_export import export_graphs, points_of
 from multiscale.site.packages import RUNTIME, VIEWER, Package, copy_from
@@ -92,7 +93,7 @@ def title_of(snapshot: Snapshot) -> str:
         return title.strip()[:TITLE_LENGTH]
     if isinstance(data, str) and Path(data).stem:
         name = Path(data).stem
-    elif NUMBERED.fullmatch(path.stem):
+    elif NUMBERED.fullmatch(path.stem) and (path.parent / CONFIG).is_file():
         name = re.sub(r"^\d{5}-", "", path.parent.name)
     else:
         name = path.stem

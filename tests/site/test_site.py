@@ -279,12 +279,16 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(site, network, tmp_p
         ),
         ("00003-planet-moon/generator-000002000.safetensors", {"data": "lunar_maps.zip"}, "Lunar maps"),
         ("00003-planet-moon/generator-000002000.safetensors", {"title": "", "data": 3}, "Planet moon"),
+        ("3f1c/generator-000002000.safetensors", {}, "Generator 000002000"),
         ("downloads/moon-v2.safetensors", {}, "Moon v2"),
         ("downloads/-.safetensors", {}, "A world"),
     ],
 )
 def test_pages_are_called_after_what_the_model_shows(tmp_path, network, file, info, title):
     snapshot = replace(load_snapshot(network), path=tmp_path / file, info=info)
+    snapshot.path.parent.mkdir()
+    if "planet" in file:
+        (snapshot.path.parent / "config.yaml").touch()
     assert title_of(snapshot) == title
 
 
