@@ -39,6 +39,9 @@ TOKEN_FILE_BYTES = 4096
     "--tiles", is_flag=True, help="With --export: one world as Deep Zoom tiles, for browsers too slow to render."
 )
 @optgroup.option("--world", metavar="WORLD", help="With --tiles: which, such as 3 or 3~7:0.25.  [default: 3]")
+@optgroup.option(
+    "--title", metavar="TEXT", help="With --export: what the page is called.  [default: as the data or the run]"
+)
 @optgroup.group("Server")
 @optgroup.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for other machines, with a token.")
 @optgroup.option("--port", type=click.IntRange(1, 65535), help="Port.  [default: the first free one from 8000]")
@@ -77,13 +80,19 @@ def main(
     export: str | None,
     tiles: bool,
     world: str | None,
+    title: str | None,
 ) -> None:
     """Fly through the worlds of a model in the browser, and save images and films; Ctrl-C stops it."""
     if (tiles and export is None) or (world is not None and not tiles):
         raise UserError("--tiles goes with --export FOLDER, and --world with --tiles; give them together.")
+    if title is not None and export is None:
+        raise UserError("--title goes with --export FOLDER, whose page it names; give them together.")
     if export is not None:
         folder = Path(export)
-        print(export_tiles(network, folder, World.parse(world or "3")) if tiles else export_site(network, folder))
+        if tiles:
+            print(export_tiles(network, folder, World.parse(world or "3"), title=title))
+        else:
+            print(export_site(network, folder, title=title))
         return
     if token_file is not None:
         if token is not None:

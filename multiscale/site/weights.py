@@ -1,9 +1,17 @@
-"""Weights as few bits as the picture allows: rounded row by row, by how many bits is measured, and packed for deflate."""
+"""Weights in as few bits as the picture allows: each row is rounded by how much it moves pixels, and packed for deflate.
+
+Rounding to multiples of a step d moves a weight by d^2 / 12 in the mean square, and so the squared error of the picture by
+that times the weight's sensitivity, the squared norm of d(pixels)/d(weight). For a given error the fewest bits are spent where
+each weight contributes alike (reverse water-filling): steps in proportion to 1 / sqrt(sensitivity). One factor for all of them
+is left, which is measured.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+import math
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +21,21 @@ import torch
 from dnnlib.errors import UserError
 from multiscale.networks.generator import Generator
 from multiscale.view import centre_limit, view_transform
-from torch_utils.random import latents
+from torch_utils.random import latents, stream
 
-BITS = (10, 11, 12, 13, 14, 16)
-"""What is tried, in turn."""
-MOST_LEVELS = 0.5
+MOST_LEVELS = 1.0
 """By how much rounding may move a pixel, in levels of 255: a rendered level is then at most one off."""
+EXPECTED_LEVELS = 0.12
+"""Root mean square with which the search begins; the largest of a few views is six to ten times as much."""
+ROUNDS = 12
 ROUNDED_FROM = 256
 """Numbers of a weight from which on it is rounded."""
-WORLDS = (0, 3)
-"""Seeds by which the error is measured, at 1x and at the deepest zoom."""
+SENSED, MEASURED = 16, 8
+"""Views by which sensitivity and error are measured, from 1x to the deepest zoom, each with a world and a place of its own."""
+FEWEST_BITS, MOST_BITS = 4, 16
+"""Of a row's largest multiple, its sign included."""
+STEPS_AN_OCTAVE = 4
+"""Steps are powers of 2^(1/4), so that a byte says which."""
 
 
 @dataclass(frozen=True)
@@ -30,40 +43,38 @@ class Rounded:
     """A generator whose weights are whole multiples of a step, one for each row (output channel)."""
 
     generator: Generator
-    bits: int
-    """Of a multiple, its sign included."""
+    steps: dict[str, np.ndarray]
+    """By the name of the parameter: for each row the power of 2^(1/4) that is its step, int8 [rows]."""
     levels: float
     """By how much a pixel differs at most from the generator that was given, in levels of 255, where it was measured."""
 
 
 def rounded(generator: Generator) -> Rounded:
-    """Round the weights to the fewest bits that change no pixel by more than ``MOST_LEVELS``.
+    """Round the weights as coarsely as changes no measured pixel by more than ``MOST_LEVELS``.
 
     Args:
         generator: On the CPU, float32, in evaluation mode; it is left as it is.
 
     Raises:
-        UserError: 16 bits are not enough.
+        UserError: no legal steps are fine enough.
     """
-    z = torch.cat([latents(seed, generator.config.z_dim) for seed in WORLDS]).repeat(2, 1)
-    zoom = torch.tensor([1.0, 2.0**generator.config.octaves]).repeat_interleave(len(WORLDS))
-    transform = view_transform(zoom, torch.stack([0.7 * centre_limit(zoom), -0.4 * centre_limit(zoom)], dim=1))
-
-    def images(network: Generator) -> torch.Tensor:
-        with torch.no_grad():
-            return torch.cat([network(z[i : i + 1], transform[i : i + 1]) for i in range(len(z))]).clamp(-1, 1)
-
-    exact, other = images(generator), copy.deepcopy(generator)
-    error = float("inf")
-    for bits in BITS:
-        for name, weight in weights_of(generator).items():
-            steps = _steps(weight.numpy(), bits)
-            other.get_parameter(name).data.copy_(torch.from_numpy(_multiples(weight.numpy(), steps) * steps))
-        error = float((images(other) - exact).abs().max() * 127.5)
-        if error <= MOST_LEVELS:
-            return Rounded(other, bits, error)
+    views = _views(generator, "rounding checked", MEASURED)
+    sensitivity = _sensitivity(generator)
+    weights, exact, other = weights_of(generator), _images(generator, views), copy.deepcopy(generator)
+    count = sum(weight.numel() for weight in weights.values())
+    factor = EXPECTED_LEVELS / 127.5 * math.sqrt(12 * exact[0].numel() / count)
+    levels = math.inf
+    for _ in range(ROUNDS):
+        steps = {name: _steps(weight.numpy(), sensitivity[name], factor) for name, weight in weights.items()}
+        for name, weight in weights.items():
+            multiples, step = _multiples(weight.numpy(), steps[name])
+            other.get_parameter(name).data.copy_(torch.from_numpy((multiples * step).reshape(weight.shape)))
+        levels = float((_images(other, views) - exact).abs().max() * 127.5)
+        if levels <= MOST_LEVELS:
+            return Rounded(other, steps, levels)
+        factor *= min(max(0.9 * MOST_LEVELS / levels, 0.5), 0.9)
     raise UserError(
-        f"Weights of {BITS[-1]} bits change pixels of this network by {error:.1f} levels of 255, which is too much for a page; "
+        f"Rounded weights change pixels of this network by {levels:.1f} levels of 255 at least, which is too much for a page; "
         "use --tiles, or zoom.py."
     )
 
@@ -74,41 +85,105 @@ def weights_of(generator: Generator) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in named if p.ndim > 1 and p.numel() >= ROUNDED_FROM}
 
 
-def take_out(models: Sequence[Any], names: Collection[str], bits: int) -> tuple[list[list[int]], bytes]:
+def take_out(models: Sequence[Any], steps: dict[str, np.ndarray]) -> tuple[list[list[int]], dict[str, bytes]]:
     """Move rounded weights out of ONNX models: they stay there as references into one file of float32, ``"weights"``.
 
     Args:
         models: ``onnx.ModelProto``, changed in place.
-        names: Of the initializers to move; each model may have any of them.
-        bits: As they were rounded to.
+        steps: As in :class:`Rounded`; the initializers of these names are moved, of which each model may have any.
 
     Returns:
-        ``[rows, columns]`` of each in the order of that file, and all in ``bits``: each row's step as float32, then of each
-        number its multiple of the step plus 2^(bits - 1) as 16 bits: all lower bytes, then all upper ones (which deflate well).
+        ``[rows, columns]`` of each in the order of that file, and its parts: ``steps``, int8 for each row; ``shifts``, uint8
+        for each row: how many bits of its multiples are in ``lower``; ``upper``, int8: what is left of each multiple above
+        them; ``lower``: these bits one after the other, the lowest first.
     """
-    shapes, steps, multiples, offset = [], [], [], 0
+    shapes, offset = [], 0
+    parts: dict[str, list[np.ndarray]] = {"steps": [], "shifts": [], "upper": [], "lower": []}
     for model in models:
         for tensor in model.graph.initializer:
-            if tensor.name not in names:
+            if tensor.name not in steps:
                 continue
             values = np.frombuffer(tensor.raw_data, dtype="<f4").reshape(tensor.dims[0], -1)
+            multiples, _ = _multiples(values, steps[tensor.name])
+            shifts = np.maximum(_bits(multiples) - 8, 0)
             shapes.append(list(values.shape))
-            steps.append(_steps(values, bits).ravel())
-            multiples.append((_multiples(values, _steps(values, bits)) + 2 ** (bits - 1)).ravel().astype("<u2"))
+            parts["steps"].append(steps[tensor.name])
+            parts["shifts"].append(shifts.astype(np.uint8))
+            parts["upper"].append((multiples >> shifts[:, None]).astype(np.int8).ravel())
+            for row, shift in zip(multiples, shifts, strict=True):
+                parts["lower"].append((row[:, None] >> np.arange(shift) & 1).astype(np.uint8).ravel())
             tensor.ClearField("raw_data")
             tensor.data_location = tensor.EXTERNAL
             for key, value in (("location", "weights"), ("offset", offset), ("length", values.nbytes)):
                 tensor.external_data.add(key=key, value=str(value))
             offset += values.nbytes
-    planes = np.concatenate(multiples).view(np.uint8).reshape(-1, 2).T
-    return shapes, np.concatenate(steps).astype("<f4").tobytes() + planes.tobytes()
+    whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    whole["lower"] = np.packbits(whole["lower"], bitorder="little")
+    return shapes, {name: array.tobytes() for name, array in whole.items()}
 
 
-def _steps(values: np.ndarray, bits: int) -> np.ndarray:
-    """The step of each row, [rows, 1, ...]: its largest magnitude is 2^(bits - 1) - 1 of them."""
-    largest = np.abs(values).max(axis=tuple(range(1, values.ndim)), keepdims=True)
-    return np.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1).astype(np.float32)
+def deflated(data: bytes) -> bytes:
+    """In the format of zlib, by the strategy that suits it best: numbers have no repetitions to look for."""
+
+    def by(strategy: int) -> bytes:
+        deflate = zlib.compressobj(9, strategy=strategy)
+        return deflate.compress(data) + deflate.flush()
+
+    return min((by(strategy) for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)), key=len)
 
 
-def _multiples(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    return np.rint(values / steps)
+def _views(generator: Generator, name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents [count, z_dim] and transforms [count, 3, 3] of worlds at places of their own, from 1x to the deepest zoom."""
+    zoom = 2 ** torch.linspace(0, generator.config.octaves, count)
+    rng = stream(0, name)
+    z = torch.cat([latents(int(seed), generator.config.z_dim) for seed in rng.integers(2**32, size=count)])
+    centres = torch.from_numpy(rng.uniform(-1, 1, (count, 2))).float() * centre_limit(zoom)[:, None]
+    return z, view_transform(zoom, centres)
+
+
+def _images(generator: Generator, views: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.cat([generator(z[None], transform[None]) for z, transform in zip(*views, strict=True)]).clamp(
+            -1, 1
+        )
+
+
+def _sensitivity(generator: Generator) -> dict[str, np.ndarray]:
+    """Of each row's weights: by how much a picture's squared norm changes with a weight's square, [rows].
+
+    The squared gradient of pixels with random signs has the squared norm of the Jacobian for its expectation. A few views tell
+    little about a single row (whose wave may not be in any), so that the geometric mean with the whole weight's is taken.
+    """
+    network = copy.deepcopy(generator).requires_grad_(True)
+    weights = {name: network.get_parameter(name) for name in weights_of(generator)}
+    squares = {name: torch.zeros(len(weight)) for name, weight in weights.items()}
+    rng = stream(0, "rounding signs")
+    for z, transform in zip(*_views(generator, "rounding sensed", SENSED), strict=True):
+        image = network(z[None], transform[None])
+        signs = torch.from_numpy(rng.choice(np.array([-1, 1], dtype=np.float32), image.shape))
+        for name, gradient in zip(
+            weights, torch.autograd.grad((image * signs).sum(), list(weights.values())), strict=True
+        ):
+            squares[name] += gradient.flatten(1).square().mean(1) / SENSED
+    return {name: (square * square.mean()).sqrt().numpy() for name, square in squares.items()}
+
+
+def _steps(values: np.ndarray, sensitivity: np.ndarray, factor: float) -> np.ndarray:
+    """The step of each row as a power of 2^(1/4), int8 [rows], with which its largest multiple has a legal number of bits."""
+    largest = np.maximum(np.abs(values).reshape(len(values), -1).max(axis=1), 2.0**-24).astype(np.float64)
+    wanted = factor / np.sqrt(np.maximum(sensitivity, 1e-30, dtype=np.float64))
+    fine, coarse = ((largest / (2 ** (bits - 1) - 1)) for bits in (MOST_BITS, FEWEST_BITS))
+    # Upwards, so that no multiple is above the largest of MOST_BITS.
+    return np.ceil(STEPS_AN_OCTAVE * np.log2(np.clip(wanted, fine, coarse))).clip(-128, 127).astype(np.int8)
+
+
+def _multiples(values: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a weight in whole multiples, int32 [rows, columns], of their steps, float32 [rows, 1]."""
+    step = (2.0 ** (steps[:, None] / STEPS_AN_OCTAVE)).astype(np.float32)
+    return np.rint(values.reshape(len(values), -1) / step).astype(np.int32), step
+
+
+def _bits(multiples: np.ndarray) -> np.ndarray:
+    """Bits of each row's multiples, their sign included."""
+    largest = np.maximum(multiples.max(axis=1), -1 - multiples.min(axis=1))  # -2^(b - 1) needs b bits
+    return np.ceil(np.log2(largest + 1)).astype(int) + 1

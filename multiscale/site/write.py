@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
+import html
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -21,29 +22,34 @@ from multiscale.networks.plan import BAND_LIMIT
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.worlds import World
+from multiscale.runs.folder import CONFIG
 from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot
 from multiscale.site.onnx_export import export_graphs, points_of
 from multiscale.site.packages import RUNTIME, VIEWER, Package, copy_from
-from multiscale.site.weights import rounded, take_out, weights_of
+from multiscale.site.weights import deflated, rounded, take_out
 from torch_utils.devices import default_device
 
 FORMAT = "multiscale-site"
 FACTS = "model.json"
+NUMBERED = re.compile(r"generator-\d+")
+"""Names of a run's snapshots, which say nothing of the model."""
+TITLE_LENGTH = 200
+"""Characters of a title that a file gives."""
 STATIC = Path(__file__).parent / "static"
 SHARED = Path(__file__).parents[1] / "explorer" / "static"
-PAGE = ("index.html", "site.css", "check.js", "main.js", "worker.js", "model.js", "waves.js", "random.js")
-SHARED_PAGE = ("address.js", "view.js", "worlds.js")
+PAGE = ("site.css", "check.js", "main.js", "worker.js", "model.js", "waves.js", "random.js")
+SHARED_PAGE = ("base.css", "icon.svg", "address.js", "gestures.js", "motion.js", "view.js", "worlds.js")
 RUNTIME_FILES = ("dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm")
 VIEWER_FILES = ("build/openseadragon/openseadragon.min.js", "build/openseadragon/images/", "LICENSE.txt")
 
 
-def export_site(network: str | None, folder: Path, *, name: str | None = None) -> Path:
+def export_site(network: str | None, folder: Path, *, title: str | None = None) -> Path:
     """Write a page that renders the model itself.
 
     Args:
         network: What ``--network`` takes.
         folder: New, empty, or an earlier export, which is replaced.
-        name: Of the model, as the page shows it; None: of its file.
+        title: Of the page; None: :func:`title_of`.
 
     Returns:
         The folder.
@@ -54,7 +60,7 @@ def export_site(network: str | None, folder: Path, *, name: str | None = None) -
     """
     _check_place(folder)
     snapshot = load_snapshot(find_network(network))
-    return _replaced(folder, lambda place: _write_model(place, snapshot, name or snapshot.path.stem))
+    return _replaced(folder, lambda place: _write_model(place, snapshot, title or title_of(snapshot)))
 
 
 def zip_site(network: Path, target: Path) -> Path:
@@ -63,7 +69,7 @@ def zip_site(network: Path, target: Path) -> Path:
     try:
         place = new_temporary_folder(target.name, target.parent)
         try:
-            _write_model(place, snapshot, network.stem)
+            _write_model(place, snapshot, title_of(snapshot))
             with atomic_write(target) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
                 for path in sorted(place.rglob("*")):
                     archive.write(path, Path(network.stem, path.relative_to(place)))
@@ -74,11 +80,27 @@ def zip_site(network: Path, target: Path) -> Path:
     return target
 
 
-def export_tiles(network: str | None, folder: Path, world: World) -> Path:
+def export_tiles(network: str | None, folder: Path, world: World, *, title: str | None = None) -> Path:
     """Write a page with one world as Deep Zoom tiles, for machines that cannot compute; arguments as :func:`export_site`."""
     _check_place(folder)
     snapshot = load_snapshot(find_network(network))
-    return _replaced(folder, lambda place: _write_tiles(place, snapshot, world))
+    return _replaced(folder, lambda place: _write_tiles(place, snapshot, world, title or title_of(snapshot)))
+
+
+def title_of(snapshot: Snapshot) -> str:
+    """What to call the page of a model: ``title`` in its metadata, or the name of the data it was trained on, of its run's
+    folder, or of its file, in words."""
+    title, data, path = snapshot.info.get("title"), snapshot.info.get("data"), snapshot.path.absolute()
+    if isinstance(title, str) and title.strip():
+        return title.strip()[:TITLE_LENGTH]
+    if isinstance(data, str) and Path(data).stem:
+        name = Path(data).stem
+    elif NUMBERED.fullmatch(path.stem) and (path.parent / CONFIG).is_file():
+        name = re.sub(r"^\d{5}-", "", path.parent.name)
+    else:
+        name = path.stem
+    words = " ".join(re.split(r"[-_\s]+", name)).strip()[:TITLE_LENGTH]
+    return words[:1].upper() + words[1:] or "A world"
 
 
 def _replaced(folder: Path, write: Callable[[Path], None]) -> Path:
@@ -116,27 +138,28 @@ def _check_place(folder: Path) -> None:
         raise UserError(f"{folder} holds something else than an earlier export; give an empty folder, or a new name.")
 
 
-def _write_model(folder: Path, snapshot: Snapshot, name: str) -> None:
+def _write_model(folder: Path, snapshot: Snapshot, title: str) -> None:
+    copy_from(RUNTIME, RUNTIME_FILES, folder / "runtime")  # first: without it the rest is in vain
     generator = snapshot.generator
     config, points = generator.config, points_of(generator)
     less = rounded(generator)
     models = export_graphs(less.generator)
-    shapes, weights = take_out(models, weights_of(generator), less.bits)
+    shapes, weights = take_out(models, less.steps)
     rows = [torch.cat([p.omega, p.phase[:, None], p.bins[:, None].float()], dim=1) for p in points]
     parts = {
-        "weights": weights,
+        **weights,
         "waves": torch.cat(rows).numpy().astype("<f4").tobytes(),
         "mapping": models[0].SerializeToString(),
         "synthesis": models[1].SerializeToString(),
     }
-    (folder / "model.bin").write_bytes(gzip.compress(b"".join(parts.values()), mtime=0))
+    parts = {part: deflated(content) for part, content in parts.items()}
+    (folder / "model.bin").write_bytes(b"".join(parts.values()))
     facts = {
         "format": FORMAT,
-        "name": name,
+        "title": title,
         "licence": snapshot.info.get("licence"),
         "provenance": provenance(snapshot),
         "parts": {part: len(content) for part, content in parts.items()},
-        "bits": less.bits,
         "levels": round(less.levels, 3),
         "shapes": shapes,
         "resolution": config.img_resolution,
@@ -159,25 +182,39 @@ def _write_model(folder: Path, snapshot: Snapshot, name: str) -> None:
     for source, files in ((STATIC, PAGE), (SHARED, SHARED_PAGE)):
         for file in files:
             shutil.copyfile(source / file, folder / file)
-    copy_from(RUNTIME, RUNTIME_FILES, folder / "runtime")
+    _write_page(folder, "page.html", title)
     shutil.copyfile(STATIC / "onnxruntime-LICENSE.txt", folder / "runtime/LICENSE.txt")  # its package has none
     _write_licences(folder, snapshot, "runtime", RUNTIME)
 
 
-def _write_tiles(folder: Path, snapshot: Snapshot, world: World) -> None:
+def _write_tiles(folder: Path, snapshot: Snapshot, world: World, title: str) -> None:
     renderer = Renderer(snapshot.generator, default_device())
     pyramid = Pyramid(renderer, world)
     copy_from(VIEWER, VIEWER_FILES, folder / "viewer")
     with progress_bar(total=len(pyramid.addresses()), unit="tile", desc=folder.name) as bar:
         write_deep_zoom(folder / "world.dzi", pyramid, {"world": str(world), **provenance(snapshot)}, bar.update)
-    shutil.copyfile(STATIC / "tiles.html", folder / "index.html")
+    _write_page(folder, "tiles.html", title)
     shutil.copyfile(STATIC / "tiles.js", folder / "tiles.js")
+    for file in ("base.css", "icon.svg"):
+        shutil.copyfile(SHARED / file, folder / file)
     _write_licences(folder, snapshot, "viewer", VIEWER)
-    facts = {"format": FORMAT, "world": str(world), "licence": snapshot.info.get("licence"), **provenance(snapshot)}
+    facts = {
+        "format": FORMAT,
+        "title": title,
+        "world": str(world),
+        "licence": snapshot.info.get("licence"),
+        **provenance(snapshot),
+    }
     facts |= {"side": pyramid.side, "tile": pyramid.tile_px}
     (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     # The same as a script: a page that is opened from a file may not fetch.
     (folder / "facts.js").write_text(f"window.facts = {json.dumps(facts)};\n", encoding="utf-8")
+
+
+def _write_page(folder: Path, template: str, title: str) -> None:
+    """The page itself, with its title where its source says TITLE."""
+    source = (STATIC / template).read_text(encoding="utf-8")
+    (folder / "index.html").write_text(source.replace("TITLE", html.escape(title)), encoding="utf-8")
 
 
 def _write_licences(folder: Path, snapshot: Snapshot, place: str, package: Package) -> None:

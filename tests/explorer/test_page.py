@@ -421,6 +421,55 @@ def test_requests_lie_on_the_lattice_and_within_the_world(page):
     assert wrong == []
 
 
+def test_parts_of_a_sharper_picture_end_softly_and_leave_no_seams(page):
+    """White parts on black, of a view of 600 x 300 pixels: what is on its middle row."""
+    row = """const [parts, how, age, done] = arguments;
+        import("/static/layers.js").then(async ({ Layers }) => {
+            const context = document.createElement("canvas").getContext("2d");
+            Object.assign(context.canvas, { width: 600, height: 300 });
+            const rect = { left: -0.5, right: 0.5, top: -0.25, bottom: 0.25 };
+            const camera = { rect, shown: rect, pitch: 1 / 600, width: 600, height: 300 };
+            const layers = new Layers();
+            const add = async (colour, x0, x1, pixels, born) => {
+                const picture = new OffscreenCanvas(pixels * (x1 - x0), pixels / 2);
+                const drawn = picture.getContext("2d");
+                drawn.fillStyle = colour;
+                drawn.fillRect(0, 0, picture.width, picture.height);
+                const place = { left: x0 - 0.5, right: x1 - 0.5, top: -0.25, bottom: 0.25 };
+                const more = { content: 1, backdrop: false, sharp: pixels === 600, born, fades: pixels === 600 };
+                layers.add({ rect: place, pitch: 1 / pixels, bitmap: await createImageBitmap(picture), ...more }, camera);
+            };
+            await add("black", 0, 1, 60, 0);
+            const born = (i) => (i === parts.length - 1 ? 1000 - age : 0);
+            for (const [i, [x0, x1]] of parts.entries()) await add("white", x0, x1, 600, born(i));
+            const fading = layers.paint(context, camera, 1000, how);
+            done([fading, [...context.getImageData(0, 150, 600, 1).data].filter((_, i) => i % 4 === 0)]);
+        });"""
+
+    def painted(*parts, age=1000, **how):
+        script = [list(parts), {"moving": False, "calm": False} | how, age]
+        fading, values = page.driver.execute_async_script(row, *script)
+        return fading, np.array(values)
+
+    halves = ((0.1, 0.4), (0.38, 0.6))
+    fading, soft = painted(*halves)
+    assert not fading
+    assert (soft[:60] == 0).all()
+    assert (soft[360:] == 0).all()
+    assert (soft[140:280] == 255).all()  # where they meet as well
+    assert np.abs(np.diff(soft)).max() < 24
+    assert soft[60:130].std() > 50
+    hard = painted(*halves, moving=True)[1]
+    assert set(hard[61:359]) == {255}
+    assert np.abs(np.diff(hard)).max() > 200
+    fading, half = painted((0, 0.52), (0.5, 1), age=100)
+    assert fading
+    assert 100 < half[500] < 155
+    assert (half[:220] == 255).all()
+    assert not painted((0, 0.52), (0.5, 1), age=100, calm=True)[0]
+    assert (painted((0, 0.52), (0.5, 1))[1] == 255).all()
+
+
 def test_mix_styles_truncation_and_drift_write_the_world_text(page):
     first = world_part(page)
     page.find("#mix-seed").send_keys("7")

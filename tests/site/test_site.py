@@ -8,19 +8,22 @@ import json
 import shutil
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import calibrated_generator, small_config
 
 import multiscale
 from dnnlib.errors import UserError
 from multiscale.cli.zoom import main as zoom
 from multiscale.rendering.worlds import World
-from multiscale.runs.snapshots import BUNDLED
+from multiscale.runs.snapshots import BUNDLED, load_snapshot, read_header, save_snapshot
 from multiscale.site import packages
 from multiscale.site.packages import RUNTIME, copy_from
-from multiscale.site.write import RUNTIME_FILES, export_site, export_tiles
+from multiscale.site.weights import MOST_LEVELS
+from multiscale.site.write import RUNTIME_FILES, export_site, export_tiles, title_of
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
 pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
@@ -50,6 +53,14 @@ def site(tmp_path_factory):
     done = CliRunner().invoke(zoom, ["--network", str(BUNDLED), "--export", str(folder)])
     assert done.exit_code == 0, done.output
     return folder
+
+
+@pytest.fixture
+def network(tmp_path_factory):
+    """A small network's file."""
+    path = tmp_path_factory.mktemp("run") / "generator-000000000.safetensors"
+    save_snapshot(path, calibrated_generator(small_config(octaves=3, num_layers=6, num_critical=1)), {})
+    return path
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -118,15 +129,20 @@ def test_the_page_flies_mixes_and_keeps_its_address(driver):
     }
     canvas = driver.find_element("id", "view")
     actions = webdriver.ActionChains(driver)
-    actions.move_to_element(canvas).click_and_hold().move_by_offset(-60, 20).release().perform()
+    assert driver.execute_script("return [document.title, document.querySelector('h1').textContent]") == ["Earth"] * 2
+    hint = "return getComputedStyle(document.getElementById('hint')).opacity"
+    assert driver.execute_script(hint) == "1"
+    actions.move_to_element(canvas).click_and_hold().move_by_offset(-60, 20).pause(0.3).release().perform()
     state = driver.execute_script("return site.state()")
-    side = driver.execute_script("return Math.min(view.width, view.height)")
+    side = driver.execute_script("return Math.min(view.clientWidth, view.clientHeight)")
     assert state["view"]["x"] == pytest.approx(0.1 + 60 / (8 * side))
     assert state["view"]["y"] == pytest.approx(0.05 - 20 / (8 * side))
     canvas.send_keys("+")
+    wait(driver, "site.idle()")
+    assert driver.execute_script("return site.state().view.zoom") == pytest.approx(8 * 2**0.5)
+    assert driver.execute_script(hint) == "0"
     driver.find_element("id", "mixed").click()
     state = driver.execute_script("return site.state()")
-    assert state["view"]["zoom"] == pytest.approx(10)
     assert state["world"].startswith("5~")
     wait(driver, "site.idle()")
     address = driver.execute_script("return location.href")
@@ -143,6 +159,60 @@ def test_the_page_flies_mixes_and_keeps_its_address(driver):
         "return !document.getElementById('world').checkValidity() && site.state().world !== 'not a world'"
     )
     assert not [path for path in Quiet.asked if path.startswith("http")]
+
+
+@pytest.mark.slow
+def test_wheel_pinch_and_keys_zoom_at_the_place_that_is_meant(driver):
+    driver.get(driver.address + "#z=4&x=0.1&y=0.05&w=5")
+    wait(driver, "site.idle()")
+    side = driver.execute_script("return Math.min(view.clientWidth, view.clientHeight)")
+    state, middle = (lambda: driver.execute_script("return site.state().view")), {"x": 0.1, "y": 0.05}
+
+    def touch(kind, *points):
+        points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    x, y = driver.execute_script(
+        "const r = view.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]"
+    )
+    touch("touchStart", (x - 50, y), (x + 50, y))
+    touch("touchMove", (x - 100, y), (x + 100, y))
+    touch("touchEnd")
+    assert state() == pytest.approx({"zoom": 8, **middle}, abs=1 / (8 * side))  # points are whole pixels
+    wheel = {"type": "mouseWheel", "x": x + 60, "y": y, "deltaX": 0, "deltaY": -240}
+    driver.execute_cdp_cmd("Input.dispatchMouseEvent", wheel)
+    wait(driver, "site.idle()")
+    assert state() == pytest.approx({"zoom": 16, "x": 0.1 + 60 / (16 * side), "y": 0.05}, abs=1 / (8 * side))
+    canvas = driver.find_element("id", "view")
+    canvas.send_keys("0")
+    wait(driver, "site.idle()")
+    assert state() == {"zoom": 1, "x": 0, "y": 0}
+    canvas.send_keys("h")
+    assert driver.execute_script("return document.getElementById('help').open")
+    assert "SHA-256" in driver.find_element("id", "provenance").text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844), (844, 390), (320, 568)])
+def test_the_page_fits_any_screen(driver, size):
+    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        driver.get("about:blank")
+        driver.get(driver.address)
+        end = time.monotonic() + WAIT_SEC
+        while not driver.execute_script("return window.site !== undefined"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        outside = """const controls = "#tools button, #controls input, #controls button, h1, #credit";
+            return [...document.querySelectorAll(controls)].filter((element) => {
+                const box = element.getBoundingClientRect();
+                return box.left < 0 || box.top < 0 || box.right > innerWidth || box.bottom > innerHeight || !box.width;
+            }).map((element) => element.id || element.textContent)"""
+        assert driver.execute_script(outside) == []
+        assert driver.execute_script("return view.clientHeight / innerHeight") > 0.4
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.slow
@@ -170,24 +240,56 @@ def test_opened_as_a_file_it_says_what_to_do(driver, site):
 
 def test_the_folder_is_whole_and_small(site):
     files = {path.relative_to(site).as_posix(): path.stat().st_size for path in site.rglob("*") if path.is_file()}
-    assert sum(size for name, size in files.items() if not name.startswith("runtime/")) < 1_150_000
+    assert sum(size for name, size in files.items() if not name.startswith("runtime/")) < 1_000_000
     facts = json.loads((site / "model.json").read_text())
-    assert (facts["resolution"], facts["octaves"], facts["provenance"]["network"]) == (64, 6, BUNDLED.name)
+    config, _ = read_header(BUNDLED)
+    assert (facts["resolution"], facts["octaves"]) == (config.img_resolution, config.octaves)
+    assert facts["provenance"]["network"] == BUNDLED.name
+    assert facts["levels"] <= MOST_LEVELS
     for name, text in ((name, (site / name).read_text()) for name in files if name.endswith((".js", ".html", ".css"))):
         assert "//" not in text.replace("* //", "").replace("// ", ""), f"{name} loads from elsewhere"
     assert "onnxruntime-web 1.30.0, MIT" in (site / "LICENCES.txt").read_text()
     assert "Microsoft Corporation" in (site / "runtime/LICENSE.txt").read_text()
 
 
-def test_an_export_replaces_an_earlier_one_and_nothing_else(site, tmp_path):
-    (site / "old").write_text("left behind")
-    assert export_site(str(BUNDLED), site, name="Earth") == site
-    assert not (site / "old").exists()
-    assert json.loads((site / "model.json").read_text())["name"] == "Earth"
+def test_an_export_replaces_an_earlier_one_and_nothing_else(site, network, tmp_path):
+    earlier = tmp_path / "earlier"
+    shutil.copytree(site, earlier)
+    (earlier / "old").write_text("left behind")
+    done = CliRunner().invoke(zoom, ["--network", str(network), "--export", str(earlier), "--title", 'Lee & "<b>"'])
+    assert done.exit_code == 0, done.output
+    assert not (earlier / "old").exists()
+    assert json.loads((earlier / "model.json").read_text())["title"] == 'Lee & "<b>"'
+    assert "<title>Lee &amp; &quot;&lt;b&gt;&quot;</title>" in (earlier / "index.html").read_text()
+    assert "TITLE" not in (earlier / "index.html").read_text()
+    shutil.rmtree(earlier)
     (tmp_path / "photo.jpg").write_text("mine")
     with pytest.raises(UserError, match="holds something else than an earlier export"):
         export_site(str(BUNDLED), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("file", "info", "title"),
+    [
+        (
+            "00003-planet-moon/generator-000002000.safetensors",
+            {"title": " The Moon & its craters "},
+            "The Moon & its craters",
+        ),
+        ("00003-planet-moon/generator-000002000.safetensors", {"data": "lunar_maps.zip"}, "Lunar maps"),
+        ("00003-planet-moon/generator-000002000.safetensors", {"title": "", "data": 3}, "Planet moon"),
+        ("3f1c/generator-000002000.safetensors", {}, "Generator 000002000"),
+        ("downloads/moon-v2.safetensors", {}, "Moon v2"),
+        ("downloads/-.safetensors", {}, "A world"),
+    ],
+)
+def test_pages_are_called_after_what_the_model_shows(tmp_path, network, file, info, title):
+    snapshot = replace(load_snapshot(network), path=tmp_path / file, info=info)
+    snapshot.path.parent.mkdir()
+    if "planet" in file:
+        (snapshot.path.parent / "config.yaml").touch()
+    assert title_of(snapshot) == title
 
 
 def test_without_npm_it_says_what_to_do(monkeypatch, tmp_path):
@@ -198,20 +300,16 @@ def test_without_npm_it_says_what_to_do(monkeypatch, tmp_path):
     assert not (tmp_path / "site").exists()
 
 
-@pytest.mark.parametrize("options", [["--tiles"], ["--export", "x", "--world", "3"], ["--world", "3"]])
+@pytest.mark.parametrize(
+    "options", [["--tiles"], ["--export", "x", "--world", "3"], ["--world", "3"], ["--title", "Moon"]]
+)
 def test_options_that_do_not_belong_together(options):
     done = CliRunner().invoke(zoom, options)
     assert done.exit_code == 2
-    assert "--tiles goes with --export" in done.output
+    assert f"{options[0] if '--title' in options else '--tiles'} goes with --export" in done.output
 
 
-def test_tiles_are_a_pyramid_with_its_viewer(tmp_path):
-    from conftest import calibrated_generator, small_config
-
-    from multiscale.runs.snapshots import save_snapshot
-
-    network = tmp_path / "generator-000000000.safetensors"
-    save_snapshot(network, calibrated_generator(small_config(octaves=3, num_layers=6, num_critical=1)), {})
+def test_tiles_are_a_pyramid_with_its_viewer(tmp_path, network):
     folder = tmp_path / "tiles"
     done = CliRunner().invoke(
         zoom, ["--network", str(network), "--export", str(folder), "--tiles", "--world", "3~7:0.5"]
@@ -228,10 +326,6 @@ def test_tiles_are_a_pyramid_with_its_viewer(tmp_path):
 
 @pytest.mark.slow
 def test_tiles_are_shown_even_from_a_file(driver, tmp_path):
-    from conftest import calibrated_generator, small_config
-
-    from multiscale.runs.snapshots import save_snapshot
-
     network = tmp_path / "earth.safetensors"
     config = small_config(octaves=4, num_layers=6, num_critical=1)
     save_snapshot(network, calibrated_generator(config), {"licence": "CC BY 4.0"})
@@ -241,7 +335,7 @@ def test_tiles_are_shown_even_from_a_file(driver, tmp_path):
     while not driver.execute_script("return viewer.world.getItemCount() && viewer.world.getItemAt(0).getFullyLoaded()"):
         assert time.monotonic() < end, "no tiles came"
         time.sleep(0.1)
-    assert driver.find_element("id", "about").text == "World 3 of earth. Under: CC BY 4.0."
+    assert driver.find_element("id", "about").text == "World 3 of a generative model. Under: CC BY 4.0."
     seen = "return [viewer.source.width, viewer.world.getItemAt(0).lastDrawn.map((tile) => tile.level)]"
     side, levels = driver.execute_script(seen)
     assert (side, max(levels)) == (512, 9)

@@ -178,6 +178,7 @@ export class WorldCanvas {
         backdrop,
         sharp: quality === "sharp",
         born: performance.now(),
+        fades: !request.moving && !request.first,
       },
       this.#camera(),
     );
@@ -197,11 +198,11 @@ export class WorldCanvas {
     return true;
   }
 
-  /** Paint the picture; returns whether it keeps changing by itself. */
-  paint(now, fade) {
+  /** Paint the picture, `how`: {moving, calm}, as layers take it; returns whether it keeps changing by itself. */
+  paint(now, how) {
     if (!this.canvas.width) return false;
     const camera = this.#camera();
-    const fading = this.#layers.paint(this.#context, camera, now, fade);
+    const fading = this.#layers.paint(this.#context, camera, now, how);
     if (this.#heat) this.#context.drawImage(this.#heat.bitmap, ...box(this.#heat, camera));
     return fading;
   }

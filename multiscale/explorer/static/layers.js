@@ -1,16 +1,21 @@
 /**
  * The pictures that one canvas has received, each at its place in the world, painted over each other: the best on top.
  *
- * A layer: {rect, pitch, bitmap, content, sharp, backdrop, born}; `content` counts the worlds shown, newest largest.
+ * A layer: {rect, pitch, bitmap, content, sharp, backdrop, born, fades}; `content` counts the worlds shown, newest largest. Those of
+ * one content and pitch belong together: where they end within the view they blend into what is below, so that a picture that
+ * arrives in parts gets into focus from its middle, and shows no squares.
  */
-import { contains, intersect, subtract } from "./view.js";
+import { contains, hull, inflate, intersect, subtract } from "./view.js";
 
-const FADE_MS = 140;
+const FADE_MS = 200;
+const FEATHER_PX = 32; // device pixels in which parts end
 const OUTSIDE = "#0a0c0f";
 const EMPTY = "#16191e";
 
 export class Layers {
   #layers = [];
+  #part = document.createElement("canvas").getContext("2d"); // of the view, while it is put together
+  #mask = document.createElement("canvas").getContext("2d"); // of that, a pixel for each FEATHER_PX
 
   /** Add a layer, and drop those it makes useless. `camera` as for `paint`. */
   add(layer, camera) {
@@ -37,13 +42,18 @@ export class Layers {
    * Paint everything in view.
    *
    * camera: {rect: what the canvas shows, shown: the same clipped to the world, pitch: world units per device pixel,
-   * width, height: of the canvas in device pixels}. Returns whether a layer is still fading in.
+   * width, height: of the canvas in device pixels}. While the view moves pictures end in hard edges, which costs less; `calm`: they
+   * appear at once. Returns whether a layer is still fading in.
    */
-  paint(context, camera, now, fade) {
+  paint(context, camera, now, { moving, calm }) {
     const seen = this.#layers.filter((layer) => intersect(layer.rect, camera.rect));
     seen.sort((a, b) => rank(a, camera) - rank(b, camera));
-    const opacity = (layer) => (fade && layer.sharp ? Math.min((now - layer.born) / FADE_MS, 1) : 1);
-    const lowest = seen.findLastIndex((layer) => opacity(layer) === 1 && contains(layer.rect, camera.shown));
+    const opacity = (layer) => (layer.fades && !moving && !calm ? Math.min((now - layer.born) / FADE_MS, 1) : 1);
+    const groups = grouped(seen).map((layers) => {
+      const whole = layers.filter((layer) => opacity(layer) === 1);
+      return { layers, holes: holes(camera, layers), unsure: holes(camera, whole), opacity: Math.min(...layers.map(opacity)) };
+    });
+    const lowest = groups.findLastIndex((group) => !group.unsure.length);
     context.globalAlpha = 1;
     context.fillStyle = OUTSIDE;
     context.fillRect(0, 0, camera.width, camera.height);
@@ -53,16 +63,49 @@ export class Layers {
       context.fillStyle = EMPTY;
       context.fillRect(...at, (shown.right - shown.left) / pitch, (shown.bottom - shown.top) / pitch);
     }
-    context.imageSmoothingEnabled = true;
-    context.imageSmoothingQuality = "high";
-    let fading = false;
-    for (const layer of seen.slice(Math.max(lowest, 0))) {
-      context.globalAlpha = opacity(layer);
-      fading ||= context.globalAlpha < 1;
-      context.drawImage(layer.bitmap, ...box(layer, camera));
+    smooth(context);
+    for (const group of groups.slice(Math.max(lowest, 0))) {
+      if (group.unsure.length && !moving) this.#paintPart(context, camera, group);
+      else for (const layer of group.layers) context.drawImage(layer.bitmap, ...box(layer, camera));
     }
-    context.globalAlpha = 1;
-    return fading;
+    return seen.some((layer) => opacity(layer) < 1);
+  }
+
+  /** Paint layers that do not cover the view, or do not yet: clear at `holes`, at `unsure` up to `opacity`. */
+  #paintPart(context, camera, { layers, holes, unsure, opacity }) {
+    const inView = intersect(hull(layers.map((layer) => layer.rect)), camera.rect);
+    const at = (world, start) => (world - start) / camera.pitch;
+    const [left, top] = [at(inView.left, camera.rect.left), at(inView.top, camera.rect.top)].map(Math.floor);
+    const width = Math.ceil(at(inView.right, camera.rect.left)) - left;
+    const height = Math.ceil(at(inView.bottom, camera.rect.top)) - top;
+    const [columns, rows] = [width, height].map((side) => Math.ceil(side / FEATHER_PX));
+
+    const mask = emptied(this.#mask, columns, rows);
+    mask.fillRect(0, 0, columns, rows);
+    mask.globalCompositeOperation = "destination-out";
+    mask.scale(1 / FEATHER_PX, 1 / FEATHER_PX);
+    mask.translate(-left, -top);
+    for (const [rects, alpha] of [[holes, 1], [unsure, 1 - opacity]]) {
+      mask.globalAlpha = alpha;
+      mask.beginPath();
+      for (const hole of rects) {
+        const { left, top, right, bottom } = inflate(hole, FEATHER_PX * camera.pitch);
+        const [x, y] = [at(left, camera.rect.left), at(top, camera.rect.top)];
+        mask.rect(x, y, (right - left) / camera.pitch, (bottom - top) / camera.pitch);
+      }
+      mask.fill();
+    }
+
+    const part = emptied(this.#part, width, height);
+    smooth(part);
+    for (const layer of layers) {
+      const [x, y, ...size] = box(layer, camera);
+      part.drawImage(layer.bitmap, x - left, y - top, ...size);
+    }
+    part.globalCompositeOperation = "destination-in";
+    part.imageSmoothingQuality = "low"; // linear
+    part.drawImage(mask.canvas, 0, 0, columns, rows, 0, 0, columns * FEATHER_PX, rows * FEATHER_PX);
+    context.drawImage(part.canvas, 0, 0, width, height, left, top, width, height);
   }
 
   clear() {
@@ -87,6 +130,42 @@ export class Layers {
     }
     this.#drop((layer) => !kept.has(layer));
   }
+}
+
+/** Neighbours in a sorted list of layers that belong together. */
+function grouped(layers) {
+  const groups = [];
+  for (const layer of layers) {
+    const last = groups.at(-1)?.[0];
+    const same = ["content", "backdrop", "sharp"].every((key) => last?.[key] === layer[key]);
+    if (same && Math.abs(last.pitch / layer.pitch - 1) < 1e-3) groups.at(-1).push(layer);
+    else groups.push([layer]);
+  }
+  return groups;
+}
+
+/** The parts of the view that layers leave free. */
+function holes({ shown, pitch }, layers) {
+  return subtract(
+    shown,
+    layers.map((layer) => inflate(layer.rect, pitch / 100)),
+  );
+}
+
+function smooth(context) {
+  context.imageSmoothingEnabled = true;
+  context.imageSmoothingQuality = "high";
+}
+
+/** A context as new, of a canvas that has room for width x height pixels. */
+function emptied(context, width, height) {
+  const { canvas } = context;
+  if (canvas.width < width || canvas.height < height) {
+    canvas.width = Math.max(canvas.width, width);
+    canvas.height = Math.max(canvas.height, height);
+  }
+  context.reset();
+  return context;
 }
 
 /** Where a picture {rect, pitch, bitmap} goes: x, y, width, height in device pixels, whole ones if it has their pitch. */

@@ -231,7 +231,7 @@ class App {
       panel.fit(devicePixelRatio);
       panel.view = this.state.view;
       panel.tick(moving);
-      again = panel.paint(now, !moving && !this.motion.calm.matches) || again;
+      again = panel.paint(now, { moving, calm: this.motion.calm.matches }) || again;
     }
     this.minimap.paint(this.panels[0].backdrop?.bitmap, this.state.view, this.size, devicePixelRatio);
     this.#arrivals = this.#arrivals.filter((time) => now - time < 1000);

@@ -10,7 +10,7 @@ export function giving(app) {
   async function make() {
     const { network } = app.state;
     running = new AbortController();
-    busy("The page is being made; that takes up to a minute.");
+    busy("The page is being made; that takes a minute, or a few for large networks.");
     try {
       const query = new URLSearchParams(network ? { network } : {});
       const answer = await fetch(`api/site.zip?${query}`, { signal: running.signal });

@@ -1,7 +1,10 @@
 /** The page of an exported model: a view, a world, and the model that renders it here, in a worker. */
 import { read, write } from "./address.js";
-import { clamp, constrain, extent, intersect, panBy, pitchOf, WORLD, zoomAbout } from "./view.js";
-import { parse, randomWorld } from "./worlds.js";
+import { listen } from "./gestures.js";
+import { fetched } from "./model.js";
+import { Motion } from "./motion.js";
+import { clamp, constrain, contains, extent, holding, intersect, panBy, pitchOf, rectOf, WORLD, worldAt } from "./view.js";
+import { drifted, parse, randomWorld } from "./worlds.js";
 
 const $ = (id) => document.getElementById(id);
 const canvas = $("view");
@@ -10,37 +13,64 @@ const DRAFT_PX = 64;
 const SHARP_PX = [128, 256, 512, 1024];
 const PATIENCE_MS = 3000; // for a frame that nothing interrupts once it is begun
 const STILL_MS = 250;
+const FADE_MS = 200;
+const DRIFT_PX = 300; // pixels of a drag per unit of drift
+const ZOOM_OCTAVES = 0.5; // of a key
+const MOVE_PART = 0.15; // of the canvas, of a key
 
 let model;
 let worker;
 let state = { view: { zoom: 1, x: 0, y: 0 }, world: "3", trunc: 1 };
-let shown = null; // {image, rect, key}: the last frame and the part of the world that it has
-let asked = null; // {id, key, level}
+let shown = null; // {image, region, ...}: the last frame and the part of the world that it has
+let whole = null; // the last that has all of it
+let asked = null; // {wanted, level}
 let broken = false;
+let turning = false;
+let resting = null;
 let count = 0;
 let moved = 0;
 const requests = new Map();
 const key = () => `${state.world} ${state.trunc}`;
-const size = () => ({ width: canvas.width, height: canvas.height });
-const maxZoom = () => 2 ** model.octaves;
+/** Of the canvas in its own pixels; where the pointer is counts in those of the style sheet. */
+const pixels = () => ({ width: canvas.width, height: canvas.height });
+const stage = {
+  get view() {
+    return state.view;
+  },
+  get size() {
+    return { width: canvas.clientWidth, height: canvas.clientHeight };
+  },
+  get maxZoom() {
+    return 2 ** model.octaves;
+  },
+  move(view) {
+    $("hint").classList.add("gone");
+    change({ view });
+  },
+};
+const motion = new Motion(stage);
 
 start().catch((error) => fail(`This page cannot work here: ${error.message}.`));
 
 async function start() {
-  model = await (await fetch("./model.json")).json();
-  $("name").textContent = document.title = model.name;
-  $("licence").textContent = model.licence ? `Licence of the weights: ${model.licence}.` : "";
+  model = await (await fetched("model.json")).json();
+  const { network, sha256, kimg } = model.provenance;
+  const licence = model.licence ? `Licence of the weights: ${model.licence}.` : "";
+  $("credit").textContent = `Rendered in your browser by a generative model. ${licence}`;
+  const trained = kimg ? `, after ${Math.round(kimg)} thousand images` : "";
+  $("provenance").textContent = `The model: ${network}${trained}, SHA-256 ${sha256}. ${licence}`;
   worker = new Worker("./worker.js", { type: "module" });
   worker.onmessage = ({ data }) => answered(data);
   worker.onerror = (event) => fail(`The model cannot run in this browser: ${event.message ?? "its worker does not start"}.`);
-  listen();
+  interact();
   fromAddress();
-  resize();
-  window.site = { render, state: () => state, idle: () => asked === null && shown?.level === lastLevel() };
+  new ResizeObserver(resize).observe(canvas);
+  const rests = () => asked === null && shown?.level === lastLevel() && !motion.active && resting === null;
+  window.site = { render, state: () => state, idle: rests };
 }
 
 function answered(data) {
-  if (data.ready) return say("");
+  if (data.ready) return; // the message goes with the first frame
   if (data.failed) return fail(`The model cannot run in this browser: ${data.failed}.`);
   const request = requests.get(data.id);
   requests.delete(data.id);
@@ -67,15 +97,15 @@ const lastLevel = () => SHARP_PX.length;
 
 /** The frame that is wanted at a level: the visible part of the world, not finer than the model has learned. */
 function regionAt(level) {
-  const view = extent(state.view, size());
+  const view = extent(state.view, pixels());
   const rect = intersect(view, WORLD);
   const side = level === 0 ? DRAFT_PX : SHARP_PX[level - 1];
   const across = Math.max(rect.right - rect.left, rect.bottom - rect.top);
   const coarsest = 1 / model.resolution;
-  const finest = 1 / (model.resolution * maxZoom());
-  const pitch = clamp(across / side, Math.max(finest, pitchOf(state.view, size())), coarsest);
-  const pixels = (length) => Math.max(Math.round(length / pitch), 1);
-  return { left: rect.left, top: rect.top, pitch, width: pixels(rect.right - rect.left), height: pixels(rect.bottom - rect.top) };
+  const finest = 1 / (model.resolution * stage.maxZoom);
+  const pitch = clamp(across / side, Math.max(finest, pitchOf(state.view, pixels())), coarsest);
+  const along = (length) => Math.max(Math.ceil(length / pitch - 1e-6), 1);
+  return { left: rect.left, top: rect.top, pitch, width: along(rect.right - rect.left), height: along(rect.bottom - rect.top) };
 }
 
 /** Ask for the next frame that is wanted, if there is one. */
@@ -97,6 +127,7 @@ async function next() {
     shown.level = lastLevel();
     return;
   }
+  const of = key();
   asked = { wanted, level };
   const answer = await ask(state.world, state.trunc, region);
   asked = null;
@@ -106,115 +137,155 @@ async function next() {
     const image = new OffscreenCanvas(answer.width, answer.height);
     image.getContext("2d").putImageData(new ImageData(answer.pixels, answer.width, answer.height), 0, 0);
     const time = answer.ms / (answer.width * answer.height);
-    shown = { image, region, wanted, level, time };
+    const before = level > 0 && !motion.calm.matches ? { image: shown.image, region: shown.region } : null;
+    shown = { image, region, wanted, level, time, of, before, born: performance.now() };
+    if (contains(rectOf(region), WORLD)) whole = shown;
     $("ms").textContent = `${answer.width} × ${answer.height} pixels in ${answer.ms.toFixed(0)} ms`;
     say("");
-    draw();
+    wake();
   }
   next();
 }
 
-/** Draw the last frame where it belongs now. */
+/** Draw what there is where it belongs now; returns whether a sharper frame is still fading in. */
 function draw() {
-  context.fillStyle = "#111";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  if (!shown) return;
-  const { image, region } = shown;
-  const pitch = pitchOf(state.view, size());
-  const place = (world, centre, side) => side / 2 + (world - centre) / pitch;
-  const scale = region.pitch / pitch;
-  context.imageSmoothingEnabled = true;
+  const pitch = pitchOf(state.view, pixels());
+  const x = (world) => canvas.width / 2 + (world - state.view.x) / pitch;
+  const y = (world) => canvas.height / 2 + (world - state.view.y) / pitch;
+  context.reset();
   context.imageSmoothingQuality = "high";
-  const left = place(region.left, state.view.x, canvas.width);
-  const top = place(region.top, state.view.y, canvas.height);
-  context.drawImage(image, left, top, image.width * scale, image.height * scale);
+  context.beginPath(); // a frame's last pixels may reach beyond the world
+  context.rect(x(WORLD.left), y(WORLD.top), 1 / pitch, 1 / pitch);
+  context.clip();
+  const faded = shown?.before ? Math.min((performance.now() - shown.born) / FADE_MS, 1) : 1;
+  for (const frame of [whole?.of === shown?.of ? whole : null, faded < 1 ? shown.before : null, shown].filter(Boolean)) {
+    const scale = frame.region.pitch / pitch;
+    const { width, height } = frame.image;
+    context.globalAlpha = frame === shown ? faded : 1;
+    context.drawImage(frame.image, x(frame.region.left), y(frame.region.top), width * scale, height * scale);
+  }
+  return faded < 1;
+}
+
+/** Draw with the screen's next frame, and on as long as the view moves by itself. */
+function wake() {
+  if (turning) return;
+  turning = true;
+  requestAnimationFrame((now) => {
+    turning = false;
+    motion.step(now);
+    if (draw() || motion.active) wake();
+  });
 }
 
 function change(part) {
   state = { ...state, ...part };
-  state.view = constrain(state.view, maxZoom());
+  state.view = constrain(state.view, stage.maxZoom);
   moved = performance.now();
-  history.replaceState(null, "", `#${write({ ...state, network: null, compare: null })}`);
+  clearTimeout(resting); // browsers bound how often an address may change
+  resting = setTimeout(rest, STILL_MS);
   show();
-  draw();
+  wake();
   next();
+}
+
+function rest() {
+  resting = null;
+  history.replaceState(null, "", `#${write({ ...state, network: null, compare: null })}`);
 }
 
 function show() {
   if (document.activeElement !== $("world")) $("world").value = state.world;
+  $("world").ariaInvalid = String(!parse($("world").value));
   $("world").setCustomValidity(parse($("world").value) ? "" : "A seed such as 3, or a mix such as 3~7:0.25");
   $("trunc").value = state.trunc;
   const mix = parse(state.world)?.mixes[0];
   $("mix").disabled = !mix;
   $("mix").value = mix ? mix.weight : 0;
+  $("shown").textContent = `World ${state.world} ·`;
   $("zoom").textContent = `${state.view.zoom.toFixed(state.view.zoom < 100 ? 2 : 0)}×`;
+  $("in").disabled = state.view.zoom >= stage.maxZoom;
+  $("out").disabled = state.view.zoom <= 1;
 }
 
 function fromAddress() {
   const { view, world, trunc } = read(location.hash);
   const given = new URLSearchParams(location.hash.slice(1));
+  motion.stop();
   change({ view, world: given.has("w") && parse(world) ? world : "3", trunc: clamp(trunc, -2, 2) });
 }
 
 function resize() {
   canvas.width = Math.max(Math.round(canvas.clientWidth * devicePixelRatio), 1);
   canvas.height = Math.max(Math.round(canvas.clientHeight * devicePixelRatio), 1);
+  draw(); // at once: a canvas of another size is empty
   change({});
 }
 
-function listen() {
-  const at = (event) => [event.offsetX * devicePixelRatio, event.offsetY * devicePixelRatio];
-  const zoomBy = (factor, px = canvas.width / 2, py = canvas.height / 2) =>
-    change({ view: zoomAbout(state.view, size(), px, py, state.view.zoom * factor, maxZoom()) });
-  addEventListener("resize", resize);
-  addEventListener("hashchange", fromAddress);
-  canvas.addEventListener(
-    "wheel",
-    (event) => {
-      event.preventDefault();
-      zoomBy(2 ** (clamp(-event.deltaY, -400, 400) / 200), ...at(event));
+function interact() {
+  const zoom = (octaves) => animate(() => motion.zoom(stage.size.width / 2, stage.size.height / 2, octaves));
+  const glide = (x, y) => animate(() => motion.glide(x * stage.size.width * MOVE_PART, y * stage.size.height * MOVE_PART));
+  const home = () => animate(() => motion.fly({ zoom: 1, x: 0, y: 0 }));
+  const random = () => change({ world: randomWorld() });
+  const help = () => $("help").showModal();
+  let [grabbed, before] = [null, null];
+  listen(canvas, {
+    touch: () => {
+      motion.stop();
+      before = state.world;
     },
-    { passive: false },
-  );
-  const pointers = new Map();
-  canvas.addEventListener("pointerdown", (event) => {
-    canvas.setPointerCapture(event.pointerId);
-    pointers.set(event.pointerId, at(event));
+    zoom: (px, py, octaves) => animate(() => motion.zoom(px, py, octaves)),
+    pan: (dx, dy) => stage.move(panBy(state.view, stage.size, dx, dy, stage.maxZoom)),
+    grab: (px, py) => (grabbed = { ...worldAt(state.view, stage.size, px, py), zoom: state.view.zoom }),
+    pinch: (px, py, factor) => stage.move(holding(grabbed, stage.size, px, py, grabbed.zoom * factor, stage.maxZoom)),
+    fling: (vx, vy) => animate(() => motion.fling(vx, vy)),
+    drift: (dx, dy) => change({ world: drifted(before, dx / DRIFT_PX, dy / DRIFT_PX) }),
+    drifted: () => {},
   });
-  canvas.addEventListener("pointermove", (event) => {
-    const before = pointers.get(event.pointerId);
-    if (!before) return;
-    const now = at(event);
-    if (pointers.size === 1) change({ view: panBy(state.view, size(), now[0] - before[0], now[1] - before[1], maxZoom()) });
-    else {
-      const [other] = [...pointers].filter(([id]) => id !== event.pointerId).map(([, place]) => place);
-      const distance = (a) => Math.hypot(a[0] - other[0], a[1] - other[1]);
-      zoomBy(distance(now) / Math.max(distance(before), 1), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
-    }
-    pointers.set(event.pointerId, now);
-  });
-  for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => pointers.delete(event.pointerId));
-  canvas.addEventListener("dblclick", (event) => zoomBy(event.shiftKey ? 0.5 : 2, ...at(event)));
+  addEventListener("hashchange", fromAddress);
   $("world").addEventListener("input", () => parse($("world").value) ? change({ world: $("world").value.trim() }) : show());
   $("trunc").addEventListener("input", () => change({ trunc: Number($("trunc").value) }));
-  $("random").addEventListener("click", () => change({ world: randomWorld() }));
   $("mixed").addEventListener("click", () => {
     const [base] = state.world.split(/[~_]/);
     change({ world: `${base}~${randomWorld()}:0.5` });
   });
   $("mix").addEventListener("input", () => change({ world: state.world.replace(/(~[^~_]+):[^~_:]+/, `$1:${Number($("mix").value)}`) }));
-  $("whole").addEventListener("click", () => change({ view: { zoom: 1, x: 0, y: 0 } }));
+  $("random").addEventListener("click", random);
+  $("in").addEventListener("click", () => zoom(1));
+  $("out").addEventListener("click", () => zoom(-1));
+  $("whole").addEventListener("click", home);
   $("save").addEventListener("click", save);
+  $("ask").addEventListener("click", help);
+  $("close").addEventListener("click", () => $("help").close());
   $("controls").addEventListener("submit", (event) => event.preventDefault()); // Return in the box
+  const keys = {
+    "+": () => zoom(ZOOM_OCTAVES),
+    "=": () => zoom(ZOOM_OCTAVES),
+    "-": () => zoom(-ZOOM_OCTAVES),
+    ArrowLeft: () => glide(1, 0),
+    ArrowRight: () => glide(-1, 0),
+    ArrowUp: () => glide(0, 1),
+    ArrowDown: () => glide(0, -1),
+    0: home,
+    r: random,
+    h: help,
+    "?": help,
+  };
   addEventListener("keydown", (event) => {
-    if (event.target instanceof HTMLInputElement || event.ctrlKey || event.metaKey || event.altKey) return;
-    const pan = { ArrowLeft: [0.1, 0], ArrowRight: [-0.1, 0], ArrowUp: [0, 0.1], ArrowDown: [0, -0.1] }[event.key];
-    if (pan) change({ view: panBy(state.view, size(), pan[0] * canvas.width, pan[1] * canvas.height, maxZoom()) });
-    else if (event.key === "+" || event.key === "=") zoomBy(1.25);
-    else if (event.key === "-") zoomBy(0.8);
-    else if (event.key === "0") change({ view: { zoom: 1, x: 0, y: 0 } });
-    else if (event.key === "r") change({ world: randomWorld() });
+    if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
+    if (event.target.matches("input:not([type=range])")) return;
+    if (event.target.type === "range" && event.key.startsWith("Arrow")) return;
+    const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
   });
+}
+
+/** Begin a motion, and draw it. */
+function animate(begin) {
+  begin();
+  wake();
 }
 
 /** The frame that is shown, with the model's own pixels, as a PNG. */
@@ -223,7 +294,7 @@ function save() {
   shown.image.convertToBlob({ type: "image/png" }).then((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
-    link.download = `${model.name}-${state.world.replaceAll(":", "=")}-${state.view.zoom.toFixed(2)}x.png`;
+    link.download = `${model.title}-${state.world.replaceAll(":", "=")}-${state.view.zoom.toFixed(2)}x.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });

@@ -1,8 +1,6 @@
 /** One world as Deep Zoom tiles, in OpenSeadragon; nothing is fetched but pictures, so that it works from a file too. */
-const { world, network, licence, side, tile } = window.facts;
-const name = `World ${world} of ${network.replace(/\.[^.]*$/, "")}`;
-document.title = name;
-document.getElementById("about").textContent = licence ? `${name}. Under: ${licence}.` : `${name}.`;
+const { world, licence, side, tile } = window.facts;
+document.getElementById("about").textContent = `World ${world} of a generative model.${licence ? ` Under: ${licence}.` : ""}`;
 
 window.viewer = OpenSeadragon({
   id: "view",
