@@ -45,7 +45,7 @@ class Axis:
         return Axis(self.n_out, self.n_in, self.down, self.up, taps - 1 - self.pad0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # it holds a tensor; and Dynamo of PyTorch 2.11 asks for a hash too early
 class Resampling:
     """A linear resampling of maps: filter [T], [TH, TW] or None; axes; direction of reading the filter; gain."""
 
@@ -192,7 +192,7 @@ def upfirdn2d(x: torch.Tensor, resampling: Resampling) -> torch.Tensor:
     return y.unflatten(0, x.shape[:2])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class FilteredLReLU:
     """Upsampling (its gain includes the activation's), leaky ReLU, clamp, downsampling."""
 
