@@ -1,0 +1,17 @@
+#!/bin/sh
+# Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU.
+#   sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
+set -e
+folder=$1
+shift
+mkdir -p "$folder"
+test -e "$folder/earth.zip" || python dataset_tool.py earth --dest "$folder/earth.zip" --resolution 64 --octaves 6 \
+  --counts 8000,9000,10000,11000,11000,11000
+python train.py --data "$folder/earth.zip" --config small --outdir "$folder/run" --batch 16 --kimg 104 \
+  --set generator.channel_max=96 --set generator.channel_base=4096 --set generator.fourier_features=1024 \
+  --set generator.n_bins=7 --set generator.bin_offset=1 --set generator.num_half_res=0 \
+  --set discriminator.channel_base=2048 --set discriminator.channel_max=256 --set discriminator.num_half_res=0 \
+  --set training.g_lr=0.004 --set training.d_lr=0.0035 --set training.lr_end=0.1 --set training.ema_kimg=5 \
+  --set training.r1_gamma=0.3 --set training.r2_gamma=0.3 --set training.ada_kimg=300 \
+  --set training.consistency_weight=6 --set training.tf32=true --set training.metrics=null "$@"
+python -m multiscale.cli.pack "$folder/run" "$folder/earth64.safetensors" --networks "$folder/networks.pt"
