@@ -123,9 +123,8 @@ def alike(generator, bits):
 
 def levels_of(generator, other):
     """Root mean square difference of pixels, of views that rounding has not seen."""
-    with torch.no_grad():
-        views = [(latents(50 + i, 64), Region.of_view(2.0**i, (0, 0), 64, 64).transform(64)) for i in range(0, 7, 2)]
-        return float(torch.cat([generator(*view) - other(*view) for view in views]).square().mean().sqrt() * 127.5)
+    views = weights._views(generator, "test", 16)
+    return float((weights._images(generator, views) - weights._images(other, views)).square().mean().sqrt() * 127.5)
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e-3, 1e3], ids=["finest", "between", "coarsest"])
