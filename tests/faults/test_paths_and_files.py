@@ -357,8 +357,9 @@ def test_a_state_with_odd_fields_is_one_sentence(tmp_path):
 
 
 def test_commands_show_no_traceback_for_a_full_or_odd_state(tmp_path):
-    (tmp_path / "state-000000004.pt").write_bytes(b"PK\x05\x06" + bytes(18))
-    words = [sys.executable, "train.py", "--data", str(small_patches(tmp_path / "p.zip")), "--resume", str(tmp_path)]
+    state = tmp_path / "state-000000004.pt"
+    state.write_bytes(b"PK\x05\x06" + bytes(18))
+    words = [sys.executable, "train.py", "--data", str(small_patches(tmp_path / "p.zip")), "--resume", str(state)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: Cannot read the training state")
