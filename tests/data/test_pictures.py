@@ -458,7 +458,7 @@ def test_what_must_be_decoded_at_a_time_is_bounded(tmp_path):
 def test_documents_and_scripts_are_not_opened(tmp_path, content, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
-    with pytest.raises(NotAPicture, match="is of no known format|is a PDF, not a picture"):
+    with pytest.raises(NotAPicture, match=r"is of no known format|is a PDF, not a picture"):
         opened(path)
 
 
