@@ -117,6 +117,16 @@ def kind_of(head: bytes) -> str | None:
     return next((kind for kind, begin in _KINDS.items() if re.match(begin, head, re.DOTALL)), None)
 
 
+def kind_of_file(path: str | Path) -> str | None:
+    """:func:`kind_of` a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as stream:
+        return kind_of(stream.read(HEAD_BYTES))
+
+
 def short_reason(error: BaseException) -> str:
     """What an exception says, on one line, cut off: it may hold the input."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__

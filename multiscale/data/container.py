@@ -24,7 +24,7 @@ from PIL import Image
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, check_writable, new_temporary_folder, remove_abandoned
 from dnnlib.pictures import PNG_STRATEGY
-from dnnlib.reading import HEAD_BYTES, kind_of, regular_size
+from dnnlib.reading import kind_of_file, regular_size
 from multiscale.data.archive import ZipSource
 from multiscale.data.source import LABELS_FILE, MAX_LABEL, FilesSource, Names, PatchSource, how_to_make
 
@@ -210,8 +210,7 @@ def _kind_of_picture(path: Path) -> str | None:
     """What picture a file seems to be; None: none, or it cannot be read."""
     try:
         regular_size(path, "the file")
-        with open(path, "rb") as stream:
-            kind = kind_of(stream.read(HEAD_BYTES))
+        kind = kind_of_file(path)
     except (UserError, OSError):
         return None
     return kind if kind is not None and kind.endswith("picture") else None

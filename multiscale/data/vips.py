@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageCms
 
-from dnnlib.reading import HEAD_BYTES, kind_of, regular_size
+from dnnlib.reading import kind_of_file, regular_size
 from multiscale.data.fits import is_fits, open_fits
 
 DEFLATE_RATIO = 1032
@@ -339,8 +339,7 @@ def without_size_limit() -> Iterator[None]:
 
 def _no_picture(path: Path) -> str:
     """The end of "FILE ..." about a file that nothing opens."""
-    with open(path, "rb") as stream:
-        kind = kind_of(stream.read(HEAD_BYTES))
+    kind = kind_of_file(path)
     if kind is None or kind.endswith("picture"):
         return "is of no known format"
     return f"is {kind}, not a picture{'; unpack it, if it holds pictures' if kind.endswith('ZIP') else ''}"

@@ -164,7 +164,7 @@ def check_codes(codes: torch.Tensor, layer: FilteredLReLU, x: torch.Tensor, marg
     v = torch.where(u > 0, u, u * layer.slope)
     clamp = float("inf") if layer.clamp is None else layer.clamp
     right = torch.where(v.abs() >= clamp, 2, torch.where(u > 0, 0, 1))
-    got = unpacked(codes, v.shape[2])
+    got = slopes.unpacked(codes, v.shape[2])
     margin *= float(u.abs().max())
     doubtful = (u.abs() <= margin) | ((v.abs() - clamp).abs() <= margin)
     used = used_samples(layer)
@@ -187,16 +187,11 @@ def check_multiplication(
     shape = [x.shape[0], layer.up.y.n_out, native._code_bytes(width, ([], []), "cuda") if mma else -(-width // 4)]
     numbers = rng.integers(0, 3, [*shape, 4])
     codes = torch.from_numpy((numbers << np.array([0, 2, 4, 6])).sum(-1).astype(np.uint8))
-    patterns = torch.tensor([1, -1, 0], dtype=torch.int8)[unpacked(codes, width)]
+    patterns = torch.tensor([1, -1, 0], dtype=torch.int8)[slopes.unpacked(codes, width)]
     exact = dataclasses.replace(layer, up=in_float64(layer.up), down=in_float64(layer.down))
     expected = exact.multiply(x.double(), patterns)
     y = run_filtered_lrelu(kernels, x, None, codes, native.MULTIPLY, layer, mma=mma)
     close(y, expected, float(exact.up(x.double()).abs().max()) if mma else None)
-
-
-def unpacked(codes: torch.Tensor, width: int) -> torch.Tensor:
-    """Codes [.., bytes] -> [.., width]."""
-    return (codes[..., None] >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8) & 3).flatten(-2)[..., :width].long()
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, upsampled: float | None = None) -> None:
@@ -368,7 +363,7 @@ def test_tensor_cores_where_paddings_leave_nothing(kernels: ctypes.CDLL, up: int
     codes = torch.full([1, layer.up.y.n_out, code_bytes], 0xFF, dtype=torch.uint8)
     moved = dataclasses.replace(layer, up=dataclasses.replace(layer.up, x=dataclasses.replace(layer.up.x, pad0=pad)))
     assert torch.all(run_filtered_lrelu(kernels, x, None, codes, native.REMEMBER, moved, mma=True) == 0)
-    assert torch.all((unpacked(codes, layer.up.x.n_out) == 1) | ~used_samples(layer))
+    assert torch.all((slopes.unpacked(codes, layer.up.x.n_out) == 1) | ~used_samples(layer))
     back = layer.transposed()
     y = dataclasses.replace(back.down.y, pad0=pad)
     moved = dataclasses.replace(back, down=dataclasses.replace(back.down, y=y))
@@ -562,7 +557,7 @@ def test_paddings_that_leave_nothing_of_the_image(
     moved = dataclasses.replace(layer.up, x=dataclasses.replace(layer.up.x, pad0=pad))
     y = run_filtered_lrelu(kernels, x, None, codes, native.REMEMBER, dataclasses.replace(layer, up=moved))
     assert torch.all(y == 0)
-    assert torch.all((unpacked(codes, layer.up.x.n_out) == 1) | ~used_samples(layer))
+    assert torch.all((slopes.unpacked(codes, layer.up.x.n_out) == 1) | ~used_samples(layer))
     moved = dataclasses.replace(layer.down, y=dataclasses.replace(layer.down.y, pad0=pad))
     y = run_filtered_lrelu(kernels, x, None, codes, native.MULTIPLY, dataclasses.replace(layer, down=moved))
     assert torch.all(y == 0)

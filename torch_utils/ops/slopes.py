@@ -27,10 +27,14 @@ def slopes_taken(y: torch.Tensor) -> torch.Tensor:
     codes = _node(y).saved_tensors[-1].flatten(0, -3)
     if codes.dtype == torch.int8:
         return codes
-    width = _node(y).numbers[0][7]
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=codes.device)
-    numbers = (codes[..., None] >> shifts & 3).flatten(-2)[..., :width].long()
+    numbers = unpacked(codes, _node(y).numbers[0][7])
     return torch.tensor([1, -1, 0, 0], dtype=torch.int8, device=codes.device)[numbers]
+
+
+def unpacked(codes: torch.Tensor, width: int) -> torch.Tensor:
+    """Codes of the kernels on a GPU, uint8 [..., bytes] with four to a byte, as numbers 0 to 3, int64 [..., width]."""
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=codes.device)
+    return (codes[..., None] >> shifts & 3).flatten(-2)[..., :width].long()
 
 
 def gradient(exact: torch.Tensor, slopes: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
