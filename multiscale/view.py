@@ -159,6 +159,11 @@ def zoom_log2(transform: torch.Tensor) -> torch.Tensor:
     return -0.5 * determinant.abs().log2()
 
 
+def turned(transform: torch.Tensor) -> bool:
+    """Whether sides of any of the views [B, 3, 3] are at an angle to the world's (waits for the GPU if they are there)."""
+    return bool((transform[:, 0, 1].abs() + transform[:, 1, 0].abs()).any())
+
+
 @dataclass(frozen=True)
 class AffineViews:
     """What a network asks of a batch of views, computed once for all of its layers; float64."""
@@ -169,16 +174,18 @@ class AffineViews:
     """World coordinates c of the views' centres, [B, 2]."""
     zoom_log2: torch.Tensor
     """Zoom s in octaves, [B]."""
+    turned: bool = False
+    """Whether sides of a view may be at an angle to the world's."""
 
     @classmethod
-    def of(cls, transform: torch.Tensor) -> AffineViews:
+    def of(cls, transform: torch.Tensor, *, turned: bool = False) -> AffineViews:
         """Of world-from-view transforms float64 [B, 3, 3]."""
-        return cls(transform[:, :2, :2], transform[:, :2, 2], zoom_log2(transform))
+        return cls(transform[:, :2, :2], transform[:, :2, 2], zoom_log2(transform), turned)
 
     def split(self, count: int) -> list[AffineViews]:
         """Up to ``count`` views at a time."""
         parts = (part.split(count) for part in (self.linear, self.centre, self.zoom_log2))
-        return [AffineViews(*fields) for fields in zip(*parts, strict=True)]
+        return [AffineViews(*fields, turned=self.turned) for fields in zip(*parts, strict=True)]
 
 
 def sample_positions(size: int, rate: float, device: torch.device | None = None) -> torch.Tensor:

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from multiscale.config import GeneratorConfig
-from multiscale.networks.fourier import Grid, Waves, draw_features, waves_of_views
+from multiscale.networks.fourier import Grid, Packets, Waves, draw_features, waves_of_views
 from multiscale.networks.layers import Linear, MappingNetwork, SynthesisLayer, mean_square
+from multiscale.networks.packets import draw_packets
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
-from multiscale.view import AffineViews
+from multiscale.view import AffineViews, turned
 
 CALIBRATED_AT_A_TIME = 4
 """Images; few, so that calibration takes less memory than a training step."""
@@ -43,6 +44,8 @@ class FeatureInjection(nn.Module):
     omega: torch.Tensor
     phase: torch.Tensor
     bins: torch.Tensor
+    packet_offset: torch.Tensor
+    packet_phase: torch.Tensor
 
     def __init__(
         self, config: GeneratorConfig, radii: torch.Tensor, size: int, rate: int, rng: np.random.Generator
@@ -55,6 +58,9 @@ class FeatureInjection(nn.Module):
         self.register_buffer("omega", omega)
         self.register_buffer("phase", phase)
         self.register_buffer("bins", bins, persistent=False)
+        if config.feature_bandwidth:
+            for name, numbers in zip(("packet_offset", "packet_phase"), draw_packets(len(radii), rate), strict=True):
+                self.register_buffer(name, torch.as_tensor(numbers, dtype=torch.float32), persistent=False)
         self.style = nn.Parameter(torch.randn(2 * len(radii), config.w_dim)) if config.feature_style else None
 
     def forward(
@@ -116,6 +122,12 @@ class FeatureInjection(nn.Module):
 def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size: Size | None = None) -> list[Waves]:
     """:meth:`FeatureInjection.waves` of several points of a network at once."""
     config = points[0].config
+    packets = None
+    if config.feature_bandwidth:
+        offset, phase = (
+            torch.cat([getattr(point, name) for point in points]) for name in ("packet_offset", "packet_phase")
+        )
+        packets = Packets(offset, phase, config.feature_bandwidth, config.feature_anchor)
     return waves_of_views(
         torch.cat([point.omega for point in points]),
         torch.cat([point.phase for point in points]),
@@ -126,6 +138,7 @@ def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size
         blend_offset=config.blend_offset,
         blend_width=config.blend_width,
         band_limit=None if config.published_geometry else BAND_LIMIT,
+        packets=packets,
     )
 
 
@@ -189,7 +202,7 @@ class SynthesisNetwork(nn.Module):
             raise ValueError(
                 f"An image of {size[0]} x {size[1]} does not fall on the grid: sides are multiples of {step}."
             )
-        views = AffineViews.of(self.framed(transform, ws))
+        views = self.views(transform, ws)
         waves = self.waves(views, size)
         maps = self.first_maps(waves, ws)
         for i in range(len(self.layers)):
@@ -197,6 +210,17 @@ class SynthesisNetwork(nn.Module):
                 before_layer()
             maps = self.next_maps(i, maps, ws, waves, observe=observe)
         return maps[0][:, : self.config.img_channels].float() * self.config.output_scale
+
+    def views(self, transform: torch.Tensor, ws: torch.Tensor) -> AffineViews:
+        """Views [B, 3, 3] of worlds, each framed."""
+        at_angle = False
+        if self.config.feature_bandwidth:  # packets ask for it
+            # What is recorded as a graph or only estimated cannot be asked, and training has no such views.
+            recorded = transform.is_meta or (
+                transform.is_cuda and (self.training or torch.cuda.is_current_stream_capturing())
+            )
+            at_angle = self.frame is not None or (not recorded and turned(transform))
+        return AffineViews.of(self.framed(transform, ws), turned=at_angle)
 
     def framed(self, transform: torch.Tensor, ws: torch.Tensor) -> torch.Tensor:
         """Transforms [B, 3, 3] to the points at which features are evaluated: in each world's own frame, if it has one.
@@ -302,7 +326,7 @@ class Generator(nn.Module):
         """Set w_avg and every layer's running input magnitude to what this batch shows (a fresh network's are 0 and 1)."""
         ws = self.mapping(z)
         self.mapping.w_avg.copy_(ws[:, -1].mean(dim=0))
-        views = AffineViews.of(self.synthesis.framed(transform, ws)).split(CALIBRATED_AT_A_TIME)
+        views = self.synthesis.views(transform, ws).split(CALIBRATED_AT_A_TIME)
         parts = [(self.synthesis.waves(v), w) for v, w in zip(views, ws.split(CALIBRATED_AT_A_TIME), strict=True)]
         maps = [self.synthesis.first_maps(waves, w) for waves, w in parts]
         for i, layer in enumerate(self.synthesis.layers):  # all images pass a layer before any goes on
