@@ -185,7 +185,7 @@ class AffineViews:
     def split(self, count: int) -> list[AffineViews]:
         """Up to ``count`` views at a time."""
         parts = (part.split(count) for part in (self.linear, self.centre, self.zoom_log2))
-        return [AffineViews(*fields, turned=self.turned) for fields in zip(*parts, strict=True)]
+        return [AffineViews(*tensors, self.turned) for tensors in zip(*parts, strict=True)]  # type: ignore[call-arg]
 
 
 def sample_positions(size: int, rate: float, device: torch.device | None = None) -> torch.Tensor:

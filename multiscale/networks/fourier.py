@@ -121,7 +121,7 @@ class Waves:
         if 2 * channels > columns:  # K maps are smaller than the C K factors along y
             maps = self.maps()
             with full_precision(maps.device):
-                return (weight @ maps.flatten(2)).unflatten(2, (rows, columns))
+                return (weight @ maps.flatten(2)).unflatten(2, maps.shape[2:])
         along_y = torch.cat([self.cos_y, self.sin_y], dim=1).mT[:, None]  # [B, 1, rows, 2K]
         along_y = along_y * weight.repeat(1, 2)[:, None]  # [B, C, rows, 2K]
         along_x = torch.cat([self.sin_x, self.cos_x], dim=1)  # [B, 2K, columns]

@@ -5,8 +5,8 @@ cycles apart: a sum of so few single waves is a weave. A packet puts many waves 
 
     e^(2 pi i (omega . x + p)) X(x) Y(y),  X(x) = M^(-1/2) sum_m e^(2 pi i (delta |omega| u_m x + q_m)),  Y alike,
 
-u_m in [-1, 1]: M^2 waves, of which the parts along x and y still factor, so that a packet is mixed at the price of a single wave.
-It has no weights of its own, and is a function of the world point alone, as a wave is.
+u_m in [-1, 1]: M^2 waves, whose parts along x and y still factor, so that a packet is mixed at the price of a single wave. It
+has no weights of its own, and is a function of the world point alone, as a wave is.
 
 Shapes: B views, K features, M waves of a packet along an axis, P samples.
 """

@@ -154,6 +154,8 @@ def test_gradients_reach_styles_mixing_and_frame():
         {"img_resolution": 64, "channel_base": 16, "fourier_features": 16, "feature_share": 0.99},
         {"img_resolution": 128, "channel_max": 16, "img_channels": 1, "conv_kernel": 3, **STYLED},
         {"feature_style": True, "world_frame": True},
+        {"img_resolution": 64, "feature_bandwidth": 0.25},
+        {"img_resolution": 16, "feature_bandwidth": 0.1, **STYLED},
     ],
 )
 def test_legal_configurations_render_and_train(changes):

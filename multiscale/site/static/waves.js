@@ -2,7 +2,8 @@
  * The factors of a view's Fourier features, in float64: sines and cosines along x and y of one injection point.
  *
  * As `waves_of_views` in Python: feature k is sin(alpha_k(x) + beta_k(y)), alpha with the phase at the view's centre, which at deep
- * zooms has thousands of turns and is reduced to one before it becomes float32.
+ * zooms has thousands of turns and is reduced to one before it becomes float32; or a packet of such waves, whose parts along x and y
+ * are those of the single wave times sums of waves.
  */
 
 const TURN = 2 * Math.PI;
@@ -20,6 +21,8 @@ export function along(model, point, waves, view, { columns, rows }) {
   const alongX = new Float32Array(2 * count * columns);
   const alongY = new Float32Array(2 * count * rows);
   const passed = model.band_limit === null ? null : point.rate / model.band_limit;
+  const { bandwidth, anchor, lines } = model.packets;
+  const draws = bandwidth > 0 ? drawn(4 * count * lines, point.rate) : null;
   for (let k = 0; k < count; k++) {
     const [ox, oy, phase, bin] = waves.subarray(4 * k, 4 * k + 4);
     const offset = model.bin_offset * bin;
@@ -27,12 +30,56 @@ export function along(model, point, waves, view, { columns, rows }) {
     const [wx, wy] = [ox * factor, oy * factor];
     const [vx, vy] = [wx * view.scale, wy * view.scale];
     let amplitude = bin === 0 ? 1 : clamp01((octave - offset - model.blend_offset) / model.blend_width);
-    if (passed !== null) amplitude *= clamp01(1 - (Math.hypot(vx, vy) - passed) / (point.rate / 2 - passed));
+    const limit = point.rate / 2 / (1 + Math.SQRT2 * bandwidth);
+    if (passed !== null) amplitude *= clamp01(1 - (Math.hypot(vx, vy) - passed) / (limit - passed));
     const atCentre = point.shift_gain * (wx * view.x + wy * view.y) + phase;
     fill(alongX, count, k, columns, atCentre, vx / point.rate, amplitude);
     fill(alongY, count, k, rows, 0, vy / point.rate, 1);
+    const frequency = Math.hypot(wx, wy);
+    if (draws === null || frequency < anchor) continue;
+    for (const [axis, into, samples, centre] of [[0, alongX, columns, view.x], [1, alongY, rows, view.y]]) {
+      const packet = Array.from({ length: lines }, (_, m) => {
+        const at = (2 * k + axis) * lines + m;
+        const offset = Math.fround(((m + draws[at]) * 2) / lines - 1);
+        const step = bandwidth * frequency * offset; // turns a unit of the world
+        return [step * centre + Math.fround(draws[at + 2 * count * lines]), (step * view.scale) / point.rate];
+      });
+      widen(into, count, k, samples, packet);
+    }
   }
   return [alongX, alongY];
+}
+
+/** Numbers in (0, 1) that follow from their places, as `draw_packets` in Python has them (MurmurHash3's finaliser). */
+function drawn(count, stream) {
+  const first = Math.imul(0x9e3779b9, stream + 1);
+  return Float64Array.from({ length: count }, (_, i) => {
+    let x = (first + i) | 0;
+    x = Math.imul(x ^ (x >>> 16), 0x85ebca6b);
+    x = Math.imul(x ^ (x >>> 13), 0xc2b2ae35);
+    return (((x ^ (x >>> 16)) >>> 0) + 0.5) / 2 ** 32;
+  });
+}
+
+/** Multiply row k by the sum of waves of [phase at the middle, step] in turns, over the root of their number. */
+function widen(into, count, k, samples, packet) {
+  const [sines, cosines] = [new Float64Array(samples), new Float64Array(samples)];
+  const gain = 1 / Math.sqrt(packet.length);
+  for (const [phase, step] of packet) {
+    const first = TURN * fraction(phase - (step * (samples - 1)) / 2);
+    let [sine, cosine] = [gain * Math.sin(first), gain * Math.cos(first)];
+    const [turnSine, turnCosine] = [Math.sin(TURN * step), Math.cos(TURN * step)];
+    for (let j = 0; j < samples; j++) {
+      sines[j] += sine;
+      cosines[j] += cosine;
+      [sine, cosine] = [sine * turnCosine + cosine * turnSine, cosine * turnCosine - sine * turnSine];
+    }
+  }
+  for (let j = 0, at = k * samples; j < samples; j++, at++) {
+    const [sine, cosine] = [into[at], into[at + count * samples]];
+    into[at] = sine * cosines[j] + cosine * sines[j];
+    into[at + count * samples] = cosine * cosines[j] - sine * sines[j];
+  }
 }
 
 /** Sines into row k of the first half, cosines into that of the second; `phase` and `step` are in turns. */

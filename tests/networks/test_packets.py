@@ -1,0 +1,176 @@
+"""Wave packets: the sums they stand for, one world at every zoom, no aliasing, numbers that never change."""
+
+import math
+
+import pytest
+import torch
+from conftest import small_config
+from torch.testing import assert_close
+
+from dnnlib.errors import UserError
+from multiscale.config import RunConfig, build
+from multiscale.networks.fourier import Waves
+from multiscale.networks.generator import FeatureInjection, Generator
+from multiscale.networks.packets import LINES, draw_packets
+from multiscale.view import AffineViews, sample_positions, unchecked_transform, view_transform
+
+PACKETS = {"fourier_features": 96, "feature_bandwidth": 0.2, "n_bins": 3, "bin_offset": 2, "blend_offset": -16}
+CENTRES = torch.tensor([[0.4817, -0.3291], [0.03, 0.2]], dtype=torch.float64)
+
+
+def injections(**changes) -> list[FeatureInjection]:
+    synthesis = Generator(small_config(**PACKETS | changes)).synthesis
+    return [synthesis.input, *synthesis.injections.values()]
+
+
+def turned_by(angle: float, zoom: float) -> torch.Tensor:
+    """Views of ``CENTRES`` at an angle, [2, 3, 3]."""
+    transform = unchecked_transform(torch.tensor([zoom, zoom / 3]), CENTRES)
+    cos, sin = math.cos(angle), math.sin(angle)
+    transform[:, :2, :2] = transform[:, :2, :2] @ torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
+    return transform
+
+
+def sums_of_waves(point: FeatureInjection, views: AffineViews, size: tuple[int, int] | None) -> torch.Tensor:
+    """A point's features in float64, each as the sum of its M^2 waves, [B, K, rows, columns]."""
+    config, grid = point.config, point.grid(size)
+    x, y = (sample_positions(n, grid.rate) for n in (grid.columns, grid.rows))
+    seen = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]))
+    world = views.centre[:, :, None, None] + torch.einsum("bij,jhw->bihw", views.linear, seen)
+    omega = point.omega.double() * 2.0 ** (config.bin_offset * point.bins[:, None])
+    frequency = omega.norm(dim=1)
+    single = frequency < config.feature_anchor
+    offset, phase = point.packet_offset.double(), point.packet_phase.double()
+    step = config.feature_bandwidth * frequency[:, None, None] * offset
+    total = 0
+    for m in range(LINES):
+        for n in range(LINES):
+            moved = torch.stack([step[:, 0, m], step[:, 1, n]], dim=1)
+            shift = torch.where(single, 0, phase[:, 0, m] + phase[:, 1, n])
+            waves = torch.einsum("ki,bihw->bkhw", omega + moved.masked_fill(single[:, None], 0), world)
+            total = total + (2 * math.pi * (waves + (point.phase.double() + shift)[:, None, None])).sin()
+    total = total * torch.where(single, 1 / LINES**2, 1 / LINES)[:, None, None]
+    seen = frequency * torch.exp2(-views.zoom_log2)[:, None]
+    passed = grid.rate / (2 * math.sqrt(2))
+    end = grid.rate / 2 / (1 + math.sqrt(2) * config.feature_bandwidth)
+    return total * (1 - (seen - passed) / (end - passed)).clamp(0, 1)[:, :, None, None]
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.6])
+@pytest.mark.parametrize("size", [None, (32, 32 + 3 * 16)])
+@pytest.mark.parametrize("zoom", [1.0, 48.0])
+def test_packets_are_sums_of_waves(angle, size, zoom):
+    views = AffineViews.of(turned_by(angle, zoom), turned=angle != 0)
+    for point in injections(img_resolution=32):
+        waves, exact = point.waves(views, size), sums_of_waves(point, views, size)
+        assert (waves.maps().double() - exact).abs().max() < 5e-5
+        for channels in (3, 700):  # few are mixed along y first, many as maps
+            weight = torch.randn(channels, exact.shape[1]) / math.sqrt(exact.shape[1])
+            expected = torch.einsum("ck,bkhw->bchw", weight.double(), exact)
+            assert (waves.mixed(weight).double() - expected).abs().max() < 5e-5
+
+
+def test_quadrature_of_a_packet_is_its_other_part():
+    """A style turns the phase of every wave of a packet by the same angle."""
+    views = AffineViews.of(view_transform([9.0], [[0.1, -0.2]]))
+    for point in injections(img_resolution=64):
+        waves = point.waves(views)
+        amplitude = torch.tensor([0.0, 1.0]).expand(1, len(point.omega), 2)
+        point.phase += 0.25
+        assert_close(waves.styled(amplitude).maps(), point.waves(views).maps(), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("zoom_log2", [1.0, 3.3, 6.0])
+def test_one_world_at_every_injection_point(zoom_log2):
+    """The same world points seen at zoom Z and at Z/2 have the same packets (where both show them in full)."""
+    for point in injections(img_resolution=64, octaves=8):
+        n, r, zoom = point.size, point.rate, 2**zoom_log2
+        centre = torch.tensor([[0.21, -0.13]], dtype=torch.float64)
+        fine = point(AffineViews.of(unchecked_transform(torch.tensor([zoom]), centre)))[0]
+        coarse = point(AffineViews.of(unchecked_transform(torch.tensor([zoom / 2]), centre + 0.5 / (r * zoom))))[0]
+        wide = torch.arange(n // 4, n - n // 4)
+        deep = 2 * wide + 1 - n // 2
+        seen = point.omega.double().norm(dim=1) * 4.0**point.bins / (zoom / 2)
+        shown = seen < r / (2 * math.sqrt(2))
+        assert shown.float().mean() > 0.1
+        assert (fine[shown][:, deep][:, :, deep] - coarse[shown][:, wide][:, :, wide]).abs().max() < 3e-5
+
+
+def test_no_wave_of_a_packet_is_above_nyquist():
+    """A long row of samples of each packet has no power beyond the limit that its layer's grid has."""
+    for point in injections(img_resolution=64, octaves=8):
+        for s in (0.0, 2.7, 5.2):
+            views = AffineViews.of(unchecked_transform(torch.tensor([2.0**s]), torch.zeros(1, 2)))
+            frequency = point.omega.double().norm(dim=1) * 4.0**point.bins / 2**s
+            shown = point.waves(views).maps()[0].flatten(1).any(dim=1)
+            highest = frequency[shown] * (1 + math.sqrt(2) * point.config.feature_bandwidth)
+            assert shown.any()
+            assert highest.max() <= point.rate / 2
+
+
+def test_packets_have_the_power_of_single_waves_and_none_repeats():
+    torch.manual_seed(0)
+    [point, *_] = injections(img_resolution=64, fourier_features=1024)
+    far = AffineViews.of(view_transform([1.0] * 16, torch.zeros(16, 2)))
+    far.centre.uniform_(-100, 100)
+    shown = (point.omega.norm(dim=1) * 4.0**point.bins > 2) & (point.omega.norm(dim=1) * 4.0**point.bins < 5)
+    maps = point.waves(far).maps()[:, shown]
+    assert maps.square().mean().item() == pytest.approx(0.5, rel=0.1)
+    assert maps.square().mean(dim=(2, 3)).std() > 0.2, "packets are strong here and weak there"
+
+
+def test_what_tells_places_is_still_single_waves():
+    torch.manual_seed(0)
+    [packets, *_] = injections(feature_style=True)
+    torch.manual_seed(0)
+    [waves, *_] = injections(feature_style=True, feature_bandwidth=0)
+    views = AffineViews.of(view_transform([1.0, 2.0], [[0, 0], [0.2, -0.1]]))
+    a, b = (point.waves(views).maps() for point in (packets, waves))
+    same = (a - b).abs().amax(dim=(0, 2, 3)) < 1e-6
+    shown = b.abs().amax(dim=(0, 2, 3)) > 0
+    anchored = packets.omega.norm(dim=1) * 4.0**packets.bins < 1.5
+    assert anchored.any()
+    assert torch.equal(same & shown, anchored)
+
+
+def test_networks_of_waves_open_as_packets():
+    """Packets have no weights: trained features can become packets, and go on training."""
+    single = Generator(small_config(**PACKETS | {"feature_bandwidth": 0}))
+    packets = Generator(small_config(**PACKETS))
+    packets.load_state_dict(single.state_dict())
+    view = view_transform([8.0], [[0.1, 0.1]])
+    with torch.no_grad():
+        assert (packets(torch.ones(1, 16), view) - single(torch.ones(1, 16), view)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("changes", [{}, {"feature_style": True}, {"world_frame": True}])
+def test_views_at_an_angle_render_without_being_told(changes):
+    generator = Generator(small_config(img_resolution=32, **PACKETS | changes)).eval()
+    synthesis, ws = generator.synthesis, generator.mapping(torch.randn(2, 16))
+    upright = turned_by(0, 12.0)
+    straight, on_its_side = (synthesis.waves(synthesis.views(t, ws)) for t in (upright, turned_by(math.pi / 2, 12.0)))
+    for key in straight:
+        assert_close(torch.rot90(on_its_side[key].maps(), -1, (2, 3)), straight[key].maps(), atol=2e-5, rtol=0)
+    assert isinstance(straight["input"], Waves)
+    assert (straight["input"].shape is None) == ("world_frame" not in changes)
+
+
+PINNED = [
+    [-0.841191519, -0.572533582, -0.063353479, 0.307632304, 0.344297888, 0.902181925],
+    [0.417521204, 0.773661977, 0.520151618, 0.877039011, 0.944269281, 0.428467865],
+]
+
+
+def test_numbers_never_change():
+    """They are in no file: a network's worlds would be others with other numbers."""
+    offset, phase = draw_packets(170, 16)
+    assert offset.shape == phase.shape == (170, 2, LINES)
+    assert_close(offset[0, 0].tolist(), PINNED[0])
+    assert_close(phase[169, 1].tolist(), PINNED[1])
+    assert abs(offset).max() < 1
+    assert (phase[:10] != draw_packets(10, 32)[1]).all()
+
+
+def test_packets_of_imported_weights_are_refused():
+    with pytest.raises(UserError, match="feature_bandwidth is not for imported weights"):
+        build(RunConfig, {"generator": {"feature_bandwidth": 0.1, "published_geometry": True}})
