@@ -121,7 +121,9 @@ class GeneratorConfig:
                 f"whose sum is channel_max={self.channel_max}"
             )
         if self.feature_bandwidth and self.published_geometry:
-            raise ValueError("feature_bandwidth is not for imported weights (published_geometry), which know single waves only")
+            raise ValueError(
+                "feature_bandwidth is not for imported weights (published_geometry), which know single waves only"
+            )
         if self.feature_split is not None and self.fourier_features is not None:
             raise ValueError(
                 "feature_split is for imported weights, whose features are not mixed: leave out fourier_features"

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from multiscale.networks.packets import envelope
 from multiscale.networks.plan import BAND_LIMIT
 from multiscale.view import AffineViews, sample_positions
 from torch_utils.devices import full_precision
@@ -128,16 +127,19 @@ class Waves:
         with full_precision(along_x.device):
             return self._shaped(torch.bmm(along_y.flatten(1, 2), along_x).unflatten(1, (channels, rows)))
 
-    def widened(self, x: tuple[torch.Tensor, torch.Tensor], y: tuple[torch.Tensor, torch.Tensor]) -> Waves:
-        """Each wave times a function of x and one of y, given as sines and cosines [B, K, columns] and [B, K, rows]."""
-        (sin_x, cos_x), (sin_y, cos_y) = x, y
-        return Waves(
-            self.sin_x * cos_x + self.cos_x * sin_x,
-            self.cos_x * cos_x - self.sin_x * sin_x,
-            self.sin_y * cos_y + self.cos_y * sin_y,
-            self.cos_y * cos_y - self.sin_y * sin_y,
-            self.shape,
-        )
+    def times(
+        self,
+        sin_x: torch.Tensor,
+        cos_x: torch.Tensor,
+        sin_y: torch.Tensor | None = None,
+        cos_y: torch.Tensor | None = None,
+    ) -> Waves:
+        """Each wave times another, given as factors along x and, unless it has none, along y."""
+        along_x = self.sin_x * cos_x + self.cos_x * sin_x, self.cos_x * cos_x - self.sin_x * sin_x
+        along_y = self.sin_y, self.cos_y
+        if sin_y is not None and cos_y is not None:
+            along_y = self.sin_y * cos_y + self.cos_y * sin_y, self.cos_y * cos_y - self.sin_y * sin_y
+        return Waves(*along_x, *along_y, self.shape)
 
     def unfactored(self) -> Waves:
         """The same with all samples along x, so that functions that do not factor can be multiplied with it."""
@@ -153,62 +155,6 @@ class Waves:
         return maps if self.shape is None else maps.flatten(2).unflatten(2, self.shape)
 
 
-@dataclass(frozen=True)
-class Packets:
-    """What makes features packets of waves (:mod:`multiscale.networks.packets`)."""
-
-    offset: torch.Tensor
-    """u, [K, 2, M]."""
-    phase: torch.Tensor
-    """q in cycles, [K, 2, M]."""
-    bandwidth: float
-    """delta."""
-    anchor: float
-    """Features of fewer cycles over the world are single waves."""
-
-    def widen(
-        self, grids: Sequence[Grid], waves: Sequence[Waves], world: torch.Tensor, views: AffineViews
-    ) -> list[Waves]:
-        """Single waves on each grid as packets.
-
-        Args:
-            grids: With K features in all.
-            waves: Theirs on each.
-            world: Frequencies in cycles per unit, float64 [K, 2].
-            views: In float64, on the device of ``world``.
-        """
-        frequency = world.norm(dim=1)[:, None, None]
-        single = frequency < self.anchor  # [K, 1, 1]
-        step = (self.bandwidth * frequency * self.offset.to(world)).masked_fill(single, 0)  # cycles per unit, [K, 2, M]
-        start = step * views.centre[:, None, :, None] + self.phase.to(world).masked_fill(
-            single, 0
-        )  # cycles, [B, K, 2, M]
-        lines = self.offset.shape[2]
-        gain = torch.where(single, 1 / lines, lines**-0.5)[..., 0]  # [K, 1]
-
-        counts = [grid.waves for grid in grids]
-        widened = []
-        parts = zip(step.split(counts), start.split(counts, dim=1), gain.split(counts), strict=True)
-        for grid, single_waves, (of_step, of_start, of_gain) in zip(grids, waves, parts, strict=True):
-            x, y = (sample_positions(size, grid.rate, world.device) for size in (grid.columns, grid.rows))
-            if views.turned:
-                single_waves = single_waves.unfactored()
-                points = views.linear @ torch.stack(torch.meshgrid(x, y, indexing="xy")).flatten(1)  # [B, 2, P]
-                along = points.unbind(1)
-            else:
-                along = (views.linear[:, 0, :1] * x, views.linear[:, 1, 1:] * y)
-            sums = []
-            for axis, offsets in enumerate(along):
-                sine, cosine = envelope(of_start[:, :, axis], of_step[:, axis], offsets)
-                sums.append(tuple((of_gain * part).to(single_waves.sin_x) for part in (sine, cosine)))
-            if views.turned:  # X Y, all of it along x
-                (sin_x, cos_x), (sin_y, cos_y) = sums
-                none = torch.zeros_like(single_waves.sin_y), torch.ones_like(single_waves.cos_y)
-                sums = [(sin_x * cos_y + cos_x * sin_y, cos_x * cos_y - sin_x * sin_y), none]
-            widened.append(single_waves.widened(*sums))
-        return widened
-
-
 def waves_of_views(
     omega: torch.Tensor,
     phase: torch.Tensor,
@@ -220,15 +166,15 @@ def waves_of_views(
     blend_offset: float,
     blend_width: float,
     band_limit: float | None,
-    packets: Packets | None = None,
+    reach: float = 1,
 ) -> list[Waves]:
     """The factors of :func:`fourier_features`, for views with any linear part, on several grids at once.
 
-    Each grid has some of the K features, in their order. On a GPU all take about as many launches as one, unless ``packets``
-    are to be made of them.
+    Each grid has some of the K features, in their order. On a GPU all take about as many launches as one. ``reach`` is for
+    :func:`band_limit_gain`.
     """
     device, dtype = omega.device, omega.dtype
-    precise = _precise_device(device)
+    precise = precise_device(device)
     linear, s, c = (t.to(device=precise, dtype=torch.float64) for t in (views.linear, views.zoom_log2, views.centre))
 
     def of_each_wave(name: str) -> torch.Tensor:
@@ -249,16 +195,12 @@ def waves_of_views(
     amplitude = bin_blend(bin_octaves, s, bins.to(precise), blend_offset, blend_width)
     if band_limit is not None:
         rate = of_each_wave("rate")
-        reach = 1 if packets is None else 1 + math.sqrt(2) * packets.bandwidth
         amplitude = amplitude * band_limit_gain(view.norm(dim=-1), rate, band_limit, reach)
 
     sin_x, cos_x, sin_y, cos_y = (t.to(device, dtype) for t in _sines(grids, view, at_centre, amplitude))
     columns, rows = [(grid.waves, grid.columns) for grid in grids], [(grid.waves, grid.rows) for grid in grids]
     factors = (_apart(sin_x, columns), _apart(cos_x, columns), _apart(sin_y, rows), _apart(cos_y, rows))
-    waves = [Waves(*of_grid) for of_grid in zip(*factors, strict=True)]
-    if packets is None:
-        return waves
-    return packets.widen(grids, waves, world, AffineViews(linear, c, s, views.turned))
+    return [Waves(*of_grid) for of_grid in zip(*factors, strict=True)]
 
 
 def _sines(
@@ -336,6 +278,6 @@ def draw_features(
     return omega.float(), phase.float(), torch.arange(count) % n_bins
 
 
-def _precise_device(device: torch.device) -> torch.device:
+def precise_device(device: torch.device) -> torch.device:
     """Where float64 works: the device itself, but the CPU in place of MPS."""
     return torch.device("cpu") if device.type == "mps" else device

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from multiscale.config import GeneratorConfig
-from multiscale.networks.fourier import Grid, Packets, Waves, draw_features, waves_of_views
+from multiscale.networks.fourier import Grid, Waves, draw_features, waves_of_views
 from multiscale.networks.layers import Linear, MappingNetwork, SynthesisLayer, mean_square
-from multiscale.networks.packets import draw_packets
+from multiscale.networks.packets import draw_packets, reach_of, widened
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
 from multiscale.view import AffineViews, turned
 
@@ -121,25 +121,37 @@ class FeatureInjection(nn.Module):
 
 def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size: Size | None = None) -> list[Waves]:
     """:meth:`FeatureInjection.waves` of several points of a network at once."""
-    config = points[0].config
-    packets = None
-    if config.feature_bandwidth:
-        offset, phase = (
-            torch.cat([getattr(point, name) for point in points]) for name in ("packet_offset", "packet_phase")
-        )
-        packets = Packets(offset, phase, config.feature_bandwidth, config.feature_anchor)
-    return waves_of_views(
-        torch.cat([point.omega for point in points]),
-        torch.cat([point.phase for point in points]),
-        torch.cat([point.bins for point in points]),
+    config, grids = points[0].config, [point.grid(size) for point in points]
+
+    def of_all(name: str) -> torch.Tensor:
+        return torch.cat([getattr(point, name) for point in points])
+
+    omega, bins = of_all("omega"), of_all("bins")
+    waves = waves_of_views(
+        omega,
+        of_all("phase"),
+        bins,
         views,
-        [point.grid(size) for point in points],
+        grids,
         bin_offset=config.bin_offset,
         blend_offset=config.blend_offset,
         blend_width=config.blend_width,
         band_limit=None if config.published_geometry else BAND_LIMIT,
-        packets=packets,
+        reach=reach_of(config.feature_bandwidth),
     )
+    if config.feature_bandwidth:
+        frequency = omega.norm(dim=1) * torch.exp2(config.bin_offset * bins)
+        waves = widened(
+            waves,
+            grids,
+            frequency,
+            views,
+            of_all("packet_offset"),
+            of_all("packet_phase"),
+            bandwidth=config.feature_bandwidth,
+            anchor=config.feature_anchor,
+        )
+    return waves
 
 
 def published_unit(size: int, rate: int) -> float:

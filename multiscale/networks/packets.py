@@ -14,10 +14,14 @@ Shapes: B views, K features, M waves of a packet along an axis, P samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+
+from multiscale.networks.fourier import Grid, Waves, precise_device
+from multiscale.view import AffineViews, sample_positions
 
 LINES = 6
 """M."""
@@ -37,18 +41,78 @@ def draw_packets(count: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
     return (np.arange(LINES) + jitter) * (2 / LINES) - 1, phase
 
 
-def envelope(start: torch.Tensor, step: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of waves along an axis, each of amplitude 1.
+def reach_of(bandwidth: float) -> float:
+    """Frequency of a packet's highest wave over the packet's own."""
+    return 1 + math.sqrt(2) * bandwidth
+
+
+def widened(
+    waves: Sequence[Waves],
+    grids: Sequence[Grid],
+    frequency: torch.Tensor,
+    views: AffineViews,
+    offset: torch.Tensor,
+    phase: torch.Tensor,
+    *,
+    bandwidth: float,
+    anchor: float,
+) -> list[Waves]:
+    """Packets in place of single waves.
+
+    Args:
+        waves: Factors of the single waves on each grid.
+        grids: With K features in all.
+        frequency: |omega| in cycles over the world, [K].
+        views: Those of ``waves``.
+        offset: u, [K, 2, M].
+        phase: q in cycles, [K, 2, M].
+        bandwidth: delta.
+        anchor: Features of fewer cycles over the world stay single waves.
+
+    Returns:
+        Factors; of ``views.turned`` all samples along x, as the sums do not factor along the sides of such views.
+    """
+    precise = precise_device(frequency.device)
+    frequency, offset, phase, linear, centre = (
+        t.to(device=precise, dtype=torch.float64) for t in (frequency, offset, phase, views.linear, views.centre)
+    )
+    frequency = frequency[:, None, None]
+    single = frequency < anchor  # [K, 1, 1]
+    step = (bandwidth * frequency * offset).masked_fill(single, 0)  # cycles a unit, [K, 2, M]
+    start = step * centre[:, None, :, None] + phase.masked_fill(single, 0)  # cycles, [B, K, 2, M]
+    gain = torch.where(single, 1 / LINES, LINES**-0.5)[..., 0]  # [K, 1]
+
+    counts = [grid.waves for grid in grids]
+    parts = zip(step.split(counts), start.split(counts, dim=1), gain.split(counts), strict=True)
+    wide = []
+    for grid, of_point, (of_step, of_start, of_gain) in zip(grids, waves, parts, strict=True):
+        x, y = (sample_positions(size, grid.rate, precise) for size in (grid.columns, grid.rows))
+        if views.turned:
+            points = linear @ torch.stack(torch.meshgrid(x, y, indexing="xy")).flatten(1)  # units, [B, 2, P]
+            along: Sequence[torch.Tensor] = points.unbind(1)
+        else:
+            along = linear[:, 0, :1] * x, linear[:, 1, 1:] * y  # [B, P] each
+        (sin_x, cos_x), (sin_y, cos_y) = (
+            [(of_gain * part).to(of_point.sin_x) for part in _sums(of_start[:, :, axis], of_step[:, axis], offsets)]
+            for axis, offsets in enumerate(along)
+        )
+        if views.turned:
+            product = sin_x * cos_y + cos_x * sin_y, cos_x * cos_y - sin_x * sin_y
+            wide.append(of_point.unfactored().times(*product))
+        else:
+            wide.append(of_point.times(sin_x, cos_x, sin_y, cos_y))
+    return wide
+
+
+def _sums(start: torch.Tensor, step: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sines and cosines of waves summed over a packet, float32 [B, K, P] each.
 
     Args:
         start: Phases at the views' centres in cycles, float64 [B, K, M].
-        step: Frequencies in cycles per unit of the world, float64 [K, M].
+        step: Frequencies in cycles a unit of the world, float64 [K, M].
         offsets: Of samples from the centre in units of the world, float64 [B, P].
-
-    Returns:
-        Sines and cosines summed over M, float32 [B, K, P] each.
     """
-    # What is left of the phase is some cycles, for which float32 is enough.
+    # Within a view a phase moves by few cycles, for which float32 is enough.
     angle = start.remainder(1.0).float()[..., None] + step.float()[..., None] * offsets.float()[:, None, None]
     angle = 2 * math.pi * angle
     return angle.sin().sum(dim=2), angle.cos().sum(dim=2)
