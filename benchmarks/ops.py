@@ -20,6 +20,7 @@ import torch
 from machine import alternate, as_graph, copy_bandwidth, describe, matrix_rate, peak_bytes, result_file
 from reference_ops import naive_filtered_lrelu
 
+from dnnlib.reading import each_once
 from multiscale.config import GeneratorConfig, RunConfig, build, load_preset
 from multiscale.networks import layers
 from multiscale.networks.generator import Generator
@@ -190,7 +191,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     calls = layer_calls(moon())
     if options.layers is not None:
-        calls = [calls[int(i)] for i in options.layers.split(",")]
+        calls = [calls[i] for i in each_once(map(int, options.layers.split(",")))]
     bandwidth = copy_bandwidth(options.device)
     rate = matrix_rate(options.device, getattr(torch, options.dtype))
     results = []

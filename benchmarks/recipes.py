@@ -42,6 +42,7 @@ from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError, nearest_name
 from dnnlib.files import atomic_write, sha256
 from dnnlib.pictures import grid
+from dnnlib.reading import each_once
 from dnnlib.signals import Ended
 from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, to_dict
 from multiscale.data.patches import PatchDataset
@@ -590,7 +591,7 @@ def names_of(runs: Sequence[Run]) -> list[str]:
 
 def whole_numbers(text: str) -> list[int]:
     """``"0,1"`` -> [0, 1]."""
-    return list(dict.fromkeys(int(part) for part in text.split(",")))
+    return each_once(int(part) for part in text.split(","))
 
 
 def parse_options() -> argparse.Namespace:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,6 +127,19 @@ def kind_of_file(path: str | Path) -> str | None:
         return kind_of(stream.read(HEAD_BYTES))
 
 
+def each_once(entries: Iterable[T], meaning: Callable[[T], Hashable] | None = None) -> list[T]:
+    """The entries of a list that a user wrote, in its order; one that means the same as an earlier one is left out.
+
+    Args:
+        entries: What was written: worlds, measures, files.
+        meaning: Equal for entries that mean the same; None: they are equal themselves.
+    """
+    first: dict[Hashable, T] = {}
+    for entry in entries:
+        first.setdefault(entry if meaning is None else meaning(entry), entry)
+    return list(first.values())
+
+
 def short_reason(error: BaseException) -> str:
     """What an exception says, on one line, cut off: it may hold the input."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -136,7 +149,8 @@ def short_reason(error: BaseException) -> str:
 def from_yaml(text: str) -> Any:
     """Plain values of YAML; call it through :func:`parsed`, as it raises what PyYAML raises, and ValueError.
 
-    Aliases, with which a few bytes stand for a billion, and nesting beyond ``DEPTH`` are not allowed.
+    Not allowed: aliases, with which a few bytes stand for a billion; nesting beyond ``DEPTH``; a key that is there twice, of
+    whose values one would be dropped silently.
     """
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -145,7 +159,20 @@ def from_yaml(text: str) -> Any:
             raise ValueError(f"it is nested more than {DEPTH} deep")
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"it has an alias (*{(event.anchor or '')[:40]}); write out what that stands for")
-    return yaml.safe_load(text)
+    return yaml.load(text, Loader=_Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """Of plain values only, as its base is; refuses a key that is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """As the base does, after which fewer values than keys mean a repetition."""
+        values = super().construct_mapping(node, deep)
+        if len(values) < len(node.value):
+            keys = [self.construct_object(key) for key, _ in node.value]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"it has {str(twice)[:40]!r} twice; keep one of them")
+        return values
 
 
 def from_json(text: str | bytes) -> Any:

@@ -439,11 +439,16 @@ def test_the_same_command_gives_the_same_bytes_and_seeds_differ(trained, tmp_pat
     assert a == b != c
 
 
-def test_several_seeds_make_a_folder(trained, tmp_path):
-    result = run(generate, "--network", trained, "--seeds", "0-2,7", "--scale", "2.5", "--out", tmp_path / "f")
+def test_several_seeds_make_a_folder_in_their_order_each_once(trained, tmp_path):
+    out = tmp_path / "f"
+    result = run(generate, "--network", trained, "--seeds", "7,0-2,07,1-2", "--scale", "2.5", "--out", out)
     assert result.exit_code == 0
-    names = sorted(path.name for path in (tmp_path / "f").iterdir())
-    assert names == [f"seed{seed:04d}-2.5x.png" for seed in (0, 1, 2, 7)]
+    made = [out / f"seed{seed:04d}-2.5x.png" for seed in (7, 0, 1, 2)]
+    assert result.stdout.splitlines() == [str(path) for path in made]
+    assert sorted(out.iterdir()) == sorted(made)
+    alone = run(generate, "--network", trained, "--seeds", "3,3~7:0,3", "--out", tmp_path / "one.png")
+    assert "2 seeds cannot be written to the one file" in alone.stderr  # a mix, even of weight 0, is another world
+    assert run(generate, "--network", trained, "--seeds", "3,3", "--out", tmp_path / "one.png").exit_code == 0
 
 
 def test_a_strip_outlines_each_view_in_the_one_before(trained, tmp_path):

@@ -47,7 +47,7 @@ def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
     if gpus > available:
         raise UserError(
             f"--gpus {gpus} was given but this machine has {available} CUDA device{'s' * (available != 1)}; "
-            f"give --gpus {available}{'' if available == 0 else ' or fewer'}{' to train on the CPU' if available == 0 else ''}."
+            f"give --gpus {available}{'' if available == 0 else ' or fewer'}{' for the CPU' if available == 0 else ''}."
         )
     return [torch.device("cuda", i) for i in range(gpus)]
 

@@ -47,11 +47,10 @@ class Sites:
         entry = self._library.entry(parse_query(SiteQuery, request.query).network)
         key = entry.name, entry.stamp
         page = self._page_of(entry)
-        name = "".join(c if c.isalnum() or c in "-._" else "-" for c in entry.name)[-100:]
-        headers = {"Content-Disposition": f'attachment; filename="{name}-page.zip"', "Cache-Control": "no-store"}
         self._asked[key] += 1
         try:
             path = await asyncio.shield(page)  # others may wait for it too, and the next one has it
+            headers = {"Content-Disposition": f'attachment; filename="{path.name}"', "Cache-Control": "no-store"}
             answer = web.StreamResponse(headers=headers)
             answer.content_type, answer.content_length = "application/zip", path.stat().st_size
             await answer.prepare(request)
@@ -81,7 +80,7 @@ class Sites:
             self.folder = new_temporary_folder("multiscale-sites")
         if shutil.disk_usage(self.folder).free < ROOM_BYTES + 4 * entry.stamp[1]:
             raise UserError("The server's disk has no room for a page; try again when there is.")
-        work = partial(_make, entry, self.folder / f"{secrets.token_hex(12)}.zip")
+        work = partial(_make, entry, self.folder / secrets.token_hex(12))
         page = self._made[key] = asyncio.get_running_loop().run_in_executor(self._thread, work)
         page.add_done_callback(lambda _: self._forget_oldest())
         return page
@@ -95,7 +94,7 @@ class Sites:
             del self._made[key]
         idle = [key for key in self._made if not self._is_busy(key)]
         for key in idle[:-KEPT]:
-            self._made.pop(key).result().unlink(missing_ok=True)
+            shutil.rmtree(self._made.pop(key).result().parent, ignore_errors=True)
         self._asked += Counter()  # without those that nobody asks for
 
 
@@ -103,10 +102,10 @@ def _failed(page: asyncio.Future[Path]) -> bool:
     return page.cancelled() or (page.done() and page.exception() is not None)
 
 
-def _make(entry: Entry, path: Path) -> Path:
-    """On the thread of pages."""
+def _make(entry: Entry, folder: Path) -> Path:
+    """On the thread of pages: the only file in a folder of its own."""
     try:
-        return zip_site(entry.path, path)
+        return zip_site(entry.path, folder)
     except UserError as error:  # for clients, who need not know where things are
         text = str(error).replace(str(entry.path), entry.path.name).replace(str(cache_folder()), "its cache folder")
         raise UserError(f"The page cannot be made: {text}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dnnlib.cli import reports_user_errors
+from dnnlib.cli import Command, reports_user_errors
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
 from multiscale.interop.pickles import load_published
@@ -14,7 +14,7 @@ from multiscale.runs.remote import existing_path
 from multiscale.runs.snapshots import save_snapshot
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("pickle", metavar="FILE.pkl")
 @click.argument("snapshot", metavar="FILE.safetensors")
 @reports_user_errors

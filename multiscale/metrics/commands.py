@@ -15,6 +15,7 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
 from dnnlib.progress import progress_bar
+from dnnlib.reading import each_once
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.features import Features, load_features
 from multiscale.metrics.measure import Metric
@@ -91,6 +92,8 @@ def calc_metrics(request: Request, *, dry_run: bool = False) -> None:
 def find_networks(texts: Sequence[str]) -> list[Path]:
     """Snapshot files selected by ``--network``: files, folders of runs (their newest), patterns; none: the one written last.
 
+    Each file is there once, in the place where it was first named, however often and by whichever paths it was named.
+
     Raises:
         UserError: one of them is not there, or a pattern matches nothing.
     """
@@ -105,7 +108,7 @@ def find_networks(texts: Sequence[str]) -> list[Path]:
             found += [path for path in numbered if path in matches] + [find_network(path) for path in others]
         else:
             found.append(find_network(text))
-    return list(dict.fromkeys(found)) if texts else [find_network(None)]
+    return each_once(found, Path.resolve) if texts else [find_network(None)]
 
 
 def labels_of(snapshots: Sequence[Snapshot]) -> list[str]:

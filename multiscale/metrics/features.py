@@ -11,6 +11,7 @@ Shapes: B batch, C channels (3, or 1 for grey), N image side in pixels, D featur
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,19 @@ RANDOM_SMALLEST_SIDE_PX = 4
 RANDOM_CALIBRATION_IMAGES = 64
 RANDOM_SEED = 6
 RANDOM_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """How features and their weight file are named where they are asked for: what stands before the value."""
+
+    features: str = "--features "
+    weights: str = "--weights "
+
+    @property
+    def without(self) -> str:
+        """The end of a refusal: what needs no file."""
+        return f"{self.features}random does without"
 
 
 class Features:
@@ -133,7 +147,9 @@ def _pink_noise(count: int, size: int) -> torch.Tensor:
     return torch.from_numpy((pixels * 127.5 + 128).clip(0, 255).astype(np.uint8))
 
 
-def load_features(name: str, resolution: int, device: torch.device, weights: Path | None = None) -> Features:
+def load_features(
+    name: str, resolution: int, device: torch.device, weights: Path | None = None, options: Options | None = None
+) -> Features:
     """A feature network, ready for use.
 
     Args:
@@ -141,16 +157,21 @@ def load_features(name: str, resolution: int, device: torch.device, weights: Pat
         resolution: N of the images.
         device: Where to compute.
         weights: The weight file of ``inception`` or ``dinov2``, or a folder that holds it; None: the cache folder.
+        options: How the user says all this, for messages; None: as to ``calc_metrics.py``.
 
     Raises:
         MissingWeights: there is no weight file.
         UserError: an unknown name; a weight file that is not a published one, or not readable.
     """
+    options = options or Options()
     if name not in NAMES:
         raise UserError(f"There are no features {name!r}{nearest_name(name, NAMES)}")
     if name == "random":
         if weights is not None:
-            raise UserError("The features 'random' have no weight file; leave out --weights, or name other features.")
+            raise UserError(
+                f"The features 'random' have no weight file; leave out {options.weights.rstrip(' =')}, or give "
+                f"{options.features}{' or '.join(NAMES[1:])}."
+            )
         return Features(name, f"random{RANDOM_VERSION}-{resolution}", RandomNetwork(resolution), device)
     files = (INCEPTION_FILE,) if name == "inception" else DINOV2_FILES
     path = cache_folder() if weights is None else Path(weights)
@@ -159,9 +180,9 @@ def load_features(name: str, resolution: int, device: torch.device, weights: Pat
     if not path.is_file():
         raise MissingWeights(
             f"The features {name!r} need {files[0].name} (from {files[0].url}, SHA-256 {files[0].sha256}): put it into "
-            f"{path.parent} or name it with --weights; --features random does without."
+            f"{path.parent} or give {options.weights}FILE; {options.without}."
         )
     file = next((f for f in files if f.name == path.name), files[0])
     state = file.read(path, name)
-    network = Inception(state) if name == "inception" else Dinov2(state)
+    network = Inception(state, options.without) if name == "inception" else Dinov2(state)
     return Features(name, f"{name}-{file.sha256[:16]}", network, device)

@@ -23,15 +23,19 @@ SIDE_PX = 299
 DIMENSION = 2048
 LAST = "Mixed_7c"
 """The block before the last pooling, the only one that takes the maximum."""
+WITHOUT = "other features do without"
 
 
-def architecture() -> torch.nn.Module:
+def architecture(without: str = WITHOUT) -> torch.nn.Module:
     """torchvision's network on the ``meta`` device, up to ``LAST``.
+
+    Args:
+        without: What does without torchvision, for messages.
 
     Raises:
         UserError: torchvision cannot be imported.
     """
-    module = vision.networks("inception", "The features 'inception'", "--features random does without")
+    module = vision.networks("inception", "The features 'inception'", without)
     with torch.device("meta"):
         layers = dict(module.Inception3(aux_logits=False, init_weights=False).named_children())
     names = list(layers)
@@ -39,9 +43,9 @@ def architecture() -> torch.nn.Module:
     return torch.nn.ModuleDict(kept).eval().requires_grad_(False)
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that are read; raises as :func:`architecture`."""
-    every = architecture().state_dict().items()
+def shapes(without: str = WITHOUT) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that are read; as :func:`architecture`."""
+    every = architecture(without).state_dict().items()
     return {name: tuple(tensor.shape) for name, tensor in every if not name.endswith("num_batches_tracked")}
 
 
@@ -50,6 +54,7 @@ class Inception(torch.nn.Module):
 
     Args:
         state: Tensors by name (:func:`shapes`); others, such as the classifier's, are left alone.
+        without: What does without torchvision, for messages.
 
     Raises:
         UserError: a tensor is missing or has the wrong shape, or torchvision cannot be imported.
@@ -57,15 +62,15 @@ class Inception(torch.nn.Module):
 
     dimension = DIMENSION
 
-    def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, state: Mapping[str, torch.Tensor], without: str = WITHOUT) -> None:
         super().__init__()
-        needed = shapes()
+        needed = shapes(without)
         for name, shape in needed.items():
             tensor = state.get(name)
             if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != shape:
                 found = f"has shape {list(tensor.shape)}" if isinstance(tensor, torch.Tensor) else "is missing"
                 raise UserError(f"Inception weights: {name} {found}, {list(shape)} is needed.")
-        network = architecture()
+        network = architecture(without)
         network.load_state_dict({name: state[name].float() for name in needed}, strict=False, assign=True)
         for layer in [module for module in network.modules() if hasattr(module, "bn")]:
             conv, normalisation = layer.get_submodule("conv"), layer.get_submodule("bn")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from dnnlib.errors import UserError, nearest_name
+from dnnlib.reading import each_once
 from multiscale.metrics.measure import KINDS, Metric
 
 MAX_COUNT = 1_000_000
@@ -30,13 +31,13 @@ def parse_metric(text: str) -> Metric:
 
 
 def parse_metrics(text: str | Sequence[str]) -> tuple[Metric, ...]:
-    """A list such as ``"msfid10k,swd"``, in its order, without repetitions.
+    """A list such as ``"msfid10k,swd"``, in its order, each measure of the same number of samples once.
 
     Raises:
         UserError: as :func:`parse_metric`; or the list is empty.
     """
     names = text.split(",") if isinstance(text, str) else list(text)
-    found = {metric.name: metric for name in names if name.strip() for metric in [parse_metric(name)]}
+    found = [parse_metric(name) for name in names if name.strip()]
     if not found:
         raise UserError(f"No measure was named; give one or more of {', '.join(KINDS)}.")
-    return tuple(found.values())
+    return tuple(each_once(found, lambda metric: (metric.kind_name, metric.count)))

@@ -14,6 +14,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import check_writable
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
+from dnnlib.reading import each_once
 from multiscale.rendering.files import save_png
 from multiscale.rendering.pyramid import Pyramid, tiff_tiles, write_deep_zoom, write_tiff
 from multiscale.rendering.renderer import Renderer, provenance, to_uint16
@@ -175,7 +176,7 @@ class _Maker:
 
 
 def parse_worlds(text: str) -> list[World]:
-    """``"3"``, ``"0-15"``, ``"1,4~7:0.5,8-10"`` -> the worlds meant.
+    """``"3"``, ``"0-15"``, ``"1,4~7:0.5,8-10"`` -> the worlds meant, in their order, each once.
 
     Raises:
         UserError: anything else, a range that runs backwards, or more than 100,000 worlds.
@@ -192,7 +193,7 @@ def parse_worlds(text: str) -> list[World]:
         if len(worlds) + last - first + 1 > MAX_SEEDS:
             raise UserError(f"Seeds {text!r} are more than {MAX_SEEDS:,} images; ask for fewer at once.")
         worlds.extend(World.parse(seed) for seed in range(first, last + 1))
-    return worlds
+    return each_once(worlds)
 
 
 def parse_centre(text: str) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dnnlib.cli import reports_user_errors
+from dnnlib.cli import Command, reports_user_errors
 from dnnlib.errors import UserError
 from multiscale.runs.remote import HubName, hub, hub_errors
 from multiscale.runs.snapshots import find_network
@@ -19,7 +19,7 @@ def main() -> None:
     """Give models away."""
 
 
-@main.command(context_settings={"show_default": True})
+@main.command(cls=Command, context_settings={"show_default": True})
 @click.argument("run", metavar="RUN|FILE")
 @click.argument("name", metavar="hf://OWNER/REPO")
 @click.option("--seed", type=click.IntRange(0), default=3, help="The world that the card shows.")

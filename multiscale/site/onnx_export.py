@@ -1,8 +1,8 @@
 """A generator as two ONNX graphs: z to styles, and styles with the factors of the view's waves to an image of any size.
 
-What needs float64, the phase at the view's centre, stays outside: the caller gives each injection point's waves as sines and
-cosines along x and y (:class:`multiscale.networks.fourier.Waves`). The operators are those of the reference: zeros between
-samples, a filter, the leaky ReLU, a filter, as plain convolutions.
+What needs float64, the frame of a world and the phase at the view's centre, stays outside: the caller gives each injection
+point's waves as sines and cosines along x and y (:class:`multiscale.networks.fourier.Waves`). The operators are those of the
+reference: zeros between samples, a filter, the leaky ReLU, a filter, as plain convolutions.
 
 Shapes: K waves of a point, P samples of its grid, D size of w.
 """
@@ -81,11 +81,14 @@ def export_graphs(generator: Generator) -> tuple[Any, Any]:
         generator: On the CPU, float32, in evaluation mode.
 
     Raises:
-        UserError: the package onnx is not installed, or the network has a frame of its own for each world.
+        UserError: the package onnx is not installed, or packets are turned by frames of worlds, where they have no factors.
     """
-    if generator.config.world_frame:
-        raise UserError("Networks with generator.world_frame cannot be exported to a page yet; use --tiles or zoom.py.")
     config = generator.config
+    if config.world_frame and config.feature_bandwidth:
+        raise UserError(
+            "Networks with both generator.world_frame and generator.feature_bandwidth cannot be exported to a page; "
+            "use --tiles or zoom.py."
+        )
     ws = generator.mapping(torch.zeros(1, config.z_dim))
     along, names = [], []
     for i, point in enumerate(points_of(generator)):
@@ -95,6 +98,19 @@ def export_graphs(generator: Generator) -> tuple[Any, Any]:
     mapping = _export(MappingGraph(generator), (torch.zeros(1, config.z_dim), torch.ones(1)), ["z", "psi"], "ws", {})
     axes = {name: {2: f"{name}_samples"} for name in names} | {"image": {2: "rows", 3: "columns"}}
     return mapping, _export(SynthesisGraph(generator), (ws, *along), ["ws", *names], "image", axes)
+
+
+def onnx_package() -> Any:
+    """The package onnx.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError("Exporting a page needs the package onnx: pip install onnx.") from error
+    return onnx
 
 
 def _features(
@@ -150,10 +166,7 @@ def _downsampled(x: torch.Tensor, f: torch.Tensor, down: int) -> torch.Tensor:
 
 
 def _export(module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], output: str, axes: dict[str, Any]) -> Any:
-    try:
-        import onnx
-    except ImportError as error:
-        raise UserError("Exporting a page needs the package onnx: pip install onnx.") from error
+    onnx = onnx_package()
     stream = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of a tracer that says of each shape that it is traced

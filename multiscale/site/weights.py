@@ -74,15 +74,19 @@ def rounded(generator: Generator) -> Rounded:
             return Rounded(other, steps, levels)
         factor *= min(max(0.9 * MOST_LEVELS / levels, 0.5), 0.9)
     raise UserError(
-        f"Rounded weights change pixels of this network by {levels:.1f} levels of 255 at least, which is too much for a page; "
-        "use --tiles, or zoom.py."
+        f"Rounded weights change pixels of this network by {levels:.1f} levels of 255 at least, which is too much for a page "
+        "that renders; python zoom.py --export FOLDER --tiles makes one that shows a world of it."
     )
 
 
 def weights_of(generator: Generator) -> dict[str, torch.Tensor]:
-    """What is rounded, by the name of its parameter: matrices and kernels, but for the smallest."""
+    """What is rounded, by the name of its parameter: matrices and kernels of the graphs, but for the smallest."""
     named = generator.named_parameters()
-    return {name: p.detach() for name, p in named if p.ndim > 1 and p.numel() >= ROUNDED_FROM}
+    return {
+        name: p.detach()
+        for name, p in named
+        if p.ndim > 1 and p.numel() >= ROUNDED_FROM and not name.startswith("synthesis.frame.")  # outside of the graphs
+    }
 
 
 def take_out(models: Sequence[Any], steps: dict[str, np.ndarray]) -> tuple[list[list[int]], dict[str, bytes]]:

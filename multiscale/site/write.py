@@ -7,17 +7,20 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, check_writable, new_temporary_folder
 from dnnlib.progress import progress_bar
 from dnnlib.reading import from_json, parsed, read_text
+from multiscale.networks.generator import Generator
 from multiscale.networks.packets import LINES
 from multiscale.networks.plan import BAND_LIMIT
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
@@ -25,7 +28,7 @@ from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.worlds import World
 from multiscale.runs.folder import CONFIG
 from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot
-from multiscale.site.onnx_export import export_graphs, points_of
+from multiscale.site.onnx_export import export_graphs, onnx_package, points_of
 from multiscale.site.packages import RUNTIME, VIEWER, Package, copy_from
 from multiscale.site.weights import deflated, rounded, take_out
 from torch_utils.devices import default_device
@@ -36,9 +39,10 @@ NUMBERED = re.compile(r"generator-\d+")
 """Names of a run's snapshots, which say nothing of the model."""
 TITLE_LENGTH = 200
 """Characters of a title that a file gives."""
+FILE_NAME_LENGTH = 60
 STATIC = Path(__file__).parent / "static"
 SHARED = Path(__file__).parents[1] / "explorer" / "static"
-PAGE = ("site.css", "check.js", "main.js", "worker.js", "model.js", "waves.js", "random.js")
+PAGE = ("site.css", "check.js", "main.js", "refine.js", "worker.js", "model.js", "waves.js", "random.js")
 SHARED_PAGE = ("base.css", "icon.svg", "address.js", "gestures.js", "motion.js", "view.js", "worlds.js")
 RUNTIME_FILES = ("dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm")
 VIEWER_FILES = ("build/openseadragon/openseadragon.min.js", "build/openseadragon/images/", "LICENSE.txt")
@@ -64,16 +68,30 @@ def export_site(network: str | None, folder: Path, *, title: str | None = None) 
     return _replaced(folder, lambda place: _write_model(place, snapshot, title or title_of(snapshot)))
 
 
-def zip_site(network: Path, target: Path) -> Path:
-    """Write the page of a network file as a ZIP, with one folder in it; arguments, result and errors as :func:`export_site`."""
+def zip_site(network: Path, folder: Path) -> Path:
+    """Write the page of a network file as a ZIP that is called after the page's title, as is the one folder in it.
+
+    Args:
+        network: A snapshot's file.
+        folder: Where to write the ZIP; made if it is not there.
+
+    Returns:
+        The ZIP.
+
+    Raises:
+        UserError: as :func:`export_site`.
+    """
     snapshot = load_snapshot(network)
+    title = title_of(snapshot)
+    target = folder / f"{file_name_of(title)}.zip"
     try:
-        place = new_temporary_folder(target.name, target.parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        place = new_temporary_folder(target.name, folder)
         try:
-            _write_model(place, snapshot, title_of(snapshot))
+            _write_model(place, snapshot, title)
             with atomic_write(target) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
                 for path in sorted(place.rglob("*")):
-                    archive.write(path, Path(network.stem, path.relative_to(place)))
+                    archive.write(path, Path(target.stem, path.relative_to(place)))
         finally:
             shutil.rmtree(place, ignore_errors=True)
     except OSError as error:
@@ -102,6 +120,13 @@ def title_of(snapshot: Snapshot) -> str:
         name = path.stem
     words = " ".join(re.split(r"[-_\s]+", name)).strip()[:TITLE_LENGTH]
     return words[:1].upper() + words[1:] or "A world"
+
+
+def file_name_of(title: str) -> str:
+    """A title as the name of a file that any system and any HTTP header takes: ``"The Moon & its craters"`` is
+    ``the-moon-its-craters``; ``world`` if no Latin letter or digit is in it."""
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    return "-".join(re.findall(r"[a-z0-9]+", plain))[:FILE_NAME_LENGTH].strip("-") or "world"
 
 
 def _replaced(folder: Path, write: Callable[[Path], None]) -> Path:
@@ -140,7 +165,8 @@ def _check_place(folder: Path) -> None:
 
 
 def _write_model(folder: Path, snapshot: Snapshot, title: str) -> None:
-    copy_from(RUNTIME, RUNTIME_FILES, folder / "runtime")  # first: without it the rest is in vain
+    onnx_package()  # first, as the runtime: without them the minutes that rounding may take are in vain
+    copy_from(RUNTIME, RUNTIME_FILES, folder / "runtime")
     generator = snapshot.generator
     config, points = generator.config, points_of(generator)
     less = rounded(generator)
@@ -153,6 +179,8 @@ def _write_model(folder: Path, snapshot: Snapshot, title: str) -> None:
         "mapping": models[0].SerializeToString(),
         "synthesis": models[1].SerializeToString(),
     }
+    if config.world_frame:
+        parts["frame"] = _frame(less.generator).tobytes()
     parts = {part: deflated(content) for part, content in parts.items()}
     (folder / "model.bin").write_bytes(b"".join(parts.values()))
     facts = {
@@ -187,6 +215,14 @@ def _write_model(folder: Path, snapshot: Snapshot, title: str) -> None:
     _write_page(folder, "page.html", title)
     shutil.copyfile(STATIC / "onnxruntime-LICENSE.txt", folder / "runtime/LICENSE.txt")  # its package has none
     _write_licences(folder, snapshot, "runtime", RUNTIME)
+
+
+def _frame(generator: Generator) -> np.ndarray:
+    """What turns a world's first w, and a 1 behind it, into its frame before that is normalised: float64 [4, D + 1]."""
+    layer = generator.synthesis.frame
+    assert layer is not None
+    weight, bias = (parameter.detach().double() for parameter in (layer.weight, layer.bias))
+    return torch.cat([weight * layer.weight_gain, bias[:, None] * layer.bias_gain], dim=1).numpy().astype("<f8")
 
 
 def _write_tiles(folder: Path, snapshot: Snapshot, world: World, title: str) -> None:

@@ -12,11 +12,13 @@ from dnnlib.errors import UserError
 from dnnlib.pictures import grid
 from multiscale.config import TrainingConfig
 from multiscale.data.patches import PatchDataset
-from multiscale.metrics.features import load_features
+from multiscale.metrics.features import Options, load_features
 from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.scales import Evaluation
 from torch_utils.distributed import Process
 from torch_utils.random import stream
+
+OPTIONS = Options(features="--set training.metrics_features=", weights="--set training.metrics_weights=")
 
 
 def snapshot_evaluation(
@@ -42,7 +44,7 @@ def snapshot_evaluation(
             f"training.metrics={training.metrics!r} in the run's configuration is not allowed: {error}"
         ) from error
     weights = None if training.metrics_weights is None else Path(training.metrics_weights)
-    features = load_features(training.metrics_features, dataset.resolution, process.device, weights)
+    features = load_features(training.metrics_features, dataset.resolution, process.device, weights, OPTIONS)
     return Evaluation(metrics, dataset, features, process, seed=training.seed, digest=digest)
 
 

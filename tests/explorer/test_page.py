@@ -23,9 +23,9 @@ from proxy import proxying
 
 from dnnlib.errors import UserError
 from multiscale.rendering.worlds import World
-from multiscale.runs.snapshots import save_snapshot
+from multiscale.runs.snapshots import load_snapshot, save_snapshot
 from multiscale.site.packages import RUNTIME, copy_from
-from multiscale.site.write import RUNTIME_FILES
+from multiscale.site.write import RUNTIME_FILES, file_name_of, title_of
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
@@ -596,12 +596,13 @@ def test_the_model_is_saved_as_a_page_of_its_own(page, network, tmp_path):
     while not (found := list(tmp_path.glob("*.zip"))):
         assert time.monotonic() < end, "no page came"
         time.sleep(0.05)
-    assert found[0].name == f"{network.stem}-page.zip"
+    called = file_name_of(title_of(load_snapshot(network)))
+    assert found[0].name == f"{called}.zip"
     with zipfile.ZipFile(found[0]) as archive:
         names = set(archive.namelist())
         assert archive.testzip() is None
-    assert {f"{network.stem}/{name}" for name in ("index.html", "model.bin", "LICENCES.txt")} < names
-    assert f"{network.stem}/runtime/ort-wasm-simd-threaded.wasm" in names
+    assert {f"{called}/{name}" for name in ("index.html", "model.bin", "LICENCES.txt")} < names
+    assert f"{called}/runtime/ort-wasm-simd-threaded.wasm" in names
 
 
 def test_a_film_of_two_views_is_rendered_and_offered(page):

@@ -30,9 +30,11 @@ class Maker:
         self.may.set()
         monkeypatch.setattr(sites, "zip_site", self)
 
-    def __call__(self, network, target):
+    def __call__(self, network, folder):
         self.made.append(network.stem)
         assert self.may.wait(10)
+        folder.mkdir()
+        target = folder / f"page-of-{network.stem}.zip"
         with zipfile.ZipFile(target, "w") as archive:
             archive.writestr("name", network.stem)
         return target
@@ -65,7 +67,7 @@ def test_a_page_is_made_once_however_many_ask(folder, tmp_path, maker):
         return [*first, await got(served)]
 
     for status, disposition, data in with_server(folder, tmp_path, work):
-        assert (status, disposition) == (200, f'attachment; filename="{NAMES[2]}-page.zip"')
+        assert (status, disposition) == (200, f'attachment; filename="page-of-{NAMES[2]}.zip"')
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             assert archive.read("name") == NAMES[2].encode()
     assert maker.made == [NAMES[2]]
@@ -108,7 +110,7 @@ def test_who_stops_waiting_leaves_the_page_to_others(folder, tmp_path, maker):
 
 
 def test_what_fails_says_why_without_paths_and_is_tried_again(folder, tmp_path, monkeypatch, maker):
-    def failing(network, target):
+    def failing(network, folder):
         raise UserError(f"Cannot export {network}: see {cache_folder()}.")
 
     monkeypatch.setattr(sites, "zip_site", failing)

@@ -341,6 +341,16 @@ def test_yaml_that_pyyaml_stumbles_over_is_one_sentence(tmp_path, text):
         parse_assignment(f"training.batch={text}")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["training: {batch: 8, batch: 16}", "training:\n  batch: 8\n  seed: 1\n  batch: 8\n", "batch: 1\n'batch': 1"],
+)
+def test_a_setting_that_is_there_twice_is_one_sentence(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"The config .* is not valid YAML: it has 'batch' twice; keep one of them\.$"):
+        load_yaml(tmp_path / "c.yaml")
+
+
 def test_texts_are_regular_bounded_and_utf8(tmp_path):
     (tmp_path / "t").write_bytes(b"\xff")
     with pytest.raises(UserError, match="utf-8"):

@@ -140,12 +140,14 @@ def test_mistakes_are_one_sentence_before_any_work(place, tmp_path, words, messa
     assert result.stdout == ""
 
 
-def test_networks_are_found_by_file_folder_and_pattern(place):
+def test_networks_are_found_by_file_folder_and_pattern(place, monkeypatch):
     run = place / "run"
     first, second = sorted(run.glob("generator-*"))
     assert find_networks([str(run)]) == [second]
     assert find_networks([f"{run}/generator-*", str(run)]) == [first, second]
     assert find_networks([f"{run}/*.safetensors"]) == [first, second, run / "best.safetensors"]
+    monkeypatch.chdir(run)
+    assert find_networks([first.name, str(first), ".", str(run)]) == [Path(first.name), Path(second.name)]
     with pytest.raises(UserError, match="holds no snapshot"):
         find_networks([str(place)])
     snapshots = [load_snapshot(path) for path in find_networks([f"{run}/*.safetensors"])]

@@ -16,6 +16,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from multiscale.metrics import dinov2, features, inception
 from multiscale.metrics.features import load_features
+from multiscale.training.evaluation import OPTIONS
 
 CPU = torch.device("cpu")
 FILES = {"inception": features.INCEPTION_FILE.name, "dinov2": features.DINOV2_FILES[0].name}
@@ -109,6 +110,19 @@ def test_names_and_options_that_do_not_fit_are_refused(tmp_path):
         dinov2.Dinov2({})
     with pytest.raises(UserError, match="a width of 60"):
         dinov2.Dinov2(dinov2_state(60, 0))
+
+
+def test_what_does_without_torchvision_is_named_as_the_command_takes_it(tmp_path, monkeypatch, published):
+    published("inception", {})
+
+    def networks(name, what, without):
+        raise UserError(f"{what} needs torchvision; {without}.")
+
+    monkeypatch.setattr(inception.vision, "networks", networks)
+    with pytest.raises(UserError, match=r"needs torchvision; --features random does without\.$"):
+        load_features("inception", 32, CPU, tmp_path)
+    with pytest.raises(UserError, match=r"needs torchvision; --set training.metrics_features=random does without\.$"):
+        load_features("inception", 32, CPU, tmp_path, OPTIONS)
 
 
 def plain_inception(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:

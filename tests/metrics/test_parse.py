@@ -54,6 +54,7 @@ def test_what_is_no_measure_is_refused(text, message):
 def test_lists_keep_their_order_and_drop_repetitions():
     assert [m.name for m in parse_metrics("swd,msfid1k,swd, spectrum")] == ["swd", "msfid1k", "spectrum"]
     assert [m.name for m in parse_metrics(["swd", "msfid1k"])] == ["swd", "msfid1k"]
+    assert [m.name for m in parse_metrics("swd,msfid1000,swd256,msfid1k,swd8")] == ["swd", "msfid1000", "swd8"]
     assert {m.kind_name for m in parse_metrics(DEFAULT)} <= set(KINDS)
 
 

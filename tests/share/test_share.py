@@ -167,6 +167,17 @@ def test_a_card_says_what_it_is(tmp_path):
     assert "is not an empty folder" in again.output
 
 
+def test_what_is_not_there_is_said_before_the_package_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as where it is not installed
+    for run, message in (
+        ("nowhere", "There is no network nowhere; give"),
+        ("", "is empty; give a value"),
+        (str(RUN), "pip install huggingface_hub"),
+    ):
+        done = CliRunner().invoke(main, ["push", run, "hf://me/world"])
+        assert (done.exit_code, message in done.output) == (2, True), done.output
+
+
 def test_names():
     assert HubName.parse("hf://a/b") == HubName("a/b", None, None)
     assert HubName.parse("hf://a/b/c/d.pkl@v1/x") == HubName("a/b", "c/d.pkl", "v1/x")

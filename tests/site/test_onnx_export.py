@@ -10,6 +10,7 @@ from conftest import calibrated_generator, small_config
 
 from dnnlib.errors import UserError
 from multiscale.interop.pickles import load_published
+from multiscale.networks.generator import Generator
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import BUNDLED, load_snapshot
 from multiscale.site import weights
@@ -23,6 +24,14 @@ onnx = pytest.importorskip("onnx")
 
 PUBLISHED = Path(__file__).parents[1] / "golden/published_a.pkl"
 MIXED = {"fourier_features": 96, "channel_max": 16, "num_layers": 6, "num_critical": 1}
+
+
+def framed_generator():
+    generator = calibrated_generator(small_config(**MIXED, feature_style=True, world_frame=True))
+    torch.nn.init.normal_(generator.synthesis.frame.weight)
+    return generator.requires_grad_(False)
+
+
 NETWORKS = {
     "radial": lambda: calibrated_generator(small_config(octaves=5)),
     "mixed, of both kinds of kernel": lambda: calibrated_generator(
@@ -32,6 +41,7 @@ NETWORKS = {
         small_config(**MIXED, feature_style=True, img_channels=1, filter_size=4)
     ),
     "packets": lambda: calibrated_generator(small_config(**MIXED, feature_style=True, feature_bandwidth=0.2)),
+    "in frames of their own": framed_generator,
     "bundled": lambda: load_snapshot(BUNDLED).generator,
     "published": lambda: load_published(PUBLISHED).generator,
 }
@@ -51,7 +61,7 @@ def test_graphs_render_what_pytorch_renders(name):
         [ws] = mapping.run(None, feeds)
         expected = World.parse(3).ws(generator, psi)
         np.testing.assert_allclose(ws, expected, atol=1e-5)
-        views = AffineViews.of(transform)
+        views = AffineViews.of(generator.synthesis.framed(transform, expected))
         along = [part.numpy() for point in points_of(generator) for part in along_of(point.waves(views, size))]
         names = [argument.name for argument in synthesis.get_inputs()]
         [image] = synthesis.run(None, dict(zip(names, [ws, *along], strict=True)))
@@ -108,7 +118,7 @@ def test_weights_are_rounded_where_pixels_allow_it():
 
 def test_weights_that_cannot_be_rounded_are_refused(monkeypatch):
     monkeypatch.setattr(weights, "MOST_LEVELS", 1e-6)
-    with pytest.raises(UserError, match=r"Rounded weights change pixels .* use --tiles"):
+    with pytest.raises(UserError, match=r"Rounded weights change pixels .* makes one that shows a world of it"):
         rounded(calibrated_generator(small_config(**MIXED)))
 
 
@@ -167,6 +177,7 @@ def unpacked(parts, shapes):
     return np.array(values)
 
 
-def test_frames_of_worlds_are_refused():
-    with pytest.raises(UserError, match="world_frame"):
-        export_graphs(calibrated_generator(small_config(world_frame=True)))
+def test_packets_in_frames_of_their_own_are_refused():
+    generator = Generator(small_config(**MIXED, world_frame=True, feature_bandwidth=0.2))
+    with pytest.raises(UserError, match="cannot be exported to a page"):
+        export_graphs(generator)

@@ -6,12 +6,15 @@ import functools
 import http.server
 import json
 import shutil
+import sys
 import threading
 import time
+import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import calibrated_generator, small_config
 
@@ -23,7 +26,7 @@ from multiscale.runs.snapshots import BUNDLED, load_snapshot, read_header, save_
 from multiscale.site import packages
 from multiscale.site.packages import RUNTIME, copy_from
 from multiscale.site.weights import MOST_LEVELS
-from multiscale.site.write import RUNTIME_FILES, export_site, export_tiles, title_of
+from multiscale.site.write import RUNTIME_FILES, export_site, export_tiles, file_name_of, title_of, zip_site
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
 pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
@@ -102,26 +105,39 @@ def wait(driver, condition: str) -> None:
         time.sleep(0.1)
 
 
+def size_of(view: dict) -> tuple[int, int]:
+    width = view.get("width", 64)
+    return width, view.get("height", width)
+
+
+def rendered(driver, view: dict) -> np.ndarray:
+    """The page's picture of a view, [height, width, 3]."""
+    script = "const [view, done] = arguments; site.render(view).then(done, (error) => done({error: String(error)}))"
+    answer = driver.execute_async_script(script, view)
+    assert "error" not in answer, answer
+    width, height = size_of(view)
+    return np.array(answer["pixels"]).reshape(height, width, 4)[..., :3]
+
+
+def picture(model, view: dict) -> np.ndarray:
+    """The program's picture of the same."""
+    world = model.world(view["world"], view.get("trunc", 1))
+    return np.asarray(world.view(view["zoom"], (view["x"], view["y"]), size_of(view))).astype(int)
+
+
 @pytest.mark.slow
 def test_the_page_renders_what_the_program_renders(driver):
     driver.get(driver.address)
     wait(driver, "site.idle()")
     model = multiscale.load(BUNDLED, device="cpu")
     for view in VIEWS:
-        script = "const [view, done] = arguments; site.render(view).then(done, (error) => done({error: String(error)}))"
-        answer = driver.execute_async_script(script, view)
-        assert "error" not in answer, answer
-        width, height = view.get("width", 64), view.get("height", 64)
-        pixels = np.array(answer["pixels"]).reshape(height, width, 4)[..., :3]
-        world = model.world(view["world"], view.get("trunc", 1))
-        expected = np.asarray(world.view(view["zoom"], (view["x"], view["y"]), (width, height))).astype(int)
-        assert np.abs(pixels - expected).max() <= 2
+        assert np.abs(rendered(driver, view) - picture(model, view)).max() <= 2
 
 
 @pytest.mark.slow
 def test_the_page_flies_mixes_and_keeps_its_address(driver):
     driver.get(driver.address + "#z=8&x=0.1&y=0.05&w=5&t=0.8")
-    wait(driver, "site.idle()")
+    wait(driver, "site.idle(1)")
     assert driver.execute_script("return site.state()") == {
         "view": {"zoom": 8, "x": 0.1, "y": 0.05},
         "world": "5",
@@ -130,6 +146,8 @@ def test_the_page_flies_mixes_and_keeps_its_address(driver):
     canvas = driver.find_element("id", "view")
     actions = webdriver.ActionChains(driver)
     assert driver.execute_script("return [document.title, document.querySelector('h1').textContent]") == ["Earth"] * 2
+    assert driver.execute_script("return document.getElementById('place').textContent") == "8.00× at 0.100, 0.050"
+    assert not driver.find_element("id", "ms").is_displayed()
     hint = "return getComputedStyle(document.getElementById('hint')).opacity"
     assert driver.execute_script(hint) == "1"
     actions.move_to_element(canvas).click_and_hold().move_by_offset(-60, 20).pause(0.3).release().perform()
@@ -138,17 +156,17 @@ def test_the_page_flies_mixes_and_keeps_its_address(driver):
     assert state["view"]["x"] == pytest.approx(0.1 + 60 / (8 * side))
     assert state["view"]["y"] == pytest.approx(0.05 - 20 / (8 * side))
     canvas.send_keys("+")
-    wait(driver, "site.idle()")
+    wait(driver, "site.idle(1)")
     assert driver.execute_script("return site.state().view.zoom") == pytest.approx(8 * 2**0.5)
     assert driver.execute_script(hint) == "0"
     driver.find_element("id", "mixed").click()
     state = driver.execute_script("return site.state()")
     assert state["world"].startswith("5~")
-    wait(driver, "site.idle()")
+    wait(driver, "site.idle(1)")
     address = driver.execute_script("return location.href")
     driver.get("about:blank")
     driver.get(address)
-    wait(driver, "site.idle()")
+    wait(driver, "site.idle(1)")
     again = driver.execute_script("return site.state()")
     assert (again["world"], again["trunc"]) == (state["world"], 0.8)
     assert again["view"]["x"] == pytest.approx(state["view"]["x"])
@@ -164,7 +182,7 @@ def test_the_page_flies_mixes_and_keeps_its_address(driver):
 @pytest.mark.slow
 def test_wheel_pinch_and_keys_zoom_at_the_place_that_is_meant(driver):
     driver.get(driver.address + "#z=4&x=0.1&y=0.05&w=5")
-    wait(driver, "site.idle()")
+    wait(driver, "site.idle(1)")
     side = driver.execute_script("return Math.min(view.clientWidth, view.clientHeight)")
     state, middle = (lambda: driver.execute_script("return site.state().view")), {"x": 0.1, "y": 0.05}
 
@@ -181,15 +199,106 @@ def test_wheel_pinch_and_keys_zoom_at_the_place_that_is_meant(driver):
     assert state() == pytest.approx({"zoom": 8, **middle}, abs=1 / (8 * side))  # points are whole pixels
     wheel = {"type": "mouseWheel", "x": x + 60, "y": y, "deltaX": 0, "deltaY": -240}
     driver.execute_cdp_cmd("Input.dispatchMouseEvent", wheel)
-    wait(driver, "site.idle()")
+    wait(driver, "site.idle(1)")
     assert state() == pytest.approx({"zoom": 16, "x": 0.1 + 60 / (16 * side), "y": 0.05}, abs=1 / (8 * side))
     canvas = driver.find_element("id", "view")
     canvas.send_keys("0")
-    wait(driver, "site.idle()")
+    wait(driver, "site.idle(1)")
     assert state() == {"zoom": 1, "x": 0, "y": 0}
     canvas.send_keys("h")
     assert driver.execute_script("return document.getElementById('help').open")
     assert "SHA-256" in driver.find_element("id", "provenance").text
+
+
+SLOW = """
+    window.asked = [];
+    window.Worker = class extends Worker {
+        postMessage(message) { asked.push(message.region); super.postMessage(message); }
+        set onmessage(listener) {
+            super.onmessage = (event) => {
+                if (event.data.ms) event.data.ms = (event.data.width + 32) * (event.data.height + 32) / 50;
+                listener(event);
+            };
+        }
+    };"""
+"""A machine that takes 1 ms for 50 pixels, the halo of 16 included, for the page; ``asked`` is what it asks of its worker."""
+
+
+@pytest.mark.slow
+def test_at_rest_frames_become_as_fine_as_the_canvas_and_gestures_come_in_between(driver):
+    metrics = {"width": 300, "height": 420, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    script = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SLOW})["identifier"]
+    try:
+        driver.get("about:blank")
+        driver.get(driver.address + "?debug#z=8&x=0.1&y=0.05&w=5")
+        wait(driver, "site.idle()")
+        frame = """const { image, region } = site.frame(), { width, height } = image;
+            return [region, width, height, [...image.getContext("2d").getImageData(0, 0, width, height).data]]"""
+        region, width, height, pixels = driver.execute_script(frame)
+        canvas = driver.execute_script("return [view.width, view.height]")
+        assert [width, height] == canvas
+        pitch = region["pitch"]
+        assert pitch == pytest.approx(1 / (8 * min(canvas)))
+        tiles = [part for part in driver.execute_script("return asked") if part["pitch"] == pitch]
+        assert len(tiles) >= 4
+        assert max((part["width"] + 32) * (part["height"] + 32) for part in tiles) <= 500 * 50 * 1.2  # half a second
+        first, last = (
+            np.hypot(part["left"] + pitch * part["width"] / 2 - 0.1, part["top"] + pitch * part["height"] / 2 - 0.05)
+            for part in (tiles[0], tiles[-1])
+        )
+        assert first < last  # from the middle outwards
+        world = multiscale.load(BUNDLED, device="cpu").world("5")
+        view = world.view(8 * min(canvas) / max(canvas), (0.1, 0.05), canvas)
+        pixels = np.array(pixels).reshape(height, width, 4)[..., :3]
+        assert np.abs(pixels - np.asarray(view).astype(int)).max() <= 2
+        assert f"of {width} × {height} pixels" in driver.find_element("id", "ms").text
+        driver.execute_script("location.hash = '#z=4&x=0.1&y=0.05&w=5'")
+        wait(driver, "site.frame().under && site.frame().missing.length > 1")
+        *_, pixels = driver.execute_script(frame)
+        assert min(pixels[3::4]) >= 254  # no holes where tiles are missing
+        driver.execute_script("asked.length = 0; location.hash = '#z=4&x=0.11&y=0.05&w=5'")
+        wait(driver, "asked.length > 2")
+        parts = driver.execute_script("return asked")
+        middles = [part["left"] + part["pitch"] * part["width"] / 2 for part in parts]
+        is_draft = [max(part["width"], part["height"]) == 64 for part in parts]
+        assert any(
+            is_draft[i] and middles[i] == pytest.approx(0.11, abs=0.005) for i in (0, 1)
+        )  # at most one tile before it
+        driver.execute_script("location.hash = '#z=4&x=0.1&y=0.05&w=5_3@99'")
+        wait(driver, "document.getElementById('message').textContent.includes('names layer 99')")
+        driver.execute_script("asked.length = 0")
+        time.sleep(0.5)
+        assert driver.execute_script("return asked") == []  # what fails is not asked for again
+    finally:
+        driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": script})
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.slow
+def test_worlds_in_frames_of_their_own_are_turned_and_shifted_as_here(driver, site, tmp_path):
+    torch.manual_seed(0)
+    config = small_config(
+        octaves=3, num_layers=6, num_critical=1, fourier_features=96, feature_style=True, world_frame=True
+    )
+    generator = calibrated_generator(config)
+    torch.nn.init.normal_(generator.synthesis.frame.weight, std=0.3)
+    network = tmp_path / "framed.safetensors"
+    save_snapshot(network, generator, {})
+    export_site(str(network), site.parent / "framed")
+    driver.get(driver.address.replace("earth", "framed"))
+    wait(driver, "site.idle()")
+    model = multiscale.load(network, device="cpu")
+    for view in (
+        {"world": "3", "zoom": 1, "x": 0, "y": 0, "width": 32},
+        {"world": "7~9:0.25", "zoom": 8, "x": 0.1, "y": -0.2, "width": 32},
+        {"world": "5", "zoom": 3, "x": 0.3, "y": 0.2, "trunc": 0.7, "width": 40, "height": 16},
+    ):
+        here = picture(model, view)
+        assert np.abs(rendered(driver, view) - here).max() <= 2
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model.generator.synthesis, "framed", lambda transform, _: transform.double())
+            assert np.abs(picture(model, view) - here).max() > 20
 
 
 @pytest.mark.slow
@@ -290,6 +399,39 @@ def test_pages_are_called_after_what_the_model_shows(tmp_path, network, file, in
     if "planet" in file:
         (snapshot.path.parent / "config.yaml").touch()
     assert title_of(snapshot) == title
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("The Moon & its craters", "the-moon-its-craters"),
+        ("../Élysée.v2/", "elysee-v2"),
+        ("月", "world"),
+        ("a" * 200, "a" * 60),
+        ("b" * 59 + "-c", "b" * 59),
+    ],
+)
+def test_files_to_take_home_are_called_after_the_title(title, name):
+    assert file_name_of(title) == name
+
+
+def test_a_page_to_take_home_is_one_folder_called_after_the_title(site, network, tmp_path):
+    titled = tmp_path / "generator-000000000.safetensors"
+    save_snapshot(titled, load_snapshot(network).generator, {"title": "Old Map"})
+    path = zip_site(titled, tmp_path / "new")
+    assert [path] == list((tmp_path / "new").iterdir())
+    assert path.name == "old-map.zip"
+    with zipfile.ZipFile(path) as archive:
+        assert {"old-map/index.html", "old-map/model.bin", "old-map/runtime/LICENSE.txt"} <= set(archive.namelist())
+        assert {name.partition("/")[0] for name in archive.namelist()} == {"old-map"}
+
+
+def test_without_onnx_it_says_so_before_the_work(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setattr("multiscale.site.write.rounded", lambda _: pytest.fail("minutes of work in vain"))
+    with pytest.raises(UserError, match="pip install onnx"):
+        export_site(str(BUNDLED), tmp_path / "site")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_npm_it_says_what_to_do(monkeypatch, tmp_path):

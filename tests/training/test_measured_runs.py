@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,14 @@ def test_measures_of_steps_that_are_taken_again_are_dropped(tmp_path):
     [
         (["training.metrics=msfdi"], "training.metrics='msfdi' .*did you mean 'msfid'"),
         (["training.metrics=msfid", "training.metrics_features=inception"], "'inception' need pt_inception"),
+        (
+            ["training.metrics=msfid", "training.metrics_features=dinov2", "training.metrics_weights=nowhere"],
+            "give --set training.metrics_weights=FILE; --set training.metrics_features=random does without",
+        ),
+        (
+            ["training.metrics=msfid", "training.metrics_weights=x"],
+            "leave out --set training.metrics_weights, or give --set training.metrics_features=inception",
+        ),
         (["training.metrics=precision_recall"], "have|has 4 patches and precision_recall need at least 8"),
     ],
 )
@@ -152,6 +161,8 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(tmp_path,
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=message):
         raise UserError(result.stderr)
+    named = set(re.findall(r"--[a-z-]+", result.stderr))
+    assert named <= {option for parameter in train.main.params for option in parameter.opts}
 
 
 def test_measures_with_random_features_put_snapshots_in_the_order_of_their_training(tmp_path):

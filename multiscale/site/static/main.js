@@ -3,15 +3,15 @@ import { read, write } from "./address.js";
 import { listen } from "./gestures.js";
 import { fetched } from "./model.js";
 import { Motion } from "./motion.js";
+import { compose, computed, paint, tilesOf } from "./refine.js";
 import { clamp, constrain, contains, extent, holding, intersect, panBy, pitchOf, rectOf, WORLD, worldAt } from "./view.js";
 import { drifted, parse, randomWorld } from "./worlds.js";
 
 const $ = (id) => document.getElementById(id);
 const canvas = $("view");
 const context = canvas.getContext("2d");
-const DRAFT_PX = 64;
-const SHARP_PX = [128, 256, 512, 1024];
-const PATIENCE_MS = 3000; // for a frame that nothing interrupts once it is begun
+const LEVELS = [[64], [128], [256], [1024, 512]]; // pixels of frames: a draft, then sharper ones; the first that is not too long
+const LONGEST_MS = 120000; // of a frame, at rest
 const STILL_MS = 250;
 const FADE_MS = 200;
 const DRIFT_PX = 300; // pixels of a drag per unit of drift
@@ -21,9 +21,10 @@ const MOVE_PART = 0.15; // of the canvas, of a key
 let model;
 let worker;
 let state = { view: { zoom: 1, x: 0, y: 0 }, world: "3", trunc: 1 };
-let shown = null; // {image, region, ...}: the last frame and the part of the world that it has
+let shown = null; // {image, region, missing, ...}: the last frame, the part of the world that it has, tiles that are still to come
 let whole = null; // the last that has all of it
-let asked = null; // {wanted, level}
+let asked = false;
+let refused = null; // what the worker has failed at, which is not asked for again
 let broken = false;
 let turning = false;
 let resting = null;
@@ -31,6 +32,7 @@ let count = 0;
 let moved = 0;
 const requests = new Map();
 const key = () => `${state.world} ${state.trunc}`;
+const wantedNow = () => `${key()} ${JSON.stringify(state.view)} ${canvas.width} ${canvas.height}`;
 /** Of the canvas in its own pixels; where the pointer is counts in those of the style sheet. */
 const pixels = () => ({ width: canvas.width, height: canvas.height });
 const stage = {
@@ -62,11 +64,11 @@ async function start() {
   worker = new Worker("./worker.js", { type: "module" });
   worker.onmessage = ({ data }) => answered(data);
   worker.onerror = (event) => fail(`The model cannot run in this browser: ${event.message ?? "its worker does not start"}.`);
+  $("ms").hidden = !new URLSearchParams(location.search).has("debug");
   interact();
   fromAddress();
   new ResizeObserver(resize).observe(canvas);
-  const rests = () => asked === null && shown?.level === lastLevel() && !motion.active && resting === null;
-  window.site = { render, state: () => state, idle: rests };
+  window.site = { render, state: () => state, idle, frame: () => shown };
 }
 
 function answered(data) {
@@ -84,6 +86,12 @@ function ask(world, trunc, region) {
   return new Promise((resolve) => requests.set(id, resolve));
 }
 
+/** For tests: whether nothing moves, and the view is there at a level of LEVELS or a later one. */
+function idle(level = LEVELS.length - 1) {
+  if (motion.active || resting !== null || shown?.wanted !== wantedNow()) return false;
+  return shown.level > level || (shown.level === level && !shown.missing.length);
+}
+
 /** For tests: the pixels of a view of width x height, as generate.py renders it, as a plain array of RGBA. */
 async function render({ world = "0", trunc = 1, zoom = 1, x = 0, y = 0, width = model.resolution, height = width }) {
   const pitch = 1 / (zoom * Math.max(width, height));
@@ -93,13 +101,10 @@ async function render({ world = "0", trunc = 1, zoom = 1, x = 0, y = 0, width = 
   return { pixels: Array.from(answer.pixels), ms: answer.ms };
 }
 
-const lastLevel = () => SHARP_PX.length;
-
-/** The frame that is wanted at a level: the visible part of the world, not finer than the model has learned. */
-function regionAt(level) {
+/** The visible part of the world in frames of `side` pixels, not finer than the model has learned or the canvas shows. */
+function regionOf(side) {
   const view = extent(state.view, pixels());
   const rect = intersect(view, WORLD);
-  const side = level === 0 ? DRAFT_PX : SHARP_PX[level - 1];
   const across = Math.max(rect.right - rect.left, rect.bottom - rect.top);
   const coarsest = 1 / model.resolution;
   const finest = 1 / (model.resolution * stage.maxZoom);
@@ -108,61 +113,85 @@ function regionAt(level) {
   return { left: rect.left, top: rect.top, pitch, width: along(rect.right - rect.left), height: along(rect.bottom - rect.top) };
 }
 
-/** Ask for the next frame that is wanted, if there is one. */
+/** A frame of a level, with all of its tiles still to come; null if it would take too long, or is no sharper than the one shown. */
+function frameAt(level, wanted) {
+  const time = level === 0 ? 0 : shown.time; // a draft is whole
+  for (const side of LEVELS[level]) {
+    const region = regionOf(side);
+    if (level > 0 && shown.region.pitch <= region.pitch * 1.0001) return null;
+    const { wide, high, tiles } = tilesOf(model, region, time);
+    const sum = tiles.reduce((pixels, tile) => pixels + computed(model, tile.width, tile.height), 0);
+    if (time * sum <= LONGEST_MS) {
+      const [image, sharp] = [0, 1].map(() => new OffscreenCanvas(region.width, region.height));
+      return { image, sharp, region, wanted, level, wide, high, missing: tiles, of: key() };
+    }
+  }
+  return null;
+}
+
+/** Ask for what is wanted next, if there is anything: a frame, or a tile of it, so that what the visitor does comes in between. */
 async function next() {
   if (asked || broken || !parse(state.world)) return;
-  const wanted = `${key()} ${JSON.stringify(state.view)} ${canvas.width} ${canvas.height}`;
-  let level = shown?.wanted === wanted ? shown.level + 1 : 0;
-  if (level > lastLevel()) return;
-  if (level > 0 && performance.now() - moved < STILL_MS) {
-    setTimeout(next, STILL_MS);
+  const wanted = wantedNow();
+  if (wanted === refused) return;
+  const same = shown?.wanted === wanted;
+  if (same && (performance.now() - moved < STILL_MS || document.hidden)) {
+    if (!document.hidden) setTimeout(next, STILL_MS);
     return;
   }
-  const region = regionAt(level);
-  if (level > 0 && shown.region.pitch <= region.pitch * 1.0001) {
-    shown.level = level;
-    return next();
+  let frame = same && shown.missing.length ? shown : null;
+  while (!frame) {
+    const level = same ? shown.level + 1 : 0;
+    if (level === LEVELS.length) return;
+    frame = frameAt(level, wanted);
+    if (!frame) shown.level = level;
   }
-  if (level > 1 && shown.time * region.width * region.height > PATIENCE_MS) {
-    shown.level = lastLevel();
-    return;
-  }
-  const of = key();
-  asked = { wanted, level };
-  const answer = await ask(state.world, state.trunc, region);
-  asked = null;
+  const [tile] = frame.missing;
+  const { left, top, pitch } = frame.region;
+  const { width, height } = tile;
+  asked = true;
+  const answer = await ask(state.world, state.trunc, { left: left + pitch * tile.x, top: top + pitch * tile.y, pitch, width, height });
+  asked = false;
   if (broken) return;
-  if (answer.error) say(answer.error);
-  else if (!answer.dropped) {
-    const image = new OffscreenCanvas(answer.width, answer.height);
-    image.getContext("2d").putImageData(new ImageData(answer.pixels, answer.width, answer.height), 0, 0);
-    const time = answer.ms / (answer.width * answer.height);
-    const before = level > 0 && !motion.calm.matches ? { image: shown.image, region: shown.region } : null;
-    shown = { image, region, wanted, level, time, of, before, born: performance.now() };
-    if (contains(rectOf(region), WORLD)) whole = shown;
-    $("ms").textContent = `${answer.width} × ${answer.height} pixels in ${answer.ms.toFixed(0)} ms`;
+  if (answer.error) {
+    refused = wanted;
+    say(answer.error);
+  } else if (!answer.dropped) {
+    if (frame !== shown) replace(frame);
+    frame.missing.shift();
+    frame.sharp.getContext("2d").putImageData(new ImageData(answer.pixels, width, height), tile.x, tile.y);
+    if (frame.missing.length) compose(frame);
+    else [frame.image, frame.under] = [frame.sharp, null];
+    frame.time = answer.ms / computed(model, width, height);
+    $("ms").textContent = `${width} × ${height} of ${frame.region.width} × ${frame.region.height} pixels in ${answer.ms.toFixed(0)} ms`;
     say("");
     wake();
   }
   next();
 }
 
+/** Show a frame, of which the first tile is there: an only one is faded in, of several each comes into what was shown before. */
+function replace(frame) {
+  const before = frame.level > 0 ? { image: shown.image, region: shown.region } : null;
+  frame.under = frame.missing.length > 1 ? before : null; // also to be saved until the frame is whole
+  if (!frame.under && !motion.calm.matches) frame.before = before;
+  frame.born = performance.now();
+  shown = frame;
+  if (contains(rectOf(frame.region), WORLD)) whole = frame;
+}
+
 /** Draw what there is where it belongs now; returns whether a sharper frame is still fading in. */
 function draw() {
   const pitch = pitchOf(state.view, pixels());
-  const x = (world) => canvas.width / 2 + (world - state.view.x) / pitch;
-  const y = (world) => canvas.height / 2 + (world - state.view.y) / pitch;
+  const { left, top } = extent(state.view, pixels());
   context.reset();
-  context.imageSmoothingQuality = "high";
   context.beginPath(); // a frame's last pixels may reach beyond the world
-  context.rect(x(WORLD.left), y(WORLD.top), 1 / pitch, 1 / pitch);
+  context.rect((WORLD.left - left) / pitch, (WORLD.top - top) / pitch, 1 / pitch, 1 / pitch);
   context.clip();
   const faded = shown?.before ? Math.min((performance.now() - shown.born) / FADE_MS, 1) : 1;
   for (const frame of [whole?.of === shown?.of ? whole : null, faded < 1 ? shown.before : null, shown].filter(Boolean)) {
-    const scale = frame.region.pitch / pitch;
-    const { width, height } = frame.image;
     context.globalAlpha = frame === shown ? faded : 1;
-    context.drawImage(frame.image, x(frame.region.left), y(frame.region.top), width * scale, height * scale);
+    paint(context, frame, { left, top, pitch });
   }
   return faded < 1;
 }
@@ -203,9 +232,19 @@ function show() {
   $("mix").disabled = !mix;
   $("mix").value = mix ? mix.weight : 0;
   $("shown").textContent = `World ${state.world} ·`;
-  $("zoom").textContent = `${state.view.zoom.toFixed(state.view.zoom < 100 ? 2 : 0)}×`;
+  $("zoom").textContent = zoomOf(state.view.zoom);
+  $("place").textContent = placeOf(state.view);
   $("in").disabled = state.view.zoom >= stage.maxZoom;
   $("out").disabled = state.view.zoom <= 1;
+}
+
+const zoomOf = (zoom) => `${zoom.toFixed(zoom < 100 ? 2 : 0)}×`;
+
+/** Zoom and middle of a view in writing, to a hundredth of what it shows. */
+function placeOf({ zoom, x, y }) {
+  const digits = 2 + Math.ceil(Math.log10(zoom));
+  const [right, down] = [x, y].map((value) => value.toFixed(digits).replace(/^-(0\.?0*$)/, "$1").replace("-", "−"));
+  return `${zoomOf(zoom)} at ${right}, ${down}`;
 }
 
 function fromAddress() {
@@ -243,6 +282,7 @@ function interact() {
     drifted: () => {},
   });
   addEventListener("hashchange", fromAddress);
+  addEventListener("visibilitychange", next); // nothing is refined where nobody looks
   $("world").addEventListener("input", () => parse($("world").value) ? change({ world: $("world").value.trim() }) : show());
   $("trunc").addEventListener("input", () => change({ trunc: Number($("trunc").value) }));
   $("mixed").addEventListener("click", () => {
@@ -288,10 +328,11 @@ function animate(begin) {
   wake();
 }
 
-/** The frame that is shown, with the model's own pixels, as a PNG. */
+/** The frame that is shown, with the model's own pixels, as a PNG; until it is whole, the one before. */
 function save() {
   if (!shown) return;
-  shown.image.convertToBlob({ type: "image/png" }).then((blob) => {
+  const { image } = shown.under ?? shown;
+  image.convertToBlob({ type: "image/png" }).then((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
     link.download = `${model.title}-${state.world.replaceAll(":", "=")}-${state.view.zoom.toFixed(2)}x.png`;

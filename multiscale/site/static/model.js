@@ -1,6 +1,9 @@
 /** The model as the page's folder has it: what model.json says, and the parts of model.bin. */
 
-/** Returns {facts, waves: Float32Array, weights: Float32Array, mapping, synthesis: Uint8Array, ONNX that refers to the weights}. */
+/**
+ * Returns {facts, waves: Float32Array, frame: Float64Array or null, weights: Float32Array, mapping, synthesis: Uint8Array, ONNX that
+ * refers to the weights}.
+ */
 export async function loadModel() {
   const facts = await (await fetched("model.json")).json();
   const whole = await (await fetched("model.bin")).blob();
@@ -14,6 +17,7 @@ export async function loadModel() {
   return {
     facts,
     waves: new Float32Array(parts.waves),
+    frame: parts.frame ? new Float64Array(parts.frame) : null,
     weights: unpacked(parts, facts.shapes),
     mapping: new Uint8Array(parts.mapping),
     synthesis: new Uint8Array(parts.synthesis),

@@ -12,7 +12,8 @@ const fraction = (value) => value - Math.floor(value);
 
 /**
  * `model`: what model.json says; `waves`: Float32Array of (omega x, omega y, phase, bin) for each wave of the point;
- * `view`: {scale, x, y}, world units that N pixels span, and the centre of the image; {columns, rows}: samples of the point's grid.
+ * `view`: {scale, x, y, cos, sin}, world units that N pixels span, the centre of the image, and the angle that it is turned by;
+ * {columns, rows}: samples of the point's grid.
  * Returns [along x, along y], each Float32Array [2, K, samples].
  */
 export function along(model, point, waves, view, { columns, rows }) {
@@ -28,7 +29,8 @@ export function along(model, point, waves, view, { columns, rows }) {
     const offset = model.bin_offset * bin;
     const factor = point.unit * 2 ** offset;
     const [wx, wy] = [ox * factor, oy * factor];
-    const [vx, vy] = [wx * view.scale, wy * view.scale];
+    const vx = (wx * view.cos + wy * view.sin) * view.scale;
+    const vy = (wy * view.cos - wx * view.sin) * view.scale;
     let amplitude = bin === 0 ? 1 : clamp01((octave - offset - model.blend_offset) / model.blend_width);
     const limit = point.rate / 2 / (1 + Math.SQRT2 * bandwidth);
     if (passed !== null) amplitude *= clamp01(1 - (Math.hypot(vx, vy) - passed) / (limit - passed));
@@ -80,6 +82,21 @@ function widen(into, count, k, samples, packet) {
     into[at] = sine * cosines[j] + cosine * sines[j];
     into[at + count * samples] = cosine * cosines[j] - sine * sines[j];
   }
+}
+
+/**
+ * A view {scale, x, y} in the frame of a world, {scale, x, y, cos, sin}: turned about the world's middle, then shifted.
+ *
+ * `frame`: Float64Array [4, D + 1], which turns the world's first `w` [D], and a 1 behind it, into (cos, sin, x, y) times a length;
+ * null: all worlds have the frame of the views.
+ */
+export function framed(frame, w, { scale, x, y }) {
+  if (!frame) return { scale, x, y, cos: 1, sin: 0 };
+  const size = w.length + 1;
+  const sums = [0, 1, 2, 3].map((row) => w.reduce((sum, value, i) => sum + frame[row * size + i] * value, frame[row * size + w.length]));
+  const length = Math.hypot(sums[0], sums[1]);
+  const [cos, sin, right, down] = sums.map((sum) => sum / length);
+  return { scale, x: cos * x - sin * y + right, y: sin * x + cos * y + down, cos, sin };
 }
 
 /** Sines into row k of the first half, cosines into that of the second; `phase` and `step` are in turns. */

@@ -7,12 +7,12 @@
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { loadModel } from "./model.js";
 import { normals } from "./random.js";
-import { along } from "./waves.js";
+import { along, framed } from "./waves.js";
 import { parse } from "./worlds.js";
 
 const STYLES_KEPT = 32;
 const styles = new Map();
-let model, mapping, synthesis, waves;
+let model, mapping, synthesis, waves, frame;
 let waiting = null;
 let busy = false;
 
@@ -31,7 +31,7 @@ async function load() {
   ort.env.wasm.wasmPaths = { wasm: new URL("./runtime/ort-wasm-simd-threaded.wasm", import.meta.url).href };
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 8) : 1;
   const loaded = await loadModel();
-  ({ facts: model, waves } = loaded);
+  ({ facts: model, waves, frame } = loaded);
   const externalData = [{ path: "weights", data: new Uint8Array(loaded.weights.buffer) }];
   const options = { executionProviders: ["wasm"], graphOptimizationLevel: "all", externalData };
   mapping = await ort.InferenceSession.create(loaded.mapping, options);
@@ -64,11 +64,11 @@ async function render({ world, trunc, region }) {
   const { resolution, step, halo } = model;
   const ws = await stylesOf(world, trunc);
   const [wide, high] = [region.width, region.height].map((side) => Math.ceil(side / step) * step + 2 * halo);
-  const view = {
+  const view = framed(frame, ws.data.subarray(0, model.w_dim), {
     scale: region.pitch * resolution,
     x: region.left + region.pitch * (wide / 2 - halo),
     y: region.top + region.pitch * (high / 2 - halo),
-  };
+  });
   const feeds = { ws };
   let first = 0;
   model.points.forEach((point, i) => {
