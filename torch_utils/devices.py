@@ -80,8 +80,12 @@ class Arriving:
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A block without autocast, where the device has any."""
-    has_it = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if has_it else contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else contextlib.nullcontext()
+
+
+@torch.compiler.assume_constant_result  # Dynamo of PyTorch 2.11 does not trace the question
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 @contextlib.contextmanager

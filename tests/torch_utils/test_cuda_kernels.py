@@ -15,12 +15,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from torch_utils.ops import build as builder
 from torch_utils.ops import native, reference, slopes, tensor_cores
@@ -657,23 +659,44 @@ def sanitized_cases(library: str) -> None:
 
 # ----- what nvcc says -----------------------------------------------------------------------------------------------
 
+Compiler = Callable[[list[Path], int], list[tuple[Path, str]]]
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (the CUDA toolkit)")
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
+    """Compiles sources for an architecture: the cubin of each and what ptxas says of it.
+
+    Each is compiled once, whichever tests and processes of pytest-xdist ask for it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def compile_one(source: Path, arch: int) -> tuple[Path, str]:
+        cubin, report = (folder / f"{source.stem}_{arch}.{kind}" for kind in ("cubin", "txt"))
+        with FileLock(f"{cubin}.lock"):
+            if not report.exists():
+                target = f"arch=compute_{arch},code=sm_{arch}"
+                command = ["nvcc", "-O3", "-std=c++17", "-gencode", target, "-Xptxas", "-v", "-cubin"]
+                run = subprocess.run([*command, "-o", cubin, source], capture_output=True, text=True)
+                assert run.returncode == 0, run.stderr
+                report.write_text(run.stderr)
+        return cubin, report.read_text()
+
+    def compile_all(sources: list[Path], arch: int) -> list[tuple[Path, str]]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(compile_one, sources, itertools.repeat(arch)))
+
+    return compile_all
+
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (the CUDA toolkit)")
-def test_no_kernel_spills_registers(tmp_path: Path) -> None:
+@needs_nvcc
+def test_no_kernel_spills_registers(compiled: Compiler) -> None:
     """On the architectures without tensor cores for us and with them; nor is an array kept in local memory."""
-
-    def compile_one(job: tuple[Path, int]) -> str:
-        source, arch = job
-        target = f"arch=compute_{arch},code=sm_{arch}"
-        command = ["nvcc", "-O3", "-std=c++17", "-gencode", target, "-Xptxas", "-v", "-cubin"]
-        output = tmp_path / f"{source.stem}_{arch}.cubin"
-        run = subprocess.run([*command, "-o", str(output), str(source)], capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        return run.stderr
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reports = "".join(pool.map(compile_one, itertools.product(sorted(SOURCES.glob("*.cu")), (75, 90))))
+    sources = sorted(SOURCES.glob("*.cu"))
+    reports = "".join(report for arch in (75, 90) for _, report in compiled(sources, arch))
     assert "warning" not in reports
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", reports)
     assert len(frames) >= 2 * 33
@@ -686,11 +709,8 @@ def disassembler() -> str | None:
     return shutil.which("nvdisasm") or next(packaged, None)
 
 
-def instructions(source: Path, arch: int, folder: Path) -> dict[str, list[str]]:
-    """The machine code of a source's kernels, by their names: the names of the instructions."""
-    cubin = folder / f"{source.stem}_{arch}.cubin"
-    target = f"arch=compute_{arch},code=sm_{arch}"
-    subprocess.run(["nvcc", "-O3", "-std=c++17", "-gencode", target, "-cubin", "-o", cubin, source], check=True)
+def instructions(cubin: Path) -> dict[str, list[str]]:
+    """The machine code of kernels, by their names: the names of the instructions."""
     tool = disassembler()
     assert tool
     text = subprocess.check_output([tool, "-c", str(cubin)], text=True)
@@ -707,11 +727,14 @@ def most_loads_in_flight(code: list[str]) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None or disassembler() is None, reason="needs nvcc and nvdisasm")
+@needs_nvcc
+@pytest.mark.skipif(disassembler() is None, reason="needs nvdisasm (pip install nvidia-cuda-nvdisasm)")
 @pytest.mark.parametrize("arch", [80, 90])
-def test_machine_code_multiplies_matrices_and_keeps_loads_in_flight(arch: int, tmp_path: Path) -> None:
-    for name in ("activate", "remember", "multiply"):
-        kernels = instructions(SOURCES / f"filtered_lrelu_mma_{name}.cu", arch, tmp_path)
+def test_machine_code_multiplies_matrices_and_keeps_loads_in_flight(arch: int, compiled: Compiler) -> None:
+    names = ["activate", "remember", "multiply"]
+    cubins = compiled([SOURCES / f"filtered_lrelu_mma_{name}.cu" for name in names], arch)
+    for name, (cubin, _) in zip(names, cubins, strict=True):
+        kernels = instructions(cubin)
         assert len(kernels) == 6
         for kernel, code in kernels.items():
             numbers = re.search(r"mma_kernelILi(\d)ELi(\d)ELi(\d)ELi(\d)ELi(\d)E", kernel)
@@ -732,13 +755,14 @@ def test_machine_code_multiplies_matrices_and_keeps_loads_in_flight(arch: int, t
             assert code.count("STG") == variants * (5 + 2 * (name == "remember"))
             assert "LDL" not in code
             assert most_loads_in_flight(code[:first]) >= 8
-    for source in ("upfirdn2d", "filtered_lrelu_down_dense", "filtered_lrelu_up_dense", "filtered_lrelu_generic"):
-        for code in instructions(SOURCES / f"{source}.cu", arch, tmp_path).values():
+    others = ("upfirdn2d", "filtered_lrelu_down_dense", "filtered_lrelu_up_dense", "filtered_lrelu_generic")
+    for cubin, _ in compiled([SOURCES / f"{other}.cu" for other in others], arch):
+        for code in instructions(cubin).values():
             assert most_loads_in_flight(code) >= 6  # of eight: the code of two may stand apart
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (the CUDA toolkit)")
+@needs_nvcc
 def test_the_built_library_has_its_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path))
     library = builder.library("cuda", (9, 0))

@@ -180,6 +180,20 @@ def test_the_input_survives_a_layer_without_filters() -> None:
     assert torch.equal(x, before)
 
 
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("taps_d", [(12,), (12, 12)])
+def test_it_compiles_in_one_piece(taps_d: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    opaque = torch.compiler.disable(torch.amp.is_autocast_available)  # as to Dynamo of PyTorch 2.11
+    monkeypatch.setattr(torch.amp, "is_autocast_available", opaque)
+    torch._dynamo.reset()
+    compiled = torch.compile(filtered_lrelu, fullgraph=True, backend="eager")
+    x, b = randn(2, 3, 7, 8).requires_grad_(), randn(3, seed=1).requires_grad_()
+    arguments = {"fu": lowpass(12), "fd": lowpass(*taps_d), "b": b, "up": 2, "down": 2, "padding": 11, "clamp": 1.0}
+    results = [op(x, **arguments) for op in (filtered_lrelu, compiled)]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), (x, b)) for y in results))
+
+
 def test_gradients_are_those_of_each_input_alone() -> None:
     x, b, fu = randn(1, 2, 6, 6), randn(2, seed=1), lowpass(4)
     both = x.clone().requires_grad_(), b.clone().requires_grad_()
