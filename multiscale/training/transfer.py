@@ -26,6 +26,10 @@ class Learned:
     def check(self, config: RunConfig) -> None:
         """Raise a :class:`UserError` unless the run's networks are of the same shape."""
         mine = {section: values for section, values in to_dict(config).items() if section in self.config}
+        packets = {
+            "feature_bandwidth": self.config["generator"]["feature_bandwidth"]
+        }  # no weights: they may come or go
+        mine["generator"] = mine["generator"] | packets
         check_changes(self.config, mine, f"The run of {self.path}")
 
     def __str__(self) -> str:

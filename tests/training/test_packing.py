@@ -1,5 +1,7 @@
 """What a transfer goes on from, in a sixth of a state."""
 
+import dataclasses
+
 import torch
 from conftest import small_patches
 from test_trainer import tiny_run
@@ -22,6 +24,10 @@ def test_packed_networks_are_what_a_transfer_begins_with(tmp_path):
     assert (tmp_path / "networks.pt").stat().st_size < state.stat().st_size / 3
     learned = load_learned(tmp_path / "networks.pt")
     learned.check(trainer.config)
+    waves = trainer.config.generator
+    packets = dataclasses.replace(trainer.config, generator=dataclasses.replace(waves, feature_bandwidth=0.2))
+    learned.check(packets)  # they have no weights
+    Trainer(packets, dataset, tmp_path, Process(torch.device("cpu"))).begin_with(learned.weights)
     other = Trainer(tiny_run(dataset, seed=5), dataset, tmp_path, Process(torch.device("cpu")))
     other.begin_with(learned.weights)
     for name in ("G", "D", "G_ema"):
