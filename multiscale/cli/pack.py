@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 
 from dnnlib.cli import Command, reports_user_errors
+from dnnlib.errors import UserError
 from dnnlib.files import check_writable
 from multiscale.runs.packing import pack, pack_networks
 from multiscale.runs.snapshots import BUNDLED
@@ -16,19 +18,30 @@ from multiscale.runs.snapshots import BUNDLED
 @click.argument("run")
 @click.argument("file", default=str(BUNDLED))
 @click.option("--networks", metavar="FILE", help="Also write both networks, for train.py --transfer.")
+@click.option(
+    "--info", metavar="KEY=VALUE", multiple=True, help="Of its metadata, such as title=Earth; may be repeated."
+)
 @reports_user_errors
-def main(run: str, file: str, networks: str | None) -> None:
+def main(run: str, file: str, networks: str | None, info: tuple[str, ...]) -> None:
     """Write the newest generator of the folder RUN to FILE, with the run's settings and last measurements.
 
     Parameters become float16; frequencies, phases and running means stay in float32, which deep zooms need.
     """
     for path in (file, *([] if networks is None else [networks])):
         check_writable(path)
-    pack(Path(run), Path(file))
+    pack(Path(run), Path(file), dict(map(entry, info)))
     print(f"{file}: {Path(file).stat().st_size / 1e6:.2f} MB")
     if networks is not None:
         pack_networks(Path(run), Path(networks))
         print(f"{networks}: {Path(networks).stat().st_size / 1e6:.2f} MB")
+
+
+def entry(text: str) -> tuple[str, str | float]:
+    """``key=value``; what reads as a number is one."""
+    key, separator, value = text.partition("=")
+    if not (key and separator and value):
+        raise UserError(f"--info {text} is not KEY=VALUE; write --info title=Earth, for example.")
+    return key, float(value) if re.fullmatch(r"-?\d+(\.\d+)?", value) else value
 
 
 if __name__ == "__main__":

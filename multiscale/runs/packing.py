@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,12 +18,13 @@ from multiscale.runs.snapshots import find_network, load_snapshot, save_snapshot
 from multiscale.runs.states import FORMAT, load_newest_state
 
 
-def pack(run: Path, file: Path) -> None:
+def pack(run: Path, file: Path, info: Mapping[str, Any] | None = None) -> None:
     """Write the newest generator of a run to a file, its parameters as float16, everything else as float32.
 
     Args:
         run: A folder with snapshots, ``config.yaml`` and, where it was measured, ``metrics.jsonl``.
         file: Where to; replaced if it is there.
+        info: More metadata, such as ``title`` and ``licence``; it takes precedence.
 
     Raises:
         UserError: the run holds no snapshot or no config, or the file cannot be written.
@@ -32,7 +35,7 @@ def pack(run: Path, file: Path) -> None:
     lines = read_metrics(run)
     measured = {"measures": lines[-1]["results"]} if lines else {}
     settings = {section: values for section, values in load_settings(run / CONFIG).items() if section != "generator"}
-    save_snapshot(file, snapshot.generator, {**snapshot.info, **measured, "trained with": settings})
+    save_snapshot(file, snapshot.generator, {**snapshot.info, **measured, "trained with": settings, **(info or {})})
 
 
 def pack_networks(run: Path, file: Path) -> None:

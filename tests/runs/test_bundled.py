@@ -5,10 +5,11 @@ import json
 import pytest
 import safetensors
 import torch
+from click.testing import CliRunner
 from conftest import calibrated_generator, small_config
 
+from multiscale.cli.pack import main as pack
 from multiscale.rendering.renderer import Renderer
-from multiscale.runs.packing import pack
 from multiscale.runs.snapshots import BUNDLED, load_snapshot, save_snapshot
 
 
@@ -47,15 +48,27 @@ def test_packing_keeps_the_pictures(tmp_path):
     save_snapshot(tmp_path / "run" / "generator-000001000.safetensors", generator, {"kimg": 1.0})
     (tmp_path / "run" / "config.yaml").write_text("training: {kimg: 1}\ngenerator: {octaves: 3}\n")
     (tmp_path / "run" / "stats.jsonl").write_text(json.dumps({"kimg": 1.0, "swd": [0.5], "swd mean": 0.5}) + "\n")
-    pack(tmp_path / "run", tmp_path / "packed.safetensors")
+    packed_file = tmp_path / "packed.safetensors"
+    options = ["--info", "title=Earth = Terra", "--info", "after_kimg=104"]
+    done = CliRunner().invoke(pack, [str(tmp_path / "run"), str(packed_file), *options])
+    assert done.exit_code == 0, done.output
     packed = load_snapshot(tmp_path / "packed.safetensors")
     assert packed.info == {
         "kimg": 1.0,
         "measures": {"swd": {"value": 0.5, "octaves": [0.5], "better": "lower"}},
         "trained with": {"training": {"kimg": 1}},
+        "title": "Earth = Terra",
+        "after_kimg": 104.0,
     }
     z, region = torch.randn(1, 16), torch.eye(3, dtype=torch.float64)[None]
     torch.testing.assert_close(packed.generator(z, region), generator(z, region).detach(), atol=0.02, rtol=0)
     assert (tmp_path / "packed.safetensors").stat().st_size < 0.7 * (
         tmp_path / "run" / "generator-000001000.safetensors"
     ).stat().st_size
+
+
+@pytest.mark.parametrize("words", ["title", "=Earth", "title="])
+def test_metadata_without_key_or_value_is_refused(tmp_path, words):
+    refused = CliRunner().invoke(pack, [str(tmp_path), str(tmp_path / "x.safetensors"), "--info", words])
+    assert refused.exit_code == 2
+    assert f"--info {words} is not KEY=VALUE" in refused.stderr

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU.
+# Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in two stages.
 #   sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
 set -e
 folder=$1
@@ -7,11 +7,22 @@ shift
 mkdir -p "$folder"
 test -e "$folder/earth.zip" || python dataset_tool.py earth --dest "$folder/earth.zip" --resolution 64 --octaves 6 \
   --counts 8000,9000,10000,11000,11000,11000
-python train.py --data "$folder/earth.zip" --config small --outdir "$folder/run" --batch 16 --kimg 104 \
-  --set generator.channel_max=96 --set generator.channel_base=4096 --set generator.fourier_features=1024 \
-  --set generator.n_bins=7 --set generator.bin_offset=1 --set generator.num_half_res=0 \
-  --set discriminator.channel_base=2048 --set discriminator.channel_max=256 --set discriminator.num_half_res=0 \
-  --set training.g_lr=0.004 --set training.d_lr=0.0035 --set training.lr_end=0.1 --set training.ema_kimg=5 \
-  --set training.r1_gamma=0.3 --set training.r2_gamma=0.3 --set training.ada_kimg=300 \
-  --set training.consistency_weight=6 --set training.tf32=true --set training.metrics=null "$@"
-python -m multiscale.cli.pack "$folder/run" "$folder/earth64.safetensors" --networks "$folder/networks.pt"
+
+stage() {  # NAME and options
+  name=$1
+  shift
+  python train.py --data "$folder/earth.zip" --config small --outdir "$folder/$name" --batch 16 \
+    --set generator.channel_max=96 --set generator.channel_base=4096 --set generator.fourier_features=1024 \
+    --set generator.n_bins=7 --set generator.bin_offset=1 --set generator.num_half_res=0 \
+    --set discriminator.channel_base=2048 --set discriminator.channel_max=256 --set discriminator.num_half_res=0 \
+    --set training.r1_gamma=0.3 --set training.r2_gamma=0.3 --set training.metrics=null "$@"
+}
+
+stage waves --kimg 104 --set generator.feature_bandwidth=0 --set training.tf32=true --set training.g_lr=0.004 --set training.d_lr=0.0035 \
+  --set training.lr_end=0.1 --set training.ema_kimg=5 --set training.ada_kimg=300 --set training.consistency_weight=6 "$@"
+python -m multiscale.cli.pack "$folder/waves" "$folder/waves.safetensors" --networks "$folder/waves.pt"
+stage packets --kimg 9 --transfer "$folder/waves.pt" --set generator.feature_bandwidth=0.2 --set training.g_lr=0.002 \
+  --set training.d_lr=0.00175 --set training.lr_end=0.05 --set training.ema_kimg=2 --set training.ema_rampup=0.3 \
+  --set training.ada_kimg=150 --set training.consistency_weight=8 --set schedule.warmup_kimg=0 --set schedule.skew_kimg=0 "$@"
+python -m multiscale.cli.pack "$folder/packets" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
+  --info kimg=113 --info title=Earth --info licence=Apache-2.0
