@@ -39,6 +39,7 @@ def _full_float32():
 
 
 MIXED = {"fourier_features": 300, "feature_style": True, "world_frame": True}
+PACKETS = {"fourier_features": 300, "feature_bandwidth": 0.2}
 
 
 def images(half_res: int, half_dtype: str = "float16", **changes):
@@ -51,7 +52,7 @@ def images(half_res: int, half_dtype: str = "float16", **changes):
         return generator(z, transform), on_gpu.cuda()(z.cuda(), transform.cuda()).cpu()
 
 
-@pytest.mark.parametrize("changes", [{}, MIXED], ids=["as published", "mixed"])
+@pytest.mark.parametrize("changes", [{}, MIXED, PACKETS], ids=["as published", "mixed", "packets"])
 def test_a_float32_image_is_the_same_on_both(changes):
     cpu, gpu = images(half_res=0, **changes)
     torch.testing.assert_close(gpu, cpu, atol=2e-4, rtol=0)
@@ -201,7 +202,7 @@ def test_nccl_serves_as_many_gpus_as_there_are(tmp_path):
             assert any_of(True, process)
 
 
-@pytest.mark.parametrize("changes", [{}, MIXED], ids=["as published", "mixed"])
+@pytest.mark.parametrize("changes", [{}, MIXED, PACKETS], ids=["as published", "mixed", "packets"])
 def test_replayed_images_are_those_of_the_network(changes):
     generator = calibrated_generator(small_config(octaves=4, **changes))
     device = torch.device("cuda", 0)
