@@ -26,9 +26,8 @@ class Learned:
     def check(self, config: RunConfig) -> None:
         """Raise a :class:`UserError` unless the run's networks are of the same shape."""
         mine = {section: values for section, values in to_dict(config).items() if section in self.config}
-        packets = {
-            "feature_bandwidth": self.config["generator"]["feature_bandwidth"]
-        }  # no weights: they may come or go
+        # Packets have no weights: they may come or go.
+        packets = {"feature_bandwidth": self.config["generator"]["feature_bandwidth"]}
         mine["generator"] = mine["generator"] | packets
         check_changes(self.config, mine, f"The run of {self.path}")
 
