@@ -78,6 +78,11 @@ class Arriving:
         return self._value
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is computed on ``device`` is only recorded, for a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A block without autocast, where the device has any."""
     return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else contextlib.nullcontext()

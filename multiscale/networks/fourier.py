@@ -145,11 +145,9 @@ class Waves:
         """The same with all samples along x, so that functions that do not factor can be multiplied with it."""
         rows, columns = self.sin_y.shape[-1], self.sin_x.shape[-1]
         sine = self.maps().flatten(2)
-        cosine = (
-            self.cos_x[..., None, :] * self.cos_y[..., :, None] - self.sin_x[..., None, :] * self.sin_y[..., :, None]
-        )
+        cosine = Waves(self.cos_x, -self.sin_x, self.sin_y, self.cos_y).maps().flatten(2)
         zero, one = torch.zeros_like(sine[..., :1]), torch.ones_like(sine[..., :1])
-        return Waves(sine, cosine.flatten(2), zero, one, (rows, columns))
+        return Waves(sine, cosine, zero, one, (rows, columns))
 
     def _shaped(self, maps: torch.Tensor) -> torch.Tensor:
         return maps if self.shape is None else maps.flatten(2).unflatten(2, self.shape)

@@ -23,6 +23,7 @@ from multiscale.networks.layers import Linear, MappingNetwork, SynthesisLayer, m
 from multiscale.networks.packets import draw_packets, reach_of, widened
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
 from multiscale.view import AffineViews, turned
+from torch_utils.devices import is_capturing
 
 CALIBRATED_AT_A_TIME = 4
 """Images; few, so that calibration takes less memory than a training step."""
@@ -93,8 +94,7 @@ class FeatureInjection(nn.Module):
         if self.style is not None:
             assert w is not None
             amplitude = (w @ (self.style / math.sqrt(w.shape[1])).t()).unflatten(1, (-1, 2))
-            scale = torch.exp2(self.config.bin_offset * self.bins)
-            anchored = (self.omega.norm(dim=1) * scale < self.config.feature_anchor).to(amplitude)[:, None]  # [K, 1]
+            anchored = (self.frequency < self.config.feature_anchor).to(amplitude)[:, None]  # [K, 1]
             waves = waves.styled(amplitude * (1 - anchored) + F.pad(anchored, (0, 1)))
         return waves
 
@@ -107,6 +107,11 @@ class FeatureInjection(nn.Module):
         side = self.config.img_resolution
         columns, rows = (self.size + (pixels - side) * self.rate // side for pixels in size or (side, side))
         return Grid(len(self.omega), columns, rows, self.rate, self.shift_gain, self.unit)
+
+    @property
+    def frequency(self) -> torch.Tensor:
+        """Of each feature, in cycles of ``omega`` over the world, [K]."""
+        return self.omega.norm(dim=1) * torch.exp2(self.config.bin_offset * self.bins)
 
     @property
     def shift_gain(self) -> float:
@@ -126,11 +131,10 @@ def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size
     def of_all(name: str) -> torch.Tensor:
         return torch.cat([getattr(point, name) for point in points])
 
-    omega, bins = of_all("omega"), of_all("bins")
     waves = waves_of_views(
-        omega,
+        of_all("omega"),
         of_all("phase"),
-        bins,
+        of_all("bins"),
         views,
         grids,
         bin_offset=config.bin_offset,
@@ -140,11 +144,10 @@ def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size
         reach=reach_of(config.feature_bandwidth),
     )
     if config.feature_bandwidth:
-        frequency = omega.norm(dim=1) * torch.exp2(config.bin_offset * bins)
         waves = widened(
             waves,
             grids,
-            frequency,
+            of_all("frequency"),
             views,
             of_all("packet_offset"),
             of_all("packet_phase"),
@@ -228,10 +231,9 @@ class SynthesisNetwork(nn.Module):
         at_angle = False
         if self.config.feature_bandwidth:  # packets ask for it
             # What is recorded as a graph or only estimated cannot be asked, and training has no such views.
-            recorded = transform.is_meta or (
-                transform.is_cuda and (self.training or torch.cuda.is_current_stream_capturing())
-            )
-            at_angle = self.frame is not None or (not recorded and turned(transform))
+            device = transform.device
+            unasked = transform.is_meta or is_capturing(device) or (transform.is_cuda and self.training)
+            at_angle = self.frame is not None or (not unasked and turned(transform))
         return AffineViews.of(self.framed(transform, ws), turned=at_angle)
 
     def framed(self, transform: torch.Tensor, ws: torch.Tensor) -> torch.Tensor:

@@ -97,8 +97,7 @@ def widened(
             for axis, offsets in enumerate(along)
         )
         if views.turned:
-            product = sin_x * cos_y + cos_x * sin_y, cos_x * cos_y - sin_x * sin_y
-            wide.append(of_point.unfactored().times(*product))
+            wide.append(of_point.unfactored().times(sin_x, cos_x).times(sin_y, cos_y))
         else:
             wide.append(of_point.times(sin_x, cos_x, sin_y, cos_y))
     return wide

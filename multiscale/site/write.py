@@ -21,7 +21,7 @@ from dnnlib.files import atomic_write, check_writable, new_temporary_folder
 from dnnlib.progress import progress_bar
 from dnnlib.reading import from_json, parsed, read_text
 from multiscale.networks.generator import Generator
-from multiscale.networks.packets import LINES
+from multiscale.networks.packets import LINES, reach_of
 from multiscale.networks.plan import BAND_LIMIT
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
@@ -202,7 +202,12 @@ def _write_model(folder: Path, snapshot: Snapshot, title: str) -> None:
         "blend_offset": config.blend_offset,
         "blend_width": config.blend_width,
         "band_limit": None if config.published_geometry else BAND_LIMIT,
-        "packets": {"bandwidth": config.feature_bandwidth, "anchor": config.feature_anchor, "lines": LINES},
+        "packets": {
+            "bandwidth": config.feature_bandwidth,
+            "anchor": config.feature_anchor,
+            "reach": reach_of(config.feature_bandwidth),
+            "lines": LINES,
+        },
         "points": [
             {"size": p.size, "rate": p.rate, "waves": len(p.omega), "unit": p.unit, "shift_gain": p.shift_gain}
             for p in points

@@ -105,7 +105,7 @@ def test_nothing_is_read_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPat
     """It would end the capture. What was read before serves."""
     known, new = (layer(*filters(terms)) for terms in (1, 2))
     expected = tensor_cores.fragments(known)
-    monkeypatch.setattr(tensor_cores, "_is_capturing", lambda _: True)
+    monkeypatch.setattr(tensor_cores, "is_capturing", lambda _: True)
     assert tensor_cores.fragments(new) is None
     assert tensor_cores.fragments(known) == expected
 

@@ -17,6 +17,7 @@ import threading
 import numpy as np
 import torch
 
+from torch_utils.devices import is_capturing
 from torch_utils.ops.reference import Axis, FilteredLReLU, Resampling
 
 TAPS = 6
@@ -91,7 +92,7 @@ def _of_filter(r: Resampling, factor: int, other: int, phases: tuple[int, int] |
     with _lock:
         if key in _fragments:
             return _fragments[key]
-    if _is_capturing(f):
+    if is_capturing(f.device):
         return None
     made = make(content if r.flip_filter else np.flip(content), factor, phases)
     if made is not None:
@@ -103,13 +104,13 @@ def _of_filter(r: Resampling, factor: int, other: int, phases: tuple[int, int] |
 def _content(f: torch.Tensor) -> np.ndarray | None:
     """A filter's taps in float64; None if they would have to be read from a device now that must not wait."""
     if f.is_inference():  # keeps no count of its changes
-        return None if _is_capturing(f) else f.cpu().double().numpy()
+        return None if is_capturing(f.device) else f.cpu().double().numpy()
     key = (f.device, f.data_ptr(), f.dtype, f.shape, f.stride(), f._version)
     with _lock:
         if key in _contents:
             _contents.move_to_end(key)
             return _contents[key][1]
-    if _is_capturing(f):
+    if is_capturing(f.device):
         return None
     content = f.detach().cpu().double().numpy()
     with _lock:
@@ -117,10 +118,6 @@ def _content(f: torch.Tensor) -> np.ndarray | None:
         while len(_contents) > FILTERS_WATCHED:
             _contents.popitem(last=False)
     return content
-
-
-def _is_capturing(f: torch.Tensor) -> bool:
-    return f.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def make(g: np.ndarray, factor: int, phases: tuple[int, int] | None) -> Fragments | None:

@@ -11,7 +11,8 @@ const clamp01 = (value) => Math.min(Math.max(value, 0), 1);
 const fraction = (value) => value - Math.floor(value);
 
 /**
- * `model`: what model.json says; `waves`: Float32Array of (omega x, omega y, phase, bin) for each wave of the point;
+ * `model`: what model.json says; `point`: one of its points, with `packets` of `drawPackets` if its features are packets;
+ * `waves`: Float32Array of (omega x, omega y, phase, bin) for each wave of the point;
  * `view`: {scale, x, y, cos, sin}, world units that N pixels span, the centre of the image, and the angle that it is turned by;
  * {columns, rows}: samples of the point's grid.
  * Returns [along x, along y], each Float32Array [2, K, samples].
@@ -22,8 +23,7 @@ export function along(model, point, waves, view, { columns, rows }) {
   const alongX = new Float32Array(2 * count * columns);
   const alongY = new Float32Array(2 * count * rows);
   const passed = model.band_limit === null ? null : point.rate / model.band_limit;
-  const { bandwidth, anchor, lines } = model.packets;
-  const draws = bandwidth > 0 ? drawn(4 * count * lines, point.rate) : null;
+  const { bandwidth, anchor, reach, lines } = model.packets;
   for (let k = 0; k < count; k++) {
     const [ox, oy, phase, bin] = waves.subarray(4 * k, 4 * k + 4);
     const offset = model.bin_offset * bin;
@@ -32,19 +32,18 @@ export function along(model, point, waves, view, { columns, rows }) {
     const vx = (wx * view.cos + wy * view.sin) * view.scale;
     const vy = (wy * view.cos - wx * view.sin) * view.scale;
     let amplitude = bin === 0 ? 1 : clamp01((octave - offset - model.blend_offset) / model.blend_width);
-    const limit = point.rate / 2 / (1 + Math.SQRT2 * bandwidth);
+    const limit = point.rate / 2 / reach;
     if (passed !== null) amplitude *= clamp01(1 - (Math.hypot(vx, vy) - passed) / (limit - passed));
     const atCentre = point.shift_gain * (wx * view.x + wy * view.y) + phase;
     fill(alongX, count, k, columns, atCentre, vx / point.rate, amplitude);
     fill(alongY, count, k, rows, 0, vy / point.rate, 1);
     const frequency = Math.hypot(wx, wy);
-    if (draws === null || frequency < anchor) continue;
+    if (!point.packets || frequency < anchor) continue;
     for (const [axis, into, samples, centre] of [[0, alongX, columns, view.x], [1, alongY, rows, view.y]]) {
       const packet = Array.from({ length: lines }, (_, m) => {
         const at = (2 * k + axis) * lines + m;
-        const offset = Math.fround(((m + draws[at]) * 2) / lines - 1);
-        const step = bandwidth * frequency * offset; // turns a unit of the world
-        return [step * centre + Math.fround(draws[at + 2 * count * lines]), (step * view.scale) / point.rate];
+        const step = bandwidth * frequency * point.packets.offset[at]; // turns a unit of the world
+        return [step * centre + point.packets.phase[at], (step * view.scale) / point.rate];
       });
       widen(into, count, k, samples, packet);
     }
@@ -52,15 +51,20 @@ export function along(model, point, waves, view, { columns, rows }) {
   return [alongX, alongY];
 }
 
-/** Numbers in (0, 1) that follow from their places, as `draw_packets` in Python has them (MurmurHash3's finaliser). */
-function drawn(count, stream) {
+/** Offsets and phases of `count` packets, Float32Array [K, 2, lines] each, as `draw_packets` in Python has them. */
+export function drawPackets(count, stream, lines) {
+  const size = 2 * count * lines;
   const first = Math.imul(0x9e3779b9, stream + 1);
-  return Float64Array.from({ length: count }, (_, i) => {
-    let x = (first + i) | 0;
+  const uniform = (place) => {
+    let x = (first + place) | 0;
     x = Math.imul(x ^ (x >>> 16), 0x85ebca6b);
     x = Math.imul(x ^ (x >>> 13), 0xc2b2ae35);
     return (((x ^ (x >>> 16)) >>> 0) + 0.5) / 2 ** 32;
-  });
+  };
+  return {
+    offset: Float32Array.from({ length: size }, (_, i) => (((i % lines) + uniform(i)) * 2) / lines - 1),
+    phase: Float32Array.from({ length: size }, (_, i) => uniform(size + i)),
+  };
 }
 
 /** Multiply row k by the sum of waves of [phase at the middle, step] in turns, over the root of their number. */

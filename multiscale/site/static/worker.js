@@ -7,7 +7,7 @@
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { loadModel } from "./model.js";
 import { normals } from "./random.js";
-import { along, framed } from "./waves.js";
+import { along, drawPackets, framed } from "./waves.js";
 import { parse } from "./worlds.js";
 
 const STYLES_KEPT = 32;
@@ -32,6 +32,8 @@ async function load() {
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 8) : 1;
   const loaded = await loadModel();
   ({ facts: model, waves, frame } = loaded);
+  const { bandwidth, lines } = model.packets;
+  if (bandwidth > 0) for (const point of model.points) point.packets = drawPackets(point.waves, point.rate, lines);
   const externalData = [{ path: "weights", data: new Uint8Array(loaded.weights.buffer) }];
   const options = { executionProviders: ["wasm"], graphOptimizationLevel: "all", externalData };
   mapping = await ort.InferenceSession.create(loaded.mapping, options);
