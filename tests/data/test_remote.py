@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -244,19 +245,23 @@ def test_addresses_are_those_of_the_protocols():
 # Servers that fail ----------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_drops_every_third_request_and_is_slow_gives_the_right_set(server, expected, tmp_path):
+def test_a_server_that_fails_twice_for_every_third_tile_and_is_slow_gives_the_right_set(server, expected, tmp_path):
+    """By the tile, not by the request: five failures of one tile in a row would be a refusal, and rightly so."""
     server.delay_sec = 0.002
+    times = Counter()
 
-    def fault(request, number):
-        if number % 3 == 0 and "dzi_files" in request.path:
-            if number % 2:
-                request.transport.abort()
-            return web.Response(status=503, headers={"Retry-After": "0"})
-        return None
+    def fault(request, _):
+        times[request.path] += 1
+        if "dzi_files" not in request.path or list(times).index(request.path) % 3 or times[request.path] > 2:
+            return None
+        if times[request.path] == 1:
+            request.transport.abort()
+        return web.Response(status=503, headers={"Retry-After": "0"})
 
     server.fault = fault
     pixels, _ = made(server.url("dzi.dzi"), tmp_path / "set.zip", "--connections", 3)
     np.testing.assert_array_equal(pixels, expected[0])
+    assert sorted(set(times.values())) == [1, 3]
     assert 1 < server.most <= 3
     assert server.agents == {fetching.USER_AGENT}
 
