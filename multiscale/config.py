@@ -57,6 +57,10 @@ class GeneratorConfig:
     """Features are packets of waves whose frequencies lie within this part of the feature's own along x and along y, so that
     their sum does not repeat itself as that of few waves does; 0: single waves (as published). Features below
     ``feature_anchor`` are single waves in any case."""
+    even_features: bool = False
+    """All features of an octave of frequencies count alike, in every world and in all: worlds turn their phases, not their
+    amplitudes, and their mixing weights are scaled to their octave's root mean square. Otherwise some few come to dominate,
+    which shows as strokes."""
     world_frame: bool = False
     """An angle and a shift of the world follow from w (StyleGAN3's input has the same)."""
     z_dim: Annotated[int, Field(ge=1, le=65536)] = 512
@@ -123,6 +127,10 @@ class GeneratorConfig:
         if self.feature_bandwidth and self.published_geometry:
             raise ValueError(
                 "feature_bandwidth is not for imported weights (published_geometry), which know single waves only"
+            )
+        if self.even_features and not (self.feature_style and self.fourier_features):
+            raise ValueError(
+                "even_features is for features with a style that are mixed: feature_style and fourier_features"
             )
         if self.feature_split is not None and self.fourier_features is not None:
             raise ValueError(

@@ -31,6 +31,9 @@ CALIBRATED_AT_A_TIME = 4
 Maps: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """What a layer sees: the output of the one before it, and features that are appended to it."""
 
+OCTAVES = (-4, 27)
+"""Of frequencies in cycles over the world."""
+
 Size: TypeAlias = tuple[int, int]
 """Width and height of an image in pixels."""
 
@@ -39,7 +42,8 @@ class FeatureInjection(nn.Module):
     """The Fourier features of one injection point, evaluated on that layer's grid.
 
     With ``feature_style`` each has an amplitude A of its sine and B of its cosine for each world, linear in w, but for those
-    below ``feature_anchor``.
+    below ``feature_anchor``. With ``even_features`` the direction of (A, B) alone is a world's own: its length is the same in
+    all (of equal |w|), and the features of an octave of frequencies are mixed with weights of the same length.
     """
 
     omega: torch.Tensor
@@ -87,14 +91,40 @@ class FeatureInjection(nn.Module):
     def maps(self, waves: Waves, w: torch.Tensor | None = None, mixing: torch.Tensor | None = None) -> torch.Tensor:
         """Features of the views that ``waves`` are of, as :meth:`forward` says."""
         waves = self.styled(waves, w)
-        return waves.maps() if mixing is None else waves.mixed(mixing / math.sqrt(mixing.shape[1]))
+        return waves.maps() if mixing is None else waves.mixed(self.weights(mixing))
+
+    def weights(self, mixing: torch.Tensor) -> torch.Tensor:
+        """What features are mixed with, [C, K], of the parameter ``mixing``."""
+        if self.config.even_features:
+            energy = mixing.square().mean(dim=0) * self.length.square()  # [K]
+            octave = self.frequency.log2().floor().clamp(*OCTAVES)
+            members = (octave == torch.arange(OCTAVES[0], OCTAVES[1] + 1, device=octave.device)[:, None]).to(
+                energy
+            )  # [octaves, K]
+            mean = members.t() @ (members @ energy / members.sum(dim=1).clamp(min=1))
+            mixing = mixing * torch.where(self.anchored, 1, (mean / energy.clamp(min=1e-20)).sqrt())
+        return mixing / math.sqrt(mixing.shape[1])
+
+    @property
+    def anchored(self) -> torch.Tensor:
+        """Which features are the same in all worlds, [K]."""
+        return self.frequency < self.config.feature_anchor
+
+    @property
+    def length(self) -> torch.Tensor:
+        """Of (A, B) by the root mean square of w's elements, averaged over all directions of w, [K]."""
+        assert self.style is not None
+        return self.style.square().mean(dim=1).unflatten(0, (-1, 2)).sum(dim=1).sqrt()
 
     def styled(self, waves: Waves, w: torch.Tensor | None) -> Waves:
         """Waves of all worlds as those of the worlds of ``w`` [B, D]."""
         if self.style is not None:
             assert w is not None
             amplitude = (w @ (self.style / math.sqrt(w.shape[1])).t()).unflatten(1, (-1, 2))
-            anchored = (self.frequency < self.config.feature_anchor).to(amplitude)[:, None]  # [K, 1]
+            if self.config.even_features:
+                size = w.square().mean(dim=1).sqrt()[:, None] * self.length  # [B, K]
+                amplitude = F.normalize(amplitude, dim=2) * size[..., None]
+            anchored = self.anchored.to(amplitude)[:, None]  # [K, 1]
             waves = waves.styled(amplitude * (1 - anchored) + F.pad(anchored, (0, 1)))
         return waves
 

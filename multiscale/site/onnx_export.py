@@ -118,7 +118,7 @@ def _features(
 ) -> torch.Tensor:
     waves = Waves(along_x[:1], along_x[1:], along_y[:1], along_y[1:])
     maps = point.styled(waves, ws[:, 0]).maps()
-    return maps if mixing is None else F.conv2d(maps, (mixing / math.sqrt(mixing.shape[1]))[:, :, None, None])
+    return maps if mixing is None else F.conv2d(maps, point.weights(mixing)[:, :, None, None])
 
 
 def _layer(layer: SynthesisLayer, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,9 @@ from multiscale.runs.snapshots import is_published, load_snapshot
 from multiscale.runs.states import NETWORKS, load_state
 from multiscale.training.resume import check_changes
 
+WITHOUT_WEIGHTS = ("feature_bandwidth", "even_features")
+"""Settings of the generator that change none of its weights' shapes: they may come or go."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
@@ -26,9 +29,8 @@ class Learned:
     def check(self, config: RunConfig) -> None:
         """Raise a :class:`UserError` unless the run's networks are of the same shape."""
         mine = {section: values for section, values in to_dict(config).items() if section in self.config}
-        # Packets have no weights: they may come or go.
-        packets = {"feature_bandwidth": self.config["generator"]["feature_bandwidth"]}
-        mine["generator"] = mine["generator"] | packets
+        free = {name: self.config["generator"][name] for name in WITHOUT_WEIGHTS}
+        mine["generator"] = mine["generator"] | free
         check_changes(self.config, mine, f"The run of {self.path}")
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import calibrated_generator, small_config
 
+from multiscale.networks.fourier import Waves
 from multiscale.networks.generator import Generator
 from multiscale.networks.layers import modulated_conv2d
 from multiscale.view import AffineViews, view_transform
@@ -129,6 +130,34 @@ def test_only_the_lowest_frequencies_are_alike_in_all_worlds():
     assert torch.equal(same, point.omega.norm(dim=1) < 1.5)
 
 
+def test_even_features_count_alike_in_every_world_and_in_all():
+    """Uneven weights and styles, as training makes them, are evened octave by octave; what an octave weighs stays."""
+    generator = Generator(small_config(img_resolution=64, **MIXED, n_bins=3, feature_style=True, even_features=True))
+    synthesis = generator.synthesis
+    w = torch.randn(8, 16)
+    mixing = {"input": synthesis.input_weight, **synthesis.mixing}
+    for name, point in {"input": synthesis.input, **synthesis.injections}.items():
+        waves = len(point.omega)
+        with torch.no_grad():
+            mixing[name].mul_(torch.linspace(0.1, 3, waves))
+            point.style.mul_(torch.linspace(2, 0.5, 2 * waves)[:, None])
+        one = torch.ones(8, waves, 1)
+        turned = point.styled(Waves(0 * one, one, one, 0 * one), w)
+        length = torch.hypot(turned.sin_y, turned.cos_y)[..., 0] / w.square().mean(dim=1, keepdim=True).sqrt()
+        free = ~point.anchored
+        torch.testing.assert_close(length[:, free], point.length[free].expand(8, -1))
+        torch.testing.assert_close(length[:, ~free] * 0 + 1, torch.ones(8, int(point.anchored.sum())))
+        energy = (point.weights(mixing[name]) * point.length).square().sum(dim=0)
+        before = (mixing[name] * point.length).square().sum(dim=0) / waves
+        octaves = point.frequency.log2().floor()
+        assert len(octaves[free].unique()) > 3
+        for octave in octaves[free].unique():
+            mine = free & (octaves == octave)
+            group = octaves == octave  # anchored features keep theirs
+            torch.testing.assert_close(energy[mine], before[group].mean().expand(int(mine.sum())))
+        torch.testing.assert_close(energy[~free], before[~free])
+
+
 def test_gradients_reach_styles_mixing_and_frame():
     generator = Generator(small_config(img_resolution=64, **STYLED))
     generator(torch.randn(4, 16), view_transform([1.0, 2.0, 9.0, 60.0], [[0, 0]] * 4)).square().mean().backward()
@@ -156,6 +185,7 @@ def test_gradients_reach_styles_mixing_and_frame():
         {"feature_style": True, "world_frame": True},
         {"img_resolution": 64, "feature_bandwidth": 0.25},
         {"img_resolution": 16, "feature_bandwidth": 0.1, **STYLED},
+        {"even_features": True, **STYLED},
     ],
 )
 def test_legal_configurations_render_and_train(changes):

@@ -40,7 +40,9 @@ NETWORKS = {
     "styled, grey": lambda: calibrated_generator(
         small_config(**MIXED, feature_style=True, img_channels=1, filter_size=4)
     ),
-    "packets": lambda: calibrated_generator(small_config(**MIXED, feature_style=True, feature_bandwidth=0.2)),
+    "even packets": lambda: calibrated_generator(
+        small_config(**MIXED, feature_style=True, even_features=True, feature_bandwidth=0.2)
+    ),
     "in frames of their own": framed_generator,
     "bundled": lambda: load_snapshot(BUNDLED).generator,
     "published": lambda: load_published(PUBLISHED).generator,

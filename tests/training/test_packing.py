@@ -17,18 +17,21 @@ def test_packed_networks_are_what_a_transfer_begins_with(tmp_path):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
     run = tmp_path / "run"
     run.mkdir()
-    trainer = Trainer(tiny_run(dataset), dataset, run, Process(torch.device("cpu")))
+    config = tiny_run(dataset)
+    styled = dataclasses.replace(config.generator, fourier_features=40, feature_style=True)
+    trainer = Trainer(dataclasses.replace(config, generator=styled), dataset, run, Process(torch.device("cpu")))
     trainer.run()
     pack_networks(run, tmp_path / "networks.pt")
     state = next(run.glob("state-*20.pt"))
     assert (tmp_path / "networks.pt").stat().st_size < state.stat().st_size / 3
     learned = load_learned(tmp_path / "networks.pt")
     learned.check(trainer.config)
-    waves = trainer.config.generator
-    packets = dataclasses.replace(trainer.config, generator=dataclasses.replace(waves, feature_bandwidth=0.2))
-    learned.check(packets)  # they have no weights
+    free = {"feature_bandwidth": 0.2, "even_features": True}  # they have no weights
+    packets = dataclasses.replace(config, generator=dataclasses.replace(styled, **free))
+    learned.check(packets)
     Trainer(packets, dataset, tmp_path, Process(torch.device("cpu"))).begin_with(learned.weights)
-    other = Trainer(tiny_run(dataset, seed=5), dataset, tmp_path, Process(torch.device("cpu")))
+    other = dataclasses.replace(tiny_run(dataset, seed=5), generator=styled)
+    other = Trainer(other, dataset, tmp_path, Process(torch.device("cpu")))
     other.begin_with(learned.weights)
     for name in ("G", "D", "G_ema"):
         for key, tensor in getattr(trainer, name).state_dict().items():
