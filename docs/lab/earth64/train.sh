@@ -1,6 +1,7 @@
 #!/bin/sh
-# Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in two stages.
-#   sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
+# Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in three stages.
+#   [WAVES=104 PACKETS=9 EVEN=16] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
+# The stages' lengths are in thousands of images.
 set -e
 folder=$1
 shift
@@ -18,11 +19,19 @@ stage() {  # NAME and options
     --set training.r1_gamma=0.3 --set training.r2_gamma=0.3 --set training.metrics=null "$@"
 }
 
-stage waves --kimg 104 --set generator.feature_bandwidth=0 --set training.tf32=true --set training.g_lr=0.004 --set training.d_lr=0.0035 \
+after() {  # STAGE, NAME and options: goes on from the networks of another
+  python -m multiscale.cli.pack "$folder/$1" "$folder/$1.safetensors" --networks "$folder/$1.pt"
+  before=$1
+  shift
+  stage "$@" --transfer "$folder/$before.pt" --set generator.feature_bandwidth=0.2 --set training.ema_kimg=2 \
+    --set training.ema_rampup=0.3 --set training.ada_kimg=150 --set schedule.warmup_kimg=0 --set schedule.skew_kimg=0
+}
+
+stage waves --kimg ${WAVES:-104} --set generator.feature_bandwidth=0 --set training.tf32=true --set training.g_lr=0.004 --set training.d_lr=0.0035 \
   --set training.lr_end=0.1 --set training.ema_kimg=5 --set training.ada_kimg=300 --set training.consistency_weight=6 "$@"
-python -m multiscale.cli.pack "$folder/waves" "$folder/waves.safetensors" --networks "$folder/waves.pt"
-stage packets --kimg 9 --transfer "$folder/waves.pt" --set generator.feature_bandwidth=0.2 --set training.g_lr=0.002 \
-  --set training.d_lr=0.00175 --set training.lr_end=0.05 --set training.ema_kimg=2 --set training.ema_rampup=0.3 \
-  --set training.ada_kimg=150 --set training.consistency_weight=8 --set schedule.warmup_kimg=0 --set schedule.skew_kimg=0 "$@"
-python -m multiscale.cli.pack "$folder/packets" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
-  --info kimg=113 --info title=Earth --info licence=Apache-2.0
+after waves packets --kimg ${PACKETS:-9} --set training.g_lr=0.002 --set training.d_lr=0.00175 --set training.lr_end=0.05 \
+  --set training.consistency_weight=8 "$@"
+after packets even --kimg ${EVEN:-16} --set generator.even_features=true --set training.g_lr=0.0024 --set training.d_lr=0.0021 \
+  --set training.lr_end=0.03 --set training.consistency_weight=10 "$@"
+python -m multiscale.cli.pack "$folder/even" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
+  --info kimg=129 --info title=Earth --info licence=Apache-2.0
