@@ -22,6 +22,9 @@ from multiscale.networks.generator import Generator
 from multiscale.view import unchecked_transform, uniform_centres
 from torch_utils.ops import build
 
+for name in ("no_proxy", "NO_PROXY"):  # servers within tests, and of them in processes, are asked without one
+    os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker, or they fight for the cores
     torch.set_num_threads(1)
 

@@ -31,8 +31,6 @@ SIZE = (1101, 700)
 def cache(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("MULTISCALE_CACHE", str(folder))
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(fetching, "BACKOFF_SEC", 0.01)
     return folder
 

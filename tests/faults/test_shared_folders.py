@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,7 @@ def test_folders_made_by_threads_have_the_modes_of_the_umask(tmp_path):
         while not made or not done.is_set():
             made.append(tmp_path / f"folder{len(made)}")
             made[-1].mkdir()
+            time.sleep(0.001)  # the other's turn
         thread.join()
     finally:
         os.umask(before)
