@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
@@ -21,8 +22,20 @@ from multiscale.networks.generator import Generator
 from multiscale.view import unchecked_transform, uniform_centres
 from torch_utils.ops import build
 
+for name in ("no_proxy", "NO_PROXY"):  # servers within tests, and of them in processes, are asked without one
+    os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker, or they fight for the cores
     torch.set_num_threads(1)
+
+with contextlib.suppress(ImportError):  # where GPUs are proved, there is none
+    import hypothesis
+
+    # The same examples each time, however long they take; --hypothesis-profile default tries others, within its deadlines.
+    hypothesis.settings.register_profile(
+        "suite", derandomize=True, deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("suite")
 
 GOLDEN = Path(__file__).parent / "golden"
 

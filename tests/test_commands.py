@@ -5,6 +5,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +18,12 @@ import skimage.data
 import torch
 from click.testing import CliRunner
 from conftest import small_patches
+from filelock import FileLock
 from PIL import Image
 
 from multiscale.cli import dataset_tool, generate, train
-from multiscale.runs.folder import held
+from multiscale.runs import folder as folder_module
+from multiscale.runs.folder import LOCK, held
 from multiscale.runs.migrations import FORMAT_VERSION
 from multiscale.runs.snapshots import BUNDLED, find_network, load_snapshot, save_snapshot, snapshots_of
 from multiscale.runs.states import load_state, states_of
@@ -298,6 +302,23 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
         assert "Another process trains in" in refused(train, "--data", data, "--outdir", folder)
 
 
+def test_who_looks_whether_a_process_trains_keeps_none_from_starting(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "LOOK_SECONDS", 120)
+    looking = threading.Event()
+
+    def look():
+        with FileLock(tmp_path / LOCK, fallback_to_soft=False):
+            looking.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    assert looking.wait(120)
+    with held(tmp_path):
+        pass
+    thread.join()
+
+
 def test_of_two_runs_that_start_at_once_in_one_folder_the_second_is_refused(tmp_path, monkeypatch):
     data = small_patches(tmp_path / "p.zip")
     resolved = resolve(Request(data=str(data), gpus=0, outdir=str(tmp_path / "run")))
@@ -326,7 +347,7 @@ def test_killed_training_leaves_whole_files_only(tmp_path):
     process = subprocess.Popen(
         [str(c) for c in command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    for _ in range(600):
+    for _ in range(3000):
         if len(snapshots_of(tmp_path / "run")) > 3:
             break
         try:

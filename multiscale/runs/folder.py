@@ -28,6 +28,8 @@ from torch_utils.distributed import under_torchrun
 
 CONFIG, ENVIRONMENT, LOCK = "config.yaml", "environment.json", ".lock"
 FIRST_SNAPSHOT = "generator-000000000.safetensors"
+LOOK_SECONDS = 1.0
+"""How long a lock is waited for: whoever looks whether a process trains in a folder holds it for a moment."""
 
 
 def holds_run(folder: Path) -> bool:
@@ -69,7 +71,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
+        lock = FileLock(folder / LOCK, timeout=LOOK_SECONDS, fallback_to_soft=False)
         lock.acquire()
     except Timeout as error:
         raise UserError(

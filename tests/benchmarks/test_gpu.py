@@ -30,7 +30,7 @@ def test_parts_follow_each_other_whatever_becomes_of_one(tmp_path, monkeypatch, 
     parts = [
         part("good", "print('a'); print('b')"),
         part("bad", "import sys; print('why'); sys.exit(3)"),
-        part("slow", "import time; print('begun', flush=True); time.sleep(60)", limit=1.0),
+        part("slow", "import time; print('begun', flush=True); time.sleep(600)", limit=5.0),
         part("empty", "", result=gpu.report_of),
         Part("checked", ["no-such-program-here"], 10, gpu.lines_of, optional=True),
         part("last", "print('c')"),

@@ -194,9 +194,10 @@ def test_what_runs_is_asked_to_stop(recipes, tmp_path):
     thread = threading.Thread(target=run)
     thread.start()
     while not workers._running:
+        assert thread.is_alive()
         time.sleep(0.01)
     workers.stop()
-    thread.join(timeout=20)
+    thread.join(timeout=120)
     assert ends == ["stopped"]
     with pytest.raises(recipes.Stopped):
         workers.run(["-c", "pass"], tmp_path / "log")

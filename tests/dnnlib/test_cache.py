@@ -142,5 +142,5 @@ for i in range(300):
 def test_processes_may_share_it(tmp_path):
     root = Path(__file__).parent.parent.parent
     several = [subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path), name], cwd=root) for name in "ab"]
-    assert [process.wait(60) for process in several] == [0, 0]
+    assert [process.wait(600) for process in several] == [0, 0]
     assert size_of(tmp_path) <= 120_000

@@ -41,6 +41,7 @@ def test_a_killed_write_keeps_the_older_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     program = f"""
+import time
 from dnnlib.files import atomic_write
 with atomic_write({str(path)!r}) as stream:
     stream.write(b"half"); stream.flush(); print("writing", flush=True); time.sleep(60)
@@ -48,7 +49,7 @@ with atomic_write({str(path)!r}) as stream:
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"writing\n"
     process.kill()
-    process.wait()
+    assert process.wait() < 0, "it ended before"
     assert path.read_text() == "old"
 
 

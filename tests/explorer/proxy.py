@@ -63,7 +63,7 @@ def proxying(inner: str, port: int, prefix: str) -> Iterator[None]:
     task = loop.create_task(serve())
     thread = threading.Thread(target=loop.run_until_complete, args=[task], daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from multiscale.explorer.scheduler import RenderQueue
 from multiscale.explorer.services import Services
 from multiscale.runs.snapshots import save_snapshot
 
+PATIENCE_SEC = 120
+"""For what must come, however busy the machine is; what never comes takes so long to fail."""
 WORLD_PX = 512
 """Of the networks that ``small_run`` makes: 32 pixels, 4 octaves."""
 
@@ -39,9 +41,31 @@ def small_run(folder: Path, kimgs: tuple[float, ...] = (1, 2), channels: int = 3
     return folder
 
 
-def run(work: Coroutine[Any, Any, Any], timeout: float = 30) -> Any:
-    """As asyncio.run, within a time."""
+def run(work: Coroutine[Any, Any, Any], timeout: float = 5 * PATIENCE_SEC) -> Any:
+    """As asyncio.run, within a time; the first image of all may have to wait until kernels are built."""
     return asyncio.run(asyncio.wait_for(work, timeout))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the loop go on until something is so."""
+
+    async def look() -> None:
+        while not condition():
+            await asyncio.sleep(0.005)
+
+    await asyncio.wait_for(look(), PATIENCE_SEC)
+
+
+class Clock:
+    """Stands in for the module ``time`` of a module under test: it goes on when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
 
 
 @dataclass
@@ -75,7 +99,12 @@ class Socket:
         """Ask for a frame of 32 x 32 pixels of the whole world, or what ``changes`` say."""
         await self.say(frame(number, **changes))
 
-    async def hear(self, timeout: float = 10) -> tuple[dict[str, Any], bytes]:
+    async def heard(self) -> None:
+        """Wait until the server has heard all that was said; no answer to anything else may be due before."""
+        await self.say({"type": "ping", "id": 0})
+        assert (await self.hear())[0] == {"type": "pong", "id": 0}
+
+    async def hear(self, timeout: float = PATIENCE_SEC) -> tuple[dict[str, Any], bytes]:
         """The next message: its JSON, and the image of a frame."""
         message = await self.raw.receive(timeout)
         if message.type is WSMsgType.TEXT:
@@ -122,5 +151,5 @@ async def serving(
             yield Served(explorer, client, cache)
             await explorer.close()
     finally:
-        assert services.close(10)
+        assert services.close(PATIENCE_SEC)
         assert services.films.folder is None or not services.films.folder.exists()

@@ -6,6 +6,7 @@ import time
 import weakref
 
 import pytest
+from serving import PATIENCE_SEC, Clock
 
 from multiscale.explorer import scheduler
 from multiscale.explorer.scheduler import UNSENT, Owner, Rank, RenderQueue
@@ -16,7 +17,7 @@ from multiscale.rendering.renderer import Cancelled
 def queue():
     queue = RenderQueue()
     yield queue
-    assert queue.stop(5)
+    assert queue.stop(PATIENCE_SEC)
 
 
 class Gate:
@@ -25,11 +26,11 @@ class Gate:
     def __init__(self, queue):
         self.entered, self.opened = threading.Event(), threading.Event()
         self.job = queue.call(Owner(), Rank.DRAFT, self.wait)
-        assert self.entered.wait(5)
+        assert self.entered.wait(PATIENCE_SEC)
 
     def wait(self, cancelled):
         self.entered.set()
-        assert self.opened.wait(5)
+        assert self.opened.wait(PATIENCE_SEC)
 
 
 def pieces(log, name, count):
@@ -44,7 +45,7 @@ def pieces(log, name, count):
 
 
 def results(jobs):
-    found = [job.future.result(5) for job in jobs]
+    found = [job.future.result(PATIENCE_SEC) for job in jobs]
     for job in jobs:
         job.close()
     return found
@@ -95,32 +96,31 @@ def test_owners_who_ask_again_at_once_take_turns_too(queue):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE_SEC)
     assert len(log) == 60
 
 
 def test_a_rank_that_has_waited_long_gets_a_piece(queue, monkeypatch):
-    monkeypatch.setattr(scheduler, "PATIENCE_SECONDS", 0.1)
-    log = []
-    done = threading.Event()
+    clock, log = Clock(), []
+    monkeypatch.setattr(scheduler, "time", clock)
+    gate = Gate(queue)  # what is asked meanwhile has waited from now on
 
-    def draft(cancelled):
-        time.sleep(0.01)
-        log.append("D")
+    def draft(owner):
+        def work(cancelled):
+            clock.now += scheduler.PATIENCE_SECONDS / 4
+            log.append("D")
+            if len(log) < 40:
+                draft(owner)
 
-    def flood(owner):
-        while not done.is_set():
-            results([queue.call(owner, Rank.DRAFT, draft)])
+        job = queue.call(owner, Rank.DRAFT, work)
+        job.future.add_done_callback(lambda _: job.close())
 
-    threads = [threading.Thread(target=flood, args=(Owner(),)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    results([queue.submit(Owner(), Rank.LONG, pieces(log, "L", 3))])
-    done.set()
-    for thread in threads:
-        thread.join(5)
-    assert log.index("L0") > 2, "it waits at first"
-    assert log.index("L2") - log.index("L1") > 2, "one piece at a time"
+    for _ in range(3):  # of whom each asks again as soon as it has a draft
+        draft(Owner())
+    long = queue.submit(Owner(), Rank.LONG, pieces(log, "L", 3))
+    gate.opened.set()
+    results([long])
+    assert log[:13] == [*"DDDD", "L0", *"DDDD", "L1", "D", "D", "D"], "one piece at a time"
 
 
 def test_owners_who_do_not_fetch_their_results_are_passed_over(queue):
@@ -128,11 +128,11 @@ def test_owners_who_do_not_fetch_their_results_are_passed_over(queue):
     slow, other = Owner(), Owner()
     jobs = [queue.submit(slow, Rank.DRAFT, pieces(log, f"s{i}.", 1)) for i in range(UNSENT + 1)]
     for job in jobs[:UNSENT]:
-        job.future.result(5)
+        job.future.result(PATIENCE_SEC)
     results([queue.submit(other, Rank.LONG, pieces(log, "o", 1))])
     assert not jobs[-1].future.done()
     jobs[0].close()
-    assert jobs[-1].future.result(5)
+    assert jobs[-1].future.result(PATIENCE_SEC)
     for job in jobs:
         job.close()
         job.close()
@@ -160,10 +160,10 @@ def test_a_job_closed_while_it_runs_is_told_so(queue):
         raise Cancelled
 
     job = queue.call(Owner(), Rank.SHARP, work)
-    assert entered.wait(5)
+    assert entered.wait(PATIENCE_SEC)
     job.close()
     with pytest.raises(Cancelled):
-        job.future.result(5)
+        job.future.result(PATIENCE_SEC)
 
 
 def test_errors_go_to_whoever_waits_and_the_thread_goes_on(queue):
@@ -172,7 +172,7 @@ def test_errors_go_to_whoever_waits_and_the_thread_goes_on(queue):
 
     job = queue.call(Owner(), Rank.DRAFT, broken)
     with pytest.raises(RuntimeError, match="broken"):
-        job.future.result(5)
+        job.future.result(PATIENCE_SEC)
     job.close()
     assert results([queue.call(Owner(), Rank.DRAFT, lambda _: 7)]) == [7]
 
@@ -183,7 +183,7 @@ def test_after_the_end_everything_is_cancelled():
     waiting = queue.submit(Owner(), Rank.LONG, pieces([], "x", 9))
     assert not queue.stop(0.01)
     gate.opened.set()
-    assert queue.stop(5)
+    assert queue.stop(PATIENCE_SEC)
     late = queue.submit(Owner(), Rank.LONG, pieces([], "x", 1))
     for job in (waiting, late):
         with pytest.raises(Cancelled):
@@ -213,11 +213,13 @@ def test_finished_and_cancelled_jobs_leave_nothing_behind(queue):
         results(jobs[1::2])
         for job in jobs[::2]:
             with pytest.raises(Cancelled):
-                job.future.result(5)
+                job.future.result(PATIENCE_SEC)
         jobs.clear()
         del job
         results([queue.call(Owner(), Rank.DRAFT, lambda _: None)])
-        time.sleep(0.05)
-        assert not [reference for reference in seen if reference() is not None]
+        end = time.monotonic() + PATIENCE_SEC
+        while [reference for reference in seen if reference() is not None]:
+            assert time.monotonic() < end
+            time.sleep(0.001)
     finally:
         gc.enable()

@@ -6,7 +6,7 @@ import threading
 import zipfile
 
 import pytest
-from serving import run, serving, small_run
+from serving import PATIENCE_SEC, run, serving, small_run, until
 
 from dnnlib.errors import UserError
 from dnnlib.files import cache_folder
@@ -32,7 +32,7 @@ class Maker:
 
     def __call__(self, network, folder):
         self.made.append(network.stem)
-        assert self.may.wait(10)
+        assert self.may.wait(PATIENCE_SEC)
         folder.mkdir()
         target = folder / f"page-of-{network.stem}.zip"
         with zipfile.ZipFile(target, "w") as archive:
@@ -80,7 +80,7 @@ def test_pages_are_bounded_in_number(folder, tmp_path, maker, monkeypatch):
 
     async def work(served):
         waiting = [asyncio.create_task(got(served, name)) for name in NAMES[:2]]
-        await asyncio.sleep(0.2)
+        await until(lambda: len(served.explorer.services.sites._made) == 2)
         refused = await got(served, NAMES[2])
         maker.may.set()
         found = [await page for page in waiting]
@@ -99,9 +99,10 @@ def test_who_stops_waiting_leaves_the_page_to_others(folder, tmp_path, maker):
 
     async def work(served):
         impatient, other = (asyncio.create_task(got(served)) for _ in range(2))
-        await asyncio.sleep(0.2)
+        asked = served.explorer.services.sites._asked
+        await until(lambda: sum(asked.values()) == 2)
         impatient.cancel()
-        await asyncio.sleep(0.1)
+        await until(lambda: sum(asked.values()) == 1)
         maker.may.set()
         return await other
 

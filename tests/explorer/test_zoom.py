@@ -16,12 +16,14 @@ import aiohttp
 import pytest
 from aiohttp import web
 from click.testing import CliRunner
-from serving import Socket, small_run
+from serving import PATIENCE_SEC, Socket, small_run, until
 
 from multiscale.cli import zoom
 from multiscale.explorer import connections, server
 
 ROOT = Path(__file__).parent.parent.parent
+ATONCE_SEC = 30
+"""A second on an idle machine; aiohttp would wait a minute for its clients, and the film takes many."""
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +46,21 @@ def started(folder, tmp_path, *options, **environment):
     )
     with process:
         try:
-            line = process.stdout.readline()
-            found = re.search(r"http://\S+", line)
-            assert found, line + process.communicate()[0]
+            said = ""
+            while not (found := re.search(r"http://\S+", said)):  # kernels may be built meanwhile, which it says
+                line = process.stdout.readline()
+                assert line, said
+                said += line
             yield process, found[0]
         finally:
             process.kill()
 
 
 async def film_and_large_image(session, web_socket, url):
-    """Have the server work on something that takes minutes."""
+    """Have the server work on something that takes many minutes."""
     await web_socket.ask(0)
-    await web_socket.hear(60)  # kernels may have to be built first
-    film = {"world": "3", "width": 512, "height": 512, "fps": 30, "seconds": 100}
+    await web_socket.hear(5 * PATIENCE_SEC)  # kernels may have to be built first
+    film = {"world": "3", "width": 512, "height": 512, "fps": 30, "seconds": 1200}
     film["keyframes"] = [{"zoom": 1, "x": 0, "y": 0}, {"zoom": 9, "x": 0, "y": 0}]
     async with session.post(url.replace("?", "api/films?"), json=film) as answer:
         assert answer.status == 202
@@ -75,9 +79,9 @@ def test_sigterm_ends_it_at_once_while_clients_wait_for_large_images(folder, tmp
             await film_and_large_image(session, Socket(raw), url)
             start = time.perf_counter()
             process.send_signal(signal.SIGTERM)
-            message = await raw.receive(5)
+            message = await raw.receive(ATONCE_SEC)
             assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED), message
-            await asyncio.to_thread(process.wait, 10)
+            await asyncio.to_thread(process.wait, ATONCE_SEC)
             return time.perf_counter() - start
 
     with started(folder, tmp_path, "--token", token, "--no-browser", SSH_CONNECTION="1 2 3 4") as (process, url):
@@ -85,7 +89,7 @@ def test_sigterm_ends_it_at_once_while_clients_wait_for_large_images(folder, tmp
         took = asyncio.run(wait_in_vain(process, url))
         output = process.communicate()[0]
         assert process.returncode == 0, output
-    assert took < 3, "about a second, on a machine that does other things too"
+    assert took < ATONCE_SEC
     port = urlsplit(url).port
     assert f"ssh -L {port}:localhost:{port}" in output
     assert "Traceback" not in output
@@ -96,7 +100,7 @@ def test_ctrl_c_ends_it(folder, tmp_path):
     with started(folder, tmp_path, "--no-browser") as (process, url):
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url)
         process.send_signal(signal.SIGINT)
-        assert "Traceback" not in process.communicate(timeout=10)[0]
+        assert "Traceback" not in process.communicate(timeout=PATIENCE_SEC)[0]
         assert process.returncode == 0
 
 
@@ -148,7 +152,7 @@ def test_connections_of_any_kind_are_bounded(folder, monkeypatch):
 
     async def work():
         async def forever(_):
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
         app, kept = web.Application(), connections.Connections()
 
@@ -168,14 +172,14 @@ def test_connections_of_any_kind_are_bounded(folder, monkeypatch):
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         for _, other in silent:
             other.write(b"GET /busy HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await asyncio.sleep(0.05)
+        await until(lambda: len(kept._busy) == 3)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), PATIENCE_SEC) == b""
         writer.close()
         silent[0][1].close()
-        await asyncio.sleep(0.05)
+        await until(lambda: len(runner.server.connections) == 2)
         async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/") as answer:
             assert answer.status == 404
         for _, other in silent[1:]:

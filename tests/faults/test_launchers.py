@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from torch_utils.pulse import Pulse, beating
 from torch_utils.workers import failed_reading
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_SEC = 120
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them; Linux and macOS run it")
 
 
@@ -48,15 +50,22 @@ def test_a_process_that_falls_silent_is_named_and_those_that_speak_or_have_ended
 
 
 def test_a_process_beats_as_long_as_it_works_and_says_when_it_ends(monkeypatch):
-    store, ended = dist.HashStore(), []
+    store, ended, clock = dist.HashStore(), [], SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
     monkeypatch.setattr(pulse.os, "_exit", ended.append)
+    monkeypatch.setattr(pulse, "time", clock)
     watcher = Pulse(store, 1, 0.2)
     with beating(Pulse(store, 1, 0.2), 0, watches=True):
         for _ in range(6):
-            time.sleep(0.1)
+            clock.now += 0.15
+            beat, deadline = watcher._store.get("0"), time.monotonic() + PATIENCE_SEC
+            while watcher._store.get("0") == beat:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
             assert watcher.stopped() == {}
-    time.sleep(0.3)
-    assert watcher.stopped() == {}
+    for _ in range(3):
+        assert watcher.stopped() == {}
+        clock.now += 1
     assert not ended
 
 
@@ -121,7 +130,7 @@ def test_a_rank_that_is_stopped_ends_what_torchrun_started_with_its_name(tmp_pat
         assert line, errors
         errors += line
     os.kill(ranks[1], signal.SIGCONT)  # torchrun waits half a minute before it kills what does not hear it
-    errors += process.communicate(timeout=90)[1]
+    errors += process.communicate(timeout=2 * PATIENCE_SEC)[1]
     assert process.returncode != 0
     assert len(re.findall(r"Error: Of 2 processes these have not answered for 20 s: rank 1 \(", errors)) == 1
     assert not any(map(lives, ranks))
@@ -133,7 +142,7 @@ def test_ranks_end_when_torchrun_is_killed(tmp_path):
     process, ranks = torchrun(tmp_path, "wait", 120)
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SEC
     while any(map(lives, ranks)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(lives, ranks))
@@ -166,8 +175,8 @@ def test_elsewhere_than_on_linux_a_thread_looks_for_the_parent(tmp_path):
         assert lives(number)
         process.stdin.write("\n")
         process.stdin.flush()
-        process.wait(60)
-    deadline = time.monotonic() + 60
+        process.wait(PATIENCE_SEC)
+    deadline = time.monotonic() + PATIENCE_SEC
     while lives(number) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not lives(number)

@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -137,23 +138,30 @@ def test_a_cache_that_is_made_is_closed_to_others_whatever_the_umask(planned, um
 
 
 HOLD = """
-import sys, time
+import sys
 from filelock import FileLock
 with FileLock(sys.argv[1], fallback_to_soft=False):
     print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.readline()
 """
 
 
-@pytest.mark.parametrize("limit, kept", [(30.0, True), (0.2, False)])
+@pytest.mark.parametrize("limit, kept", [(600.0, True), (0.2, False)])
 def test_a_build_that_is_under_way_is_waited_for_with_a_word_and_a_limit(planned, monkeypatch, capsys, limit, kept):
     planned, loaded = planned
     planned.library.parent.mkdir(parents=True)
     monkeypatch.setattr(build, "WORDLESS_SECONDS", 0.1)
     monkeypatch.setattr(build, "LOCK_SECONDS", limit)
-    words = [sys.executable, "-c", HOLD, str(planned.library.parent / "lock"), "1.5"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+    words = [sys.executable, "-c", HOLD, str(planned.library.parent / "lock")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"held\n"
+
+        def say(text, **options):
+            print(text, **options)
+            if kept and "Waiting" in text:
+                process.communicate(b"\n")  # it lets go
+
+        monkeypatch.setattr(build, "print", say, raising=False)
         if kept:
             build._obtain(planned)
         else:
@@ -238,9 +246,10 @@ def test_folders_made_by_threads_have_the_modes_of_the_umask(tmp_path):
     try:
         thread.start()
         made = []
-        while not done.is_set():
+        while not made or not done.is_set():
             made.append(tmp_path / f"folder{len(made)}")
             made[-1].mkdir()
+            time.sleep(0.001)  # the other's turn
         thread.join()
     finally:
         os.umask(before)

@@ -67,7 +67,7 @@ def test_published_sizes_of_the_presets():
         assert sum(p.numel() for p in Generator(config).parameters()) == pytest.approx(published, rel=0.03)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     resolution=st.sampled_from([16, 32, 64, 128, 256, 512, 1024]),
     features=st.integers(16, 65536) | st.integers(16, 40),

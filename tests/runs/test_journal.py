@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -166,18 +165,16 @@ try:
 except UserError as error:
     print(error)
 """
-    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "ignore", "-c", program],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"Cannot write {tmp_path}/{name}")
     assert done.stdout.endswith(": File too large.\n")
-    assert time.monotonic() - start < 50
     for line in read_stats(tmp_path):
         assert "kimg" in line
     if limit > 20 and name == "events":

@@ -36,7 +36,8 @@ CHROMEDRIVER = shutil.which("chromedriver")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
 )
-WAIT_SEC = 60
+WAIT_SEC = 110
+"""Just less than selenium waits for chromedriver."""
 VIEWS = [
     {"world": "3", "zoom": 1, "x": 0, "y": 0},
     {"world": "0", "zoom": 64, "x": 0.1, "y": -0.2},

@@ -118,7 +118,7 @@ def test_it_equals_scipy() -> None:
     np.testing.assert_allclose(y[0, 0], expected, atol=1e-12)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(
     size=st.integers(1, 20),
     up=st.integers(1, 4),

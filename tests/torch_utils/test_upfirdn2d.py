@@ -116,7 +116,7 @@ def test_long_maps_equal_scipy() -> None:
     np.testing.assert_allclose(y, expected, atol=1e-12)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(
     height=st.integers(1, 12),
     width=st.integers(1, 12),

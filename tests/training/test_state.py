@@ -24,6 +24,7 @@ from multiscale.training.trainer import Trainer
 from torch_utils.distributed import Process
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_SEC = 300
 
 
 def begin(dataset, folder, make=tiny_run, **training) -> Trainer:
@@ -151,7 +152,7 @@ def test_a_signal_finishes_the_step_says_how_to_go_on_and_that_it_is_not_the_end
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     wait_for(lambda: len(states_of(tmp_path / "run")) > 1, process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_SEC)
     assert process.returncode == 128 + number
     last = output.strip().splitlines()[-1]
     assert last.startswith("Stopped after ")
@@ -170,7 +171,7 @@ def test_a_process_that_is_killed_ends_the_others_with_one_sentence(tmp_path):
     children = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
     assert len(children) == 2
     os.kill(int(children[-1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_SEC)
     assert process.returncode == 2
     assert "Error: Process 1 of the 2 was ended from outside" in errors
     assert "Traceback" not in errors
@@ -268,8 +269,7 @@ def newest(folder):
 
 
 def wait_for(condition, process):
-    for _ in range(3600):
-        if condition() or process.poll() is not None:
-            return
+    end = time.monotonic() + PATIENCE_SEC
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end, "the run did not come so far"
         time.sleep(0.05)
-    raise AssertionError("the run did not come so far in three minutes")
