@@ -483,6 +483,97 @@ def test_parts_of_a_sharper_picture_end_softly_and_leave_no_seams(page):
     assert (painted((0, 0.52), (0.5, 1))[1] == 255).all()
 
 
+@pytest.mark.parametrize("scale", [1, 1.1, 5.7])
+def test_parts_of_one_pitch_are_shown_as_one_picture_would_be(page, scale):
+    """A picture of 200 x 120 random pixels in four parts, and in one, on a canvas of odd sides and half pixels."""
+    script = """const [scale, done] = arguments;
+        import("/static/layers.js").then(async ({ Layers }) => {
+            const [wide, high, pitch] = [200, 120, 1 / 240];
+            const picture = new OffscreenCanvas(wide, high);
+            const noise = new ImageData(wide, high);
+            for (let i = 0; i < noise.data.length; i++) noise.data[i] = i % 4 === 3 ? 255 : Math.random() * 256;
+            picture.getContext("2d").putImageData(noise, 0, 0);
+            const layer = async ([x0, y0, x1, y1], i) => {
+                const [left, top, right, bottom] = [x0, y0, x1, y1].map((at) => -0.5 + (at + 20) * pitch);
+                const bitmap = await createImageBitmap(picture, x0, y0, x1 - x0, y1 - y0);
+                const more = { content: 1, backdrop: false, sharp: true, born: i, fades: false };
+                return { rect: { left, top, right, bottom }, pitch: pitch * (1 + i * 1e-15), bitmap, ...more };
+            };
+            const painted = async (parts, moving) => {
+                const context = document.createElement("canvas").getContext("2d");
+                const [width, height] = [150, 81].map((side) => Math.round(side * scale) | 1);
+                Object.assign(context.canvas, { width, height });
+                const [left, top, fine] = [-0.5 + 35.5 * pitch, -0.5 + 30.5 * pitch, pitch / scale];
+                const rect = { left, top, right: left + width * fine, bottom: top + height * fine };
+                const camera = { rect, shown: rect, pitch: fine, width, height };
+                const layers = new Layers();
+                for (const [i, part] of parts.entries()) layers.add(await layer(part, i), camera);
+                layers.paint(context, camera, 1000, { moving, calm: false });
+                return [...context.getImageData(0, 0, width, height).data];
+            };
+            const parts = [[0, 0, 104, 64], [96, 0, 200, 64], [0, 60, 104, 120], [100, 60, 200, 120]];
+            const one = await painted([[0, 0, wide, high]], false);
+            const shown = [await painted(parts, false), await painted(parts, true)];
+            const most = (pixels, of) => pixels.reduce((most, value, i) => Math.max(most, Math.abs(value - of(i))), 0);
+            done([...shown.map((pixels) => most(pixels, (i) => one[i])), most(one, (i) => one[i - (i % 4)])]);
+        });"""
+    at_rest, moving, contrast = page.driver.execute_async_script(script, scale)
+    assert max(at_rest, moving) <= (scale > 1)  # rounding
+    assert contrast > 200
+
+
+SMALL_PARTS = """
+    window.sent = [];
+    const { send } = WebSocket.prototype;
+    WebSocket.prototype.send = function (text) {
+        sent.push(JSON.parse(text));
+        send.call(this, text);
+    };
+    const { fetch: ask } = window;
+    window.fetch = async (address) => {
+        const answer = await ask(address);
+        if (address !== "api/info") return answer;
+        const info = await answer.json();
+        info.limits.frame_px = PIXELS;
+        return Response.json(info);
+    };"""
+"""A server that renders PIXELS at a time, for the page; ``sent`` is what it asks."""
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "address", "pixels"),
+    [
+        ((901, 561), 1, "w=3&z=4.1&x=0.05&y=-0.03", 5000),  # enlarged
+        ((641, 480), 2, "w=3&z=1.13&x=0.01&y=-0.03", 30000),
+        ((503, 391), 1, "w=3&z=2.37&x=0.05&y=-0.03&ext=1", 50000),  # not enlarged
+    ],
+)
+def test_a_view_at_rest_has_no_seams_where_its_parts_meet(page, server, size, ratio, address, pixels):
+    source = {"source": SMALL_PARTS.replace("PIXELS", str(pixels))}
+    script = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", source)
+    try:
+        screen = {"width": size[0], "height": size[1], "deviceScaleFactor": ratio, "mobile": False}
+        page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        page.open(f"{server.address}#{address}")
+        assert ("enlarged" in page.find("#s-pixels").text) == ("ext" not in address)
+        shown, view = page.canvas(), page.view
+        pitch = 1 / (view["zoom"] * min(shown.shape[:2]))
+        for axis, side, across in ((0, "top", "height"), (1, "left", "width")):
+            centre = view["y" if axis == 0 else "x"]
+            parts = [part for part in page.js("return sent") if part["quality"] == "sharp"]
+            edges = {part[side] + end * part[across] * part["pitch"] for part in parts for end in (0, 1)}
+            edges = {edge for edge in edges if abs(edge) < 0.499}  # within the world
+            places = {round((edge - centre) / pitch + shown.shape[axis] / 2) for edge in edges}
+            places = {place for place in places if 8 < place < shown.shape[axis] - 8}
+            assert places
+            step = np.abs(np.diff(shown, axis=axis)).mean(axis=(1 - axis, 2))
+            crease = np.abs(step[1:-1] - (step[:-2] + step[2:]) / 2)  # of pixels i + 1 and i + 2
+            usual = np.percentile(crease, 99)
+            assert all(crease[place - 3 : place + 1].max() < 1.5 * usual + 0.1 for place in places)
+    finally:
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+
+
 def test_mix_styles_truncation_and_drift_write_the_world_text(page):
     first = world_part(page)
     page.find("#mix-seed").send_keys("7")

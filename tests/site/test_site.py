@@ -254,10 +254,25 @@ def test_at_rest_frames_become_as_fine_as_the_canvas_and_gestures_come_in_betwee
         pixels = np.array(pixels).reshape(height, width, 4)[..., :3]
         assert np.abs(pixels - np.asarray(view).astype(int)).max() <= 2
         assert f"of {width} × {height} pixels" in driver.find_element("id", "ms").text
+        assert driver.find_element("id", "progress").text == ""
         driver.execute_script("location.hash = '#z=4&x=0.1&y=0.05&w=5'")
         wait(driver, "site.frame().under && site.frame().missing.length > 1")
         *_, pixels = driver.execute_script(frame)
         assert min(pixels[3::4]) >= 254  # no holes where tiles are missing
+        said = """const { region, missing } = site.frame();
+            const sum = missing.reduce((sum, tile) => sum + tile.width * tile.height, 0);
+            const last = region.pitch < 1.0001 / (4 * Math.min(view.width, view.height));
+            return [last ? Math.floor(100 * (1 - sum / region.width / region.height)) : 0, progress.textContent]"""
+        told = []
+        while not driver.execute_script("return site.idle()"):
+            told.append(driver.execute_script(said))
+        parts, texts = zip(*told, strict=True)
+        said = [int(text.removeprefix("· sharpening ").removesuffix(" %")) for text in texts if text]
+        assert said == sorted(said)
+        assert len(set(said)) > 3
+        assert set(said) <= {0, *parts}
+        driver.execute_script("location.hash = '#z=4&x=0.105&y=0.05&w=5'")
+        wait(driver, "site.frame().under && site.frame().missing.length > 1")
         driver.execute_script("asked.length = 0; location.hash = '#z=4&x=0.11&y=0.05&w=5'")
         wait(driver, "asked.length > 2")
         parts = driver.execute_script("return asked")
@@ -274,6 +289,23 @@ def test_at_rest_frames_become_as_fine_as_the_canvas_and_gestures_come_in_betwee
     finally:
         driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": script})
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.slow
+def test_frames_of_the_canvas_s_pitch_lie_on_its_pixels(driver):
+    driver.get(driver.address)
+    script = """const done = arguments[0];
+        import("./refine.js").then(({ paint }) => {
+            const [image, canvas] = [new OffscreenCanvas(5, 5), new OffscreenCanvas(8, 5)];
+            const noise = new ImageData(5, 5);
+            for (let i = 0; i < 100; i++) noise.data[i] = i % 4 === 3 ? 255 : (i * 89) % 256;
+            image.getContext("2d").putImageData(noise, 0, 0);
+            const region = { left: -0.5, top: -0.5, pitch: 0.2, width: 5, height: 5 };
+            paint(canvas.getContext("2d"), { image, region }, { left: -0.8, top: -0.5, pitch: 0.2 }); // 1.5 pixels away
+            done([[...canvas.getContext("2d").getImageData(2, 0, 5, 5).data], [...noise.data]]);
+        });"""
+    painted, drawn = driver.execute_async_script(script)
+    assert painted == drawn
 
 
 @pytest.mark.slow

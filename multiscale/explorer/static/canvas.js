@@ -5,8 +5,8 @@
  * and finer pictures down to the canvas's own pixels (or the finest that the network has learned), in parts where the
  * whole would take long. One request is under way at a time; a newer one replaces it once it has become useless.
  */
-import { box, Layers } from "./layers.js";
-import { area, cells, clamp, extent, hull, inflate, intersect, rectOf, regionOver, WORLD } from "./view.js";
+import { Layers } from "./layers.js";
+import { area, box, cells, clamp, extent, hull, inflate, intersect, rectOf, regionOver, SAME, WORLD } from "./view.js";
 
 const DRAFT_MS = 70;
 const PART_MS = 600;
@@ -245,10 +245,10 @@ export class WorldCanvas {
 
   #missing(level, rect) {
     const { pitch, quality } = level;
-    const finest = quality === "sharp" ? pitch / 1.001 : pitch / 8;
+    const finest = quality === "sharp" ? pitch * (1 - SAME) : pitch / 8;
     const fits = (layer) =>
       layer.content === this.#generation &&
-      layer.pitch <= pitch * 1.001 &&
+      layer.pitch <= pitch * (1 + SAME) &&
       layer.pitch >= finest &&
       (quality === "draft" || layer.sharp);
     return this.#layers.missing(inflate(rect, -pitch / 100), fits);

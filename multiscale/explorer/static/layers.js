@@ -2,13 +2,14 @@
  * The pictures that one canvas has received, each at its place in the world, painted over each other: the best on top.
  *
  * A layer: {rect, pitch, bitmap, content, sharp, backdrop, born, fades}; `content` counts the worlds shown, newest largest. Those of
- * one content and pitch belong together: where they end within the view they blend into what is below, so that a picture that
- * arrives in parts gets into focus from its middle, and shows no squares.
+ * one content and pitch belong together: they are enlarged as one picture, and where that ends within the view it blends into what is
+ * below, so that a picture that arrives in parts gets into focus from its middle, and shows no squares and no seams.
  */
-import { contains, hull, inflate, intersect, subtract } from "./view.js";
+import { box, contains, hull, inflate, intersect, SAME, subtract, WORLD } from "./view.js";
 
 const FADE_MS = 200;
 const FEATHER_PX = 32; // device pixels in which parts end
+const SUPPORT_PX = 4; // pixels of a picture, around one, by which that may change when it is enlarged: 2, and some more
 const OUTSIDE = "#0a0c0f";
 const EMPTY = "#16191e";
 
@@ -16,6 +17,7 @@ export class Layers {
   #layers = [];
   #part = document.createElement("canvas").getContext("2d"); // of the view, while it is put together
   #mask = document.createElement("canvas").getContext("2d"); // of that, a pixel for each FEATHER_PX
+  #joined = document.createElement("canvas").getContext("2d"); // layers that belong together, in their own pixels
 
   /** Add a layer, and drop those it makes useless. `camera` as for `paint`. */
   add(layer, camera) {
@@ -66,7 +68,7 @@ export class Layers {
     smooth(context);
     for (const group of groups.slice(Math.max(lowest, 0))) {
       if (group.unsure.length && !moving) this.#paintPart(context, camera, group);
-      else for (const layer of group.layers) context.drawImage(layer.bitmap, ...box(layer, camera));
+      else for (const picture of this.#pictures(group.layers, camera)) draw(context, picture, camera);
     }
     return seen.some((layer) => opacity(layer) < 1);
   }
@@ -98,14 +100,32 @@ export class Layers {
 
     const part = emptied(this.#part, width, height);
     smooth(part);
-    for (const layer of layers) {
-      const [x, y, ...size] = box(layer, camera);
-      part.drawImage(layer.bitmap, x - left, y - top, ...size);
-    }
+    for (const picture of this.#pictures(layers, camera)) draw(part, picture, camera, left, top);
     part.globalCompositeOperation = "destination-in";
     part.imageSmoothingQuality = "low"; // linear
     part.drawImage(mask.canvas, 0, 0, columns, rows, 0, 0, columns * FEATHER_PX, rows * FEATHER_PX);
     context.drawImage(part.canvas, 0, 0, width, height, left, top, width, height);
+  }
+
+  /**
+   * Layers that belong together as pictures to draw. Where they are enlarged that is one, for at the edge of a picture the browser has
+   * no neighbours to interpolate with: each by itself would end in a crease.
+   */
+  #pictures(layers, camera) {
+    const [{ pitch }] = layers;
+    if (layers.length === 1 || pitch < camera.pitch * (1 + SAME)) return layers;
+    const index = (world) => (world - WORLD.left) / pitch; // the world is as wide as high
+    const parts = layers.map(({ rect, bitmap }) => {
+      const [x, y] = [rect.left, rect.top].map((start) => Math.round(index(start)));
+      return { bitmap, left: x, top: y, right: x + bitmap.width, bottom: y + bitmap.height };
+    });
+    const seen = Object.entries(camera.rect).map(([side, world]) => [side, Math.round(index(world))]);
+    const { left, top, right, bottom } = intersect(hull(parts), inflate(Object.fromEntries(seen), SUPPORT_PX));
+    const [width, height] = [right - left, bottom - top];
+    const joined = emptied(this.#joined, width, height);
+    for (const part of parts) joined.drawImage(part.bitmap, part.left - left, part.top - top);
+    const rect = { left: WORLD.left + left * pitch, top: WORLD.top + top * pitch };
+    return [{ rect, pitch, width, height, bitmap: joined.canvas }];
   }
 
   clear() {
@@ -138,7 +158,7 @@ function grouped(layers) {
   for (const layer of layers) {
     const last = groups.at(-1)?.[0];
     const same = ["content", "backdrop", "sharp"].every((key) => last?.[key] === layer[key]);
-    if (same && Math.abs(last.pitch / layer.pitch - 1) < 1e-3) groups.at(-1).push(layer);
+    if (same && Math.abs(last.pitch / layer.pitch - 1) < SAME) groups.at(-1).push(layer);
     else groups.push([layer]);
   }
   return groups;
@@ -168,12 +188,11 @@ function emptied(context, width, height) {
   return context;
 }
 
-/** Where a picture {rect, pitch, bitmap} goes: x, y, width, height in device pixels, whole ones if it has their pitch. */
-export function box({ rect, pitch, bitmap }, camera) {
-  const [x, y] = [(rect.left - camera.rect.left) / camera.pitch, (rect.top - camera.rect.top) / camera.pitch];
-  const scale = pitch / camera.pitch;
-  if (Math.abs(scale - 1) < 1e-6) return [Math.round(x), Math.round(y), bitmap.width, bitmap.height];
-  return [x, y, bitmap.width * scale, bitmap.height * scale];
+/** Draw a picture, as `box` takes it, where it belongs in a canvas whose corner lies at the camera's device pixel (left, top). */
+function draw(context, picture, camera, left = 0, top = 0) {
+  const { bitmap, width = bitmap.width, height = bitmap.height } = picture;
+  const [x, y, ...size] = box(picture, camera);
+  context.drawImage(bitmap, 0, 0, width, height, x - left, y - top, ...size);
 }
 
 /** Order of painting: older worlds first, then backdrops, then by how far the pixels are from the canvas's own. */

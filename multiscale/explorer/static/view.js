@@ -8,6 +8,8 @@
  */
 
 export const WORLD = { left: -0.5, top: -0.5, right: 0.5, bottom: 0.5 };
+/** Pitches that differ by less, relatively, are one. */
+export const SAME = 1e-9;
 const TOLERANCE = 1e-6; // pixels
 
 export const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -151,6 +153,18 @@ export function regionOver(rect, pitch, step, grain = 1) {
 export function rectOf({ left, top, pitch, width, height }) {
   const reach = (end) => (end > 0.5 - pitch ? 0.5 : end);
   return { left, top, right: reach(left + width * pitch), bottom: reach(top + height * pitch) };
+}
+
+/**
+ * Where a picture {rect, pitch, bitmap, width and height: of the bitmap unless given} goes on the canvas of a camera {rect, pitch}: x, y,
+ * width, height in device pixels, whole ones if it has their pitch.
+ */
+export function box({ rect, pitch, bitmap, width = bitmap.width, height = bitmap.height }, camera) {
+  const [x, y] = [(rect.left - camera.rect.left) / camera.pitch, (rect.top - camera.rect.top) / camera.pitch];
+  const scale = pitch / camera.pitch;
+  const whole = (at) => Math.floor(at + 0.5 + TOLERANCE); // halves, which odd canvases have, all to the same side
+  if (Math.abs(scale - 1) < SAME) return [whole(x), whole(y), width, height];
+  return [x, y, width * scale, height * scale];
 }
 
 /** Equal parts of `rect`, none with more than `most` pixels of side `pitch`. */

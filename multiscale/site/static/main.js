@@ -3,8 +3,8 @@ import { read, write } from "./address.js";
 import { listen } from "./gestures.js";
 import { fetched } from "./model.js";
 import { Motion } from "./motion.js";
-import { compose, computed, paint, tilesOf } from "./refine.js";
-import { clamp, constrain, contains, extent, holding, intersect, panBy, pitchOf, rectOf, WORLD, worldAt } from "./view.js";
+import { compose, computed, done, paint, tilesOf } from "./refine.js";
+import { box, clamp, constrain, contains, extent, holding, intersect, panBy, pitchOf, rectOf, WORLD, worldAt } from "./view.js";
 import { drifted, parse, randomWorld } from "./worlds.js";
 
 const $ = (id) => document.getElementById(id);
@@ -113,20 +113,34 @@ function regionOf(side) {
   return { left: rect.left, top: rect.top, pitch, width: along(rect.right - rect.left), height: along(rect.bottom - rect.top) };
 }
 
-/** A frame of a level, with all of its tiles still to come; null if it would take too long, or is no sharper than the one shown. */
-function frameAt(level, wanted) {
+/**
+ * A frame of a level, {region, wide, high, missing: all of its tiles}; null if it would take too long, or is no sharper than the one
+ * shown.
+ */
+function planned(level) {
   const time = level === 0 ? 0 : shown.time; // a draft is whole
   for (const side of LEVELS[level]) {
     const region = regionOf(side);
     if (level > 0 && shown.region.pitch <= region.pitch * 1.0001) return null;
     const { wide, high, tiles } = tilesOf(model, region, time);
     const sum = tiles.reduce((pixels, tile) => pixels + computed(model, tile.width, tile.height), 0);
-    if (time * sum <= LONGEST_MS) {
-      const [image, sharp] = [0, 1].map(() => new OffscreenCanvas(region.width, region.height));
-      return { image, sharp, region, wanted, level, wide, high, missing: tiles, of: key() };
-    }
+    if (time * sum <= LONGEST_MS) return { region, wide, high, missing: tiles };
   }
   return null;
+}
+
+/** The part of the view, 0 to 1, that is as sharp as it will be. */
+function progress() {
+  if (shown?.wanted !== wantedNow()) return 0;
+  const sharper = LEVELS.some((_, level) => level > shown.level && planned(level));
+  return sharper ? 0 : done(shown);
+}
+
+/** What is said of a view at rest that is not as sharp as it will be. */
+function sharpening() {
+  if (!shown || broken || refused === wantedNow() || motion.active || resting !== null) return "";
+  const part = progress();
+  return part < 1 ? `· sharpening ${Math.floor(100 * part)} %` : "";
 }
 
 /** Ask for what is wanted next, if there is anything: a frame, or a tile of it, so that what the visitor does comes in between. */
@@ -143,8 +157,11 @@ async function next() {
   while (!frame) {
     const level = same ? shown.level + 1 : 0;
     if (level === LEVELS.length) return;
-    frame = frameAt(level, wanted);
-    if (!frame) shown.level = level;
+    const plan = planned(level);
+    if (plan) {
+      const [image, sharp] = [0, 1].map(() => new OffscreenCanvas(plan.region.width, plan.region.height));
+      frame = { ...plan, image, sharp, wanted, level, of: key() };
+    } else shown.level = level;
   }
   const [tile] = frame.missing;
   const { left, top, pitch } = frame.region;
@@ -186,7 +203,7 @@ function draw() {
   const { left, top } = extent(state.view, pixels());
   context.reset();
   context.beginPath(); // a frame's last pixels may reach beyond the world
-  context.rect((WORLD.left - left) / pitch, (WORLD.top - top) / pitch, 1 / pitch, 1 / pitch);
+  context.rect(...box({ rect: WORLD, pitch, width: 1 / pitch, height: 1 / pitch }, { rect: { left, top }, pitch }));
   context.clip();
   const faded = shown?.before ? Math.min((performance.now() - shown.born) / FADE_MS, 1) : 1;
   for (const frame of [whole?.of === shown?.of ? whole : null, faded < 1 ? shown.before : null, shown].filter(Boolean)) {
@@ -204,6 +221,7 @@ function wake() {
     turning = false;
     motion.step(now);
     if (draw() || motion.active) wake();
+    $("progress").textContent = sharpening();
   });
 }
 
@@ -220,6 +238,7 @@ function change(part) {
 
 function rest() {
   resting = null;
+  wake();
   history.replaceState(null, "", `#${write({ ...state, network: null, compare: null })}`);
 }
 

@@ -1,4 +1,5 @@
 /** A frame in tiles, so that what a visitor does comes in between: how it is divided, and how it looks until it is whole. */
+import { box } from "./view.js";
 
 const TILE_MS = 500; // of a tile: what is begun cannot be interrupted, and a gesture waits
 const TILE_PX = 64; // its least side
@@ -49,10 +50,13 @@ export function compose({ image, sharp, under, region, wide, high, missing }) {
   paint(to, under, region);
 }
 
-/** Paint a frame {image, region} where it belongs in a picture of `region`. */
-export function paint(to, frame, { left, top, pitch }) {
-  const scale = frame.region.pitch / pitch;
-  const { width, height } = frame.image;
+/** The part of a frame, 0 to 1, that is there. */
+export function done({ region, missing }) {
+  return 1 - missing.reduce((sum, { width, height }) => sum + width * height, 0) / (region.width * region.height);
+}
+
+/** Paint a frame {image, region} where it belongs in a picture whose corner and pixels are those of `place`: {left, top, pitch}. */
+export function paint(to, { image, region }, place) {
   to.imageSmoothingQuality = "high";
-  to.drawImage(frame.image, (frame.region.left - left) / pitch, (frame.region.top - top) / pitch, width * scale, height * scale);
+  to.drawImage(image, ...box({ rect: region, pitch: region.pitch, bitmap: image }, { rect: place, pitch: place.pitch }));
 }
