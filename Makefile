@@ -12,7 +12,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint co
 # Data, training and a strip of zooms; about 6 minutes on two CPU cores. The patches are kept for the next time.
 demo: $(VENV)/.scene
 	@$(MAKE) --no-print-directory demo/$$(cat $<).zip
-	$(RUN) train.py --data demo/$$(cat $<).zip --config demo
+	MULTISCALE_COMMAND='make demo' $(RUN) train.py --data demo/$$(cat $<).zip --config demo
 	$(RUN) generate.py --strip --seeds 0-5 --centre 0,-0.22 --out demo
 
 demo/earth.zip: TOOL := earth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from dnnlib.console import what_was_lost
-from dnnlib.errors import DEBUG, REFUSED, UserError, sentence_for, sentence_of, shortened
+from dnnlib.errors import DEBUG, REFUSED, UserError, sentence_for, sentence_of, shortened, shown
 from dnnlib.signals import ends_in_order
 
 LONGEST = 4000
@@ -19,10 +20,10 @@ LONGEST = 4000
 
 
 class Command(click.Command):
-    """A command that refuses empty arguments, and repeated options unless they are declared repeatable.
+    """A command that refuses empty arguments, repeated options unless they are declared repeatable, and what is no number.
 
     An empty argument is mostly a script's unset variable, and would mean the current folder; of two values of one option,
-    one would be dropped silently.
+    one would be dropped silently. A number that is not allowed is answered with those that are.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -31,14 +32,49 @@ class Command(click.Command):
         for param in order:
             given = values.get(param.name or "")
             name = max(param.opts, key=len) if isinstance(param, click.Option) else param.make_metavar(ctx)
-            if any(
-                isinstance(word, str) and not word.strip() for word in (given if isinstance(given, list) else [given])
-            ):
+            words = [word for word in (given if isinstance(given, list) else [given]) if isinstance(word, str)]
+            if not all(word.strip() for word in words):
                 ctx.fail(f"{name} is empty; give a value, or leave it out.")
             repeatable = not isinstance(param, click.Option) or param.multiple or param.is_flag or param.count
             if not repeatable and order.count(param) > 1:
                 ctx.fail(f"{name} was given {order.count(param)} times; give it once.")
+            for word in words:
+                if isinstance(param.type, _NUMBERS) and not _is_allowed(word, param.type):
+                    ctx.fail(f"{name} {shown(word)} is not allowed; give {_allowed(param.type)}.")
         return super().parse_args(ctx, args)
+
+
+_NUMBERS = (type(click.INT), type(click.FLOAT))
+
+
+def _is_allowed(word: str, kind: Any) -> bool:
+    """Whether a word is a finite number of click's type ``kind``, with or without a range."""
+    try:
+        number = int(word) if isinstance(kind, type(click.INT)) else float(word)
+    except ValueError:
+        return False
+    low, high, low_open, high_open = _range(kind)
+    above = low is None or (number > low if low_open else number >= low)
+    below = high is None or (number < high if high_open else number <= high)
+    return math.isfinite(number) and above and below
+
+
+def _allowed(kind: Any) -> str:
+    """What a number of click's type ``kind`` may be, such as ``"a whole number from 1 to 256"``."""
+    noun = "a whole number" if isinstance(kind, type(click.INT)) else "a number"
+    low, high, low_open, high_open = _range(kind)
+    if None not in (low, high) and not (low_open or high_open):
+        return f"{noun} from {low:,.10g} to {high:,.10g}"
+    ends = [] if low is None else [f"above {low:,.10g}" if low_open else f"of {low:,.10g} or more"]
+    ends += [] if high is None else [f"below {high:,.10g}" if high_open else f"of {high:,.10g} or less"]
+    return " ".join([noun, " and ".join(ends)]).strip()
+
+
+def _range(kind: Any) -> tuple[Any, Any, bool, bool]:
+    """Least and largest number of click's type ``kind``, None for none, and whether they are not allowed themselves."""
+    if not isinstance(kind, click.IntRange | click.FloatRange):
+        return None, None, False, False
+    return kind.min, kind.max, kind.min_open, kind.max_open
 
 
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -74,6 +74,11 @@ def make_patient() -> None:
             setattr(sys, name, Patient(stream))
 
 
+def say(text: str) -> None:
+    """Print a remark on standard error: what a command gives, on standard output, may go to another program."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def what_was_lost() -> str | None:
     """Why standard output is incomplete; None if it is complete, or its reader closed it."""
     sys.stdout.flush()

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import re
+import socket
 import ssl
 import urllib.error
 import urllib.request
@@ -250,6 +251,8 @@ def _length(headers: Message) -> int | None:
 def _reason(error: object) -> str:
     if isinstance(error, ssl.SSLError):
         return f"its certificate or connection is not secure ({error.reason or error})"
+    if isinstance(error, socket.gaierror):
+        return "no host of that name is known here; check the address, and the connection"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
     return " ".join(text.split()).rstrip(".")
 

@@ -18,7 +18,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -34,8 +34,17 @@ _RELATIVE = {os.open, os.stat, os.unlink, os.rename} <= os.supports_dir_fd
 _swept: set[Path] = set()
 
 
+class AlreadyThere(UserError):
+    """Something has come meanwhile to the place of a result that replaces nothing; it is untouched."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} has come into being meanwhile, and is left as it is; give another name, or remove it."
+        )
+
+
 @contextlib.contextmanager
-def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: str | Path, mode: str = "wb", *, replace: bool = True) -> Iterator[IO[Any]]:
     """An open temporary file beside ``path``, which is renamed to ``path`` when the block succeeds.
 
     The data are fsynced before the rename, and the folder's entry after it; if the block raises (Ctrl-C included) the
@@ -45,8 +54,10 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Args:
         path: The final path.
         mode: ``"wb"`` (readable too: ``"w+b"``) or ``"w"`` for UTF-8 text.
+        replace: Whether what has the name when the block ends is replaced.
 
     Raises:
+        AlreadyThere: something has the name and is not to be replaced.
         UserError: the folder cannot be made or written, somebody has replaced the temporary file, or the disk is full.
     """
     path = Path(path)
@@ -62,7 +73,10 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
                     stream.flush()
                     os.fsync(descriptor)
                     place.check(name, descriptor)
-                place.rename(name, path.name)
+                if replace:
+                    place.rename(name, path.name)
+                elif not place.link(name, path.name):
+                    raise AlreadyThere(path)
             except BaseException:
                 with contextlib.suppress(OSError):
                     place.remove(name)
@@ -70,6 +84,61 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             place.sync()
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, may_replace: Callable[[Path], object] | None = None) -> Iterator[Path]:
+    """A new, empty folder beside ``path``, which is renamed to ``path`` when the block succeeds, and else removed.
+
+    Missing parent folders are created. A folder at ``path`` that is empty is replaced.
+
+    Args:
+        path: The final path.
+        may_replace: Asked about what else is found there in the end, moved aside so that it cannot change any more; it
+            raises UserError to have it put back, otherwise it is removed. None: nothing is replaced.
+
+    Raises:
+        AlreadyThere: something is there in the end and nothing is to be replaced.
+        UserError: the folder cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = new_temporary_folder(path.name, path.parent)  # for this user alone
+        try:
+            new, old = temporary / "new", temporary / "old"
+            new.mkdir()  # with the mode that the system gives a new folder
+            yield new
+            is_link = path.is_symlink()
+            if path.is_dir() and not any(path.iterdir()):
+                path.unlink() if is_link else path.rmdir()
+            if may_replace is not None and os.path.lexists(path):
+                _move_aside(path, old, may_replace)
+            try:
+                os.rename(new, path)
+            except OSError as error:
+                if os.path.lexists(path):
+                    raise AlreadyThere(path) from error
+                if os.path.lexists(old):
+                    os.rename(old, path)
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def _move_aside(path: Path, old: Path, may_replace: Callable[[Path], object]) -> None:
+    """Rename ``path`` to ``old``, unless ``may_replace`` raises."""
+    if path.is_symlink():  # what a link leads to is found from its own place
+        may_replace(path)
+        os.rename(path, old)
+        return
+    os.rename(path, old)
+    try:
+        may_replace(old)
+    except BaseException:
+        os.rename(old, path)
+        raise
 
 
 def atomic_copy(source: str | Path, path: str | Path) -> None:
@@ -147,6 +216,23 @@ class _Place:
 
     def rename(self, name: str, final: str) -> None:
         os.replace(self._at(name), self._at(final), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+
+    def link(self, name: str, final: str) -> bool:
+        """Give a file its final name if nothing has that; whether it has it now.
+
+        By a hard link, which the system makes or refuses as one; where it has none, after a look.
+        """
+        try:
+            os.link(self._at(name), self._at(final), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        except FileExistsError:
+            return False
+        except (OSError, NotImplementedError, AttributeError):
+            if os.path.lexists(self._folder / final):
+                return False
+            self.rename(name, final)
+            return True
+        self.remove(name)
+        return True
 
     def remove(self, name: str) -> None:
         os.unlink(self._at(name), dir_fd=self._descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -58,9 +59,14 @@ class StopRequest:
     """In a ``with`` block, SIGTERM, SIGHUP and the first SIGINT (Ctrl-C) are only noted; a second SIGINT interrupts.
 
     A signal that was ignored stays so. No effect outside the main thread, where Python cannot set handlers.
+
+    Args:
+        notice: Printed on standard error as soon as the first signal comes: what is finished first, and what a second SIGINT
+            costs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str | None = None) -> None:
+        self._notice = notice
         self.number = 0
         """Of the first signal; 0: none has come."""
         self._before: dict[int, Any] = {}
@@ -86,6 +92,10 @@ class StopRequest:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
         self._interrupted |= number == signal.SIGINT
+        if self._notice is not None and not self.number:
+            # Not by print, which a signal may have interrupted; on a line of its own, below a progress bar.
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{self._notice}\n".encode())
         self.number = self.number or number
 
 

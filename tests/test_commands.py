@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,9 @@ from conftest import small_patches
 from filelock import FileLock
 from PIL import Image
 
+import multiscale
 from multiscale.cli import dataset_tool, generate, train
+from multiscale.metrics.commands import find_networks
 from multiscale.runs import folder as folder_module
 from multiscale.runs.folder import LOCK, held
 from multiscale.runs.migrations import FORMAT_VERSION
@@ -97,6 +100,7 @@ def test_data_alone_chooses_the_rest_and_says_so(trained, tmp_path, monkeypatch)
     assert result.exit_code == 0
     for word in ("demo", "runs/00000-patches-demo", "kimg", "toRGB", "Parameters", "Memory", "r1_gamma"):
         assert word in result.output
+    assert result.output.index("r1_gamma") < result.output.index("toRGB") < result.output.index("Memory")
     assert not (tmp_path / "runs").exists(), "a dry run writes nothing"
 
 
@@ -121,6 +125,45 @@ def test_a_dry_run_reports_though_weights_are_missing_and_a_run_does_not_start(t
     refused = run(train, *options)
     assert (refused.exit_code, "Parameters" in refused.output) == (2, False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "option, given, allowed",
+    [
+        ("--seed", "abc", "a whole number of 0 or more"),
+        ("--seed", "-1", "a whole number of 0 or more"),
+        ("--seed", "1.5", "a whole number of 0 or more"),
+        ("--kimg", "abc", "a number above 0"),
+        ("--kimg", "0", "a number above 0"),
+        ("--kimg", "inf", "a number above 0"),
+        ("--kimg", "nan", "a number above 0"),
+        ("--procs", "257", "a whole number from 1 to 256"),
+        ("--batch", "9" * 5000, "a whole number of 1 or more"),
+    ],
+)
+def test_a_number_that_is_not_allowed_is_answered_with_those_that_are(option, given, allowed):
+    shown = repr(given) if len(given) < 80 else repr(given)[:80] + " ..."
+    result = run(train, "--data", "p.zip", option, given)
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        2,
+        f"Error: {option} {shown} is not allowed; give {allowed}.",
+    )
+
+
+@pytest.mark.parametrize(
+    "load, threads, advises", [(9.0, None, True), (1.0, None, False), (9.0, "2", False)], ids=["busy", "idle", "chosen"]
+)
+def test_on_a_busy_machine_fewer_threads_are_advised(monkeypatch, load, threads, advises):
+    monkeypatch.setattr(launch, "available_cores", lambda: 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    advice = launch.busy_advice()
+    assert (advice is not None) == advises
+    if advises:
+        assert advice.startswith("This machine is busy (load 9.0 on 2 cores): ")
+        assert "OMP_NUM_THREADS=1 in front of the command" in advice
 
 
 def test_a_dry_run_shows_the_waves_that_features_are_mixed_from(trained, tmp_path, monkeypatch):
@@ -485,7 +528,47 @@ def test_the_newest_run_is_taken_and_the_bundled_model_before_there_is_one(train
     assert find_network(None) == BUNDLED
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "00000-a").symlink_to(trained)
-    assert run(generate).output.strip() == "out/seed0000-1x.png"
+    assert run(generate).stdout.strip() == "out/seed0000-1x.png"
+
+
+def test_a_network_that_nobody_named_is_named_on_stderr_and_an_untrained_one_is_called_so(
+    trained, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    bundled = f"{load_snapshot(BUNDLED).info['kimg']:.0f}"
+    assert run(generate).stderr == f"Using the bundled model ({bundled} kimg); --network takes another.\n"
+    multiscale.load()
+    assert caplog.messages == [f"Using the bundled model ({bundled} kimg); load() takes another."]
+    own = tmp_path / "runs" / "00000-a"
+    own.mkdir(parents=True)
+    path = Path("runs/00000-a/generator-000000016.safetensors")
+    path.write_bytes(snapshots_of(trained)[-1].read_bytes())
+    says = f"Using {path} (0.016 kimg), the snapshot written last in runs; --network takes another."
+    assert run(generate).stderr == f"{says}\n"
+    assert find_networks([]) == [path]
+    assert run(generate, "--network", path).stderr == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        multiscale.load()
+    snapshot = load_snapshot(path)
+    save_snapshot(path, snapshot.generator, snapshot.info | {"kimg": 25000})
+    assert run(generate).stderr.startswith(f"Using {path} (25,000 kimg), the snapshot")
+    path.unlink()
+    path = path.with_name("generator-000000000.safetensors")
+    path.write_bytes(snapshots_of(trained)[0].read_bytes())
+    says = (
+        f"Using {path}, the snapshot written last in runs, which is untrained (0 kimg) and shows noise; "
+        f"--network takes another, such as the bundled model, {BUNDLED}.\n"
+    )
+    assert run(generate).stderr == says
+    with pytest.warns(UserWarning, match="untrained .0 kimg. and shows noise; load.. takes another") as caught:
+        multiscale.load()
+    assert caught[0].filename == __file__
+    path.write_bytes(b"")  # what is wrong with it is said after which it is
+    first, second = run(generate).stderr.splitlines()
+    assert first == f"Using {path}, the snapshot written last in runs; --network takes another."
+    assert second.startswith(f"Error: {path} is not a whole safetensors file")
 
 
 def test_images_of_any_size_and_depth(trained, tmp_path):
@@ -502,6 +585,39 @@ def test_a_sheet_of_worlds(trained, tmp_path):
     run(generate, "--network", trained, "--seeds", "0-2,1~2:0.5,3_4@0-5", "--grid", "--out", tmp_path / "g.png")
     assert Image.open(tmp_path / "g.png").size[0] > 3 * 128
     assert json.loads(Image.open(tmp_path / "g.png").text["multiscale"])["world"][3:] == ["1~2:0.5", "3_4@0-5"]
+
+
+def test_a_sheet_names_its_worlds_and_takes_any_shape(trained, tmp_path):
+    options = ("--network", trained, "--grid", "--size", "16x8", "--scale", "1")
+    run(generate, *options, "--seeds", "0-2", "--out", tmp_path / "g.png")
+    pixels = np.asarray(Image.open(tmp_path / "g.png")).astype(int)
+    wide, high = 256, 128  # enlarged to show pixels
+    assert pixels.shape == (4 + 2 * (18 + high + 4), 4 + 2 * (wide + 4), 3)
+    for number, (row, column) in enumerate([(0, 0), (0, 1), (1, 0)]):
+        top, left = 4 + row * (18 + high + 4), 4 + column * (wide + 4)
+        caption = pixels[top : top + 18, left : left + wide]
+        assert (caption < 128).any(), f"the name of world {number}"
+        run(generate, *options[:2], *options[3:], "--seed", number, "--out", tmp_path / "one.png")
+        alone = np.asarray(Image.open(tmp_path / "one.png")).repeat(16, axis=0).repeat(16, axis=1)
+        np.testing.assert_array_equal(pixels[top + 18 : top + 18 + high, left : left + wide], alone)
+    assert (pixels[4 + 18 + high + 4 :, 4 + wide + 4 :] == 255).all(), "no fourth"
+
+
+def test_the_finest_pixels_are_enlarged_where_that_is_asked_for(trained, tmp_path):
+    world = multiscale.load(trained).world(3)
+    options = ("--network", trained, "--seed", 3, "--enlarge", "--out", tmp_path / "a.png")
+    for scale, size in ((8, "64x48"), (2, "64x48"), (8, None)):
+        sides = (64, 48) if size else None
+        assert run(generate, *options, "--scale", scale, *(["--size", size] if size else [])).exit_code == 0
+        np.testing.assert_array_equal(Image.open(tmp_path / "a.png"), world.view(scale, size=sides))
+
+
+def test_a_strip_takes_the_side_of_its_views(trained, tmp_path):
+    run(generate, "--network", trained, "--strip", "--size", "160", "--out", tmp_path)
+    pixels = np.asarray(Image.open(tmp_path / "seed0000-strip-160x160.png"))
+    assert pixels.shape == (18 + 160 + 4, 4 + 4 * (160 + 4), 3)
+    deepest = multiscale.load(trained).world(0).view(8, size=(160, 160))
+    np.testing.assert_array_equal(pixels[18 : 18 + 160, -4 - 160 : -4], deepest)
 
 
 def test_films_and_large_files(trained, tmp_path):
@@ -524,7 +640,7 @@ def test_truncation_changes_the_image(trained, tmp_path):
     [
         (["--scale", "9"], "out of range: this model zooms from 1 to 8"),
         (["--scale", "0.5"], "Scale 0.5 is out of range"),
-        (["--scale", "nan"], "Scale nan is out of range"),
+        (["--scale", "nan"], "--scale 'nan' is not allowed; give a number"),
         (["--scale", "2", "--centre", "0.3,0"], r"must lie in \[-0.25, 0.25\]"),
         (["--centre", "0.3"], "Centre '0.3' cannot be read"),
         (["--centre", "nan,0"], "Centre 'nan,0' cannot be read"),
@@ -534,12 +650,33 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--seed", "1", "--seeds", "2"], "give one of them"),
         (["--seeds", "0-3", "--out", "a.png"], "cannot be written to the one file"),
         (["--network", "nowhere"], "There is no network nowhere"),
-        (["--trunc", "nan"], "--trunc nan is not allowed"),
+        (["--trunc", "nan"], "--trunc 'nan' is not allowed; give a number from -2 to 2"),
         (["--strip", "--scale", "3"], "shows every zoom; leave out --scale"),
         (["--size", "64", "--scale", "4"], "2 times finer than this model has learned"),
         (["--size", "64", "--scale", "1e300", "--extrapolate"], "at most 1,024"),
         (["--size", "64", "--scale", "0"], "Scale 0 is out of range"),
-        (["--size", "64", "--scale", "nan"], "Scale nan is out of range"),
+        (["--size", "64", "--scale", "4"], "or enlarge its finest pixels .--enlarge., or have it invent finer ones"),
+        (["--size", "64", "--scale", "4", "--bits", "16"], "or allow extrapolation .--extrapolate;"),
+        (["--size", "64", "--scale", "9", "--enlarge"], "or allow extrapolation .--extrapolate;"),
+        (["--scale", "9", "--enlarge"], "out of range: this model zooms from 1 to 8"),
+        (["--size", "64", "--scale", "4", "--centre", "0.5,0", "--enlarge"], "puts this 4x view outside the world"),
+        (["--enlarge", "--bits", "16"], "makes 8 bits of them; give one of --enlarge and --bits 16"),
+        (["--enlarge", "--extrapolate"], "give one of --enlarge and --extrapolate"),
+        (["--tiff", "a.tif", "--enlarge"], "--tiff holds the model's own pixels; leave out --enlarge"),
+        (["--strip", "--size", "64x32"], "shows square views, not of 64 x 32 pixels; give one side, such as --size 64"),
+        (
+            ["--strip", "--size", "9000"],
+            "4 views of 9000 x 9000 pixels are too many for one PNG; give a smaller --size",
+        ),
+        (["--grid", "--seeds", "0-3", "--size", "9000"], "4 views of .* give a smaller --size or fewer --seeds"),
+        (["--video", "a.mp4", "--to", "4,0.9,0"], "outside the world"),
+        (["--video", "a.mp4", "--to", "4,0,0", "--size", "33x33"], "give even sides"),
+        (["--tiff", "a.tif", "--size", "64", "--scale", "4"], "or allow extrapolation"),
+        (["--seeds", "0-3", "--scale", "9"], "out of range: this model zooms from 1 to 8"),
+        (["--seeds", "0-3", "--grid", "--scale", "9"], "out of range: this model zooms from 1 to 8"),
+        (["--seeds", "0,1_2@40-50"], "names layer 50; this network has layers 0 to"),
+        (["--fps", "0"], "--fps '0' is not allowed; give a whole number from 1 to 240"),
+        (["--seconds", "abc"], "--seconds 'abc' is not allowed; give a number above 0"),
         (["--size", "64x"], "Size '64x' cannot be read"),
         (["--size", "99999x99999"], "give --tiff FILE, or for the whole world"),
         (["--grid", "--strip"], "--strip and --grid make different things"),
@@ -560,6 +697,7 @@ def test_rendering_mistakes_are_one_sentence(trained, tmp_path, monkeypatch, arg
     monkeypatch.chdir(tmp_path)
     network = [] if "--network" in arguments else ["--network", trained]
     assert re.search(message, refused(generate, *network, *arguments))
+    assert "%" not in run(generate, *network, *arguments).stderr, "no bar of progress before what is refused"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -583,6 +721,25 @@ def test_snapshots_that_are_not_whole_or_not_ours(trained, tmp_path):
     assert newer != good
     path.write_bytes(newer)
     assert f"newer than the format {FORMAT_VERSION}" in refused(generate, "--network", path)
+
+
+def test_a_training_state_and_a_snapshot_in_place_of_each_other_are_told_apart(trained, tmp_path):
+    state, snapshot = states_of(trained)[-1], snapshots_of(trained)[-1]
+    says = "is a training state (for --resume and --transfer), not a network to render; give"
+    assert f"{state} {says} {snapshot}, the snapshot beside it." in refused(generate, "--network", state)
+    first = tmp_path / states_of(trained)[0].name
+    first.write_bytes(state.read_bytes())
+    assert f"{first} {says} a generator-*.safetensors file of its run." in refused(generate, "--network", first)
+    first.write_bytes(state.read_bytes()[:1000])
+    assert f"{first} {says}" in refused(generate, "--network", first), "even if it is not whole"
+    renamed = tmp_path / "best.pt"
+    renamed.write_bytes(state.read_bytes())
+    (tmp_path / snapshot.name).write_bytes(snapshot.read_bytes())
+    assert f"{renamed} {says} {tmp_path / snapshot.name}, the snap" in refused(generate, "--network", renamed)
+    patches = trained.parent / "patches.zip"
+    assert f"{patches} is a ZIP, not a network; give" in refused(generate, "--network", patches)
+    again = refused(train, "--data", patches, "--outdir", tmp_path / "x", "--resume", snapshot)
+    assert f"{snapshot} is a snapshot of a generator, not a training state; give {state}, the state beside" in again
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(trained, tmp_path):

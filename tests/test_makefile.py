@@ -32,9 +32,15 @@ def test_the_demo_trains_on_earth_where_pip_can_get_it_else_on_the_planet_and_sa
     assert f"ran dataset_tool.py {scene.replace('planet', 'demo')} --dest demo/{scene}.zip --resolution 32" in first
     assert f"{other}.zip" not in first
     assert first.count("procedural planet") == (scene == "planet")
+    assert recipe_says(tmp_path, "MULTISCALE_COMMAND='make demo'"), "what resumes it is what was typed"
     again = output("false")
     assert f"ran train.py --data demo/{scene}.zip --config demo\n" in again, "the choice is kept"
     assert "procedural planet" not in again
+
+
+def recipe_says(folder, text):
+    dry = subprocess.run(["make", "demo", "--dry-run"], cwd=folder, capture_output=True, text=True, check=True)
+    return text in dry.stdout
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")

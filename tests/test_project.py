@@ -85,3 +85,15 @@ def test_no_benchmark_has_the_name_of_a_folder_of_tests():
     modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert len(modules) > 10
     assert not modules & folders
+
+
+@pytest.mark.skipif(not shutil.which("git") or not (ROOT / ".git").exists(), reason="needs git and a checkout")
+def test_what_the_commands_of_the_documents_leave_here_is_ignored():
+    options = r"--(?:dest|out|sheet|video|pyramid|tiff|export|folder)\s+([a-z][\w./-]*)"
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    left = {name for page in pages for name in re.findall(options, page.read_text("utf-8"))}
+    assert {"patches.zip", "strips", "wide.png", "zoom.mp4", "world.dzi", "world.tif", "site"} <= left
+    places = sorted({f"{name}/a" if "." not in Path(name).name else name for name in (*left, "moon.safetensors")})
+    ask = ["git", "check-ignore", "--no-index", *places]
+    ignored = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    assert set(places) - set(ignored) == set()

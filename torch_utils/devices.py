@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -35,13 +36,14 @@ def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
     Raises:
         UserError: the machine has fewer CUDA devices, or several processes are asked for but not the CPU.
     """
+    available = torch.cuda.device_count()
     if procs > 1:
-        if gpus != 0:
-            raise UserError(f"--procs {procs} is for the CPU; give --gpus 0 with it, or --gpus {procs} instead.")
-        return [torch.device("cpu")] * procs
+        if gpus == 0 or (gpus is None and default_device().type == "cpu"):
+            return [torch.device("cpu")] * procs
+        instead = f", or --gpus {min(procs, available)} instead" if available else ""
+        raise UserError(f"--procs {procs} is for the CPU; give --gpus 0 with it{instead}.")
     if gpus is None:
         return [default_device()]
-    available = torch.cuda.device_count()
     if gpus == 0:
         return [torch.device("cpu")]
     if gpus > available:
@@ -50,6 +52,11 @@ def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
             f"give --gpus {available}{'' if available == 0 else ' or fewer'}{' for the CPU' if available == 0 else ''}."
         )
     return [torch.device("cuda", i) for i in range(gpus)]
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -25,6 +25,7 @@ import torch.multiprocessing as mp
 
 from dnnlib.errors import REFUSED, UserError, sentence_for, sentence_of
 from dnnlib.signals import Ended, StopRequest
+from torch_utils.devices import available_cores
 from torch_utils.pulse import BEATS, Pulse, another_client, beating
 
 TIMEOUT = datetime.timedelta(minutes=10)
@@ -196,8 +197,7 @@ def joined(*, on_cpu: bool, timeout: datetime.timedelta = TIMEOUT) -> Iterator[P
 
 def _share_cores(processes: int, chosen: str | None) -> None:
     """Use this process's fraction of the machine's cores, or of the configured threads."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max((cores if chosen is None else torch.get_num_threads()) // processes, 1))
+    torch.set_num_threads(max((available_cores() if chosen is None else torch.get_num_threads()) // processes, 1))
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.uni
 )
 @optgroup.group("Machine")
 @optgroup.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0: the CPU.  [default: one GPU if there is one]")
-@optgroup.option("--procs", type=click.IntRange(1, 256), default=1, help="With --gpus 0: processes that share the CPU.")
+@optgroup.option("--procs", type=click.IntRange(1, 256), default=1, help="On the CPU: processes that share it.")
 @optgroup.option("--batch", type=click.IntRange(1), help="Views at a time.  [default: 16 on a CPU, 64 on a GPU]")
 @optgroup.group("Other")
 @optgroup.option("--out", default="out/metrics", metavar="FOLDER", help="For report.html, plots and metrics.jsonl.")

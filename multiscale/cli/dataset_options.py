@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,18 +10,6 @@ import click
 
 from multiscale.data.finding import make_reading
 from multiscale.data.remote import Tiles
-
-
-class Number(click.FloatRange):
-    """A number within a range; click alone takes ``nan`` for one."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number, or an error of use."""
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value} is not a number.", param, ctx)
-        return number
-
 
 workers_option = click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per CPU core]")
 
@@ -59,11 +46,13 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option(
             "--memory",
-            type=Number(0.1, 1e6),
+            type=click.FloatRange(0.1, 1e6),
             default=1.0,
             help="GB of pictures that may be decoded at a time.",
         ),
-        click.option("--cache", type=Number(0, 1e6), default=50.0, help="GB to keep of levels made or tiles fetched."),
+        click.option(
+            "--cache", type=click.FloatRange(0, 1e6), default=50.0, help="GB to keep of levels made or tiles fetched."
+        ),
         click.option(
             "--page",
             type=click.IntRange(0),
@@ -79,7 +68,7 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--skip-bad", is_flag=True, help="Name files that cannot be used, and go on without them."),
         click.option(
             "--allow-empty",
-            type=Number(0, 1),
+            type=click.FloatRange(0, 1),
             default=0.0,
             help="Fraction of a patch that may be transparent or without data.",
         ),
@@ -98,7 +87,7 @@ def tile_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     options = [
         click.option("--connections", type=click.IntRange(1, 64), default=4, help="Tiles requested at a time."),
-        click.option("--rate", type=Number(0, 1e6), default=20.0, help="Most tiles per second; 0: no limit."),
+        click.option("--rate", type=click.FloatRange(0, 1e6), default=20.0, help="Most tiles per second; 0: no limit."),
         click.option("--zooms", metavar="LOW-HIGH", help="For XYZ tiles: the z to use, such as 0-12."),
         click.option(
             "--bounds", metavar="W,S,E,N", help="For XYZ tiles: degrees of longitude and latitude.  [default: all]"

@@ -25,9 +25,13 @@ from multiscale.rendering.worlds import World
 @optgroup.option(
     "--size",
     metavar="WxH",
-    help="Pixels, such as 2048x1024; the longer side spans 1/scale of the world.  [default: the model's own]",
+    help="Pixels, such as 2048x1024; the longer side spans 1/scale of the world. Of a strip: the side of each view.  "
+    "[default: the model's own]",
 )
 @optgroup.option("--extrapolate", is_flag=True, help="Allow pixels finer than any that the model has learned.")
+@optgroup.option(
+    "--enlarge", is_flag=True, help="Enlarge the model's finest pixels (Lanczos) where it has no finer ones."
+)
 @optgroup.group("Several views")
 @optgroup.option("--strip", is_flag=True, help="1x, 2x, ... to the model's zoom, each view outlined in the one before.")
 @optgroup.option("--grid", is_flag=True, help="All worlds on one sheet.")

@@ -26,7 +26,7 @@ from multiscale.training.status import report_status
 @optgroup.option("--fresh", is_flag=True, help="Start another run; without it the same command resumes its run.")
 @optgroup.group("Machine")
 @optgroup.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0: the CPU.  [default: one GPU if there is one]")
-@optgroup.option("--procs", type=click.IntRange(1, 256), default=1, help="With --gpus 0: processes that share the CPU.")
+@optgroup.option("--procs", type=click.IntRange(1, 256), default=1, help="On the CPU: processes that share it.")
 @optgroup.group("Settings")
 @optgroup.option("--config", metavar="FILE|PRESET", help="A YAML file, or a preset.  [default: chosen from the data]")
 @optgroup.option("--set", "assignments", multiple=True, metavar="PATH=VALUE", help="Such as training.r1_gamma=5.")

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write, check_writable, new_temporary_folder, remove_abandoned
+from dnnlib.files import atomic_folder, atomic_write, check_writable, remove_abandoned
 from dnnlib.pictures import PNG_STRATEGY
 from dnnlib.reading import kind_of_file, regular_size
 from multiscale.data.archive import ZipSource
@@ -48,7 +47,8 @@ class PatchWriter:
             facts: Of the set, written beside the labels; keys other than ``labels``.
 
         Raises:
-            UserError: ``dest`` exists and ``force`` is not given, or it is something other than a patch set.
+            UserError: ``dest`` exists and ``force`` is not given (also if it has come into being by the end), or it is
+                something other than a patch set.
         """
         self.dest = Path(dest)
         self.is_zip = self.dest.suffix.lower() == ".zip"
@@ -59,7 +59,7 @@ class PatchWriter:
 
     def __enter__(self) -> PatchWriter:
         self._stack = contextlib.ExitStack()
-        self._write = self._stack.enter_context(_zip_sink(self.dest) if self.is_zip else _folder_sink(self.dest))
+        self._write = self._stack.enter_context((_zip_sink if self.is_zip else _folder_sink)(self.dest, self.force))
         return self
 
     def __exit__(
@@ -120,16 +120,22 @@ def check_dest(dest: Path, *, force: bool) -> None:
         raise UserError(f"{dest} is a file; give a folder, or a name that ends in .zip.")
     elif not any(dest.iterdir()):
         return
-    elif not (dest / LABELS_FILE).is_file():
-        raise UserError(f"Folder {dest} is not empty and holds no patch set; give another --dest.")
+    else:
+        _check_is_set(dest, dest)
     remove_abandoned(dest.parent)  # the process that wrote it may have been killed just before its end
     if not force:
         raise UserError(f"{dest} exists; pass --force to replace it, or give another --dest.")
 
 
+def _check_is_set(folder: Path, dest: Path) -> None:
+    """UserError unless a folder, which stands or stood at ``dest``, is a patch set."""
+    if not (folder / LABELS_FILE).is_file():
+        raise UserError(f"Folder {dest} is not empty and holds no patch set; give another --dest.")
+
+
 @contextlib.contextmanager
-def _zip_sink(dest: Path) -> Any:
-    with atomic_write(dest) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+def _zip_sink(dest: Path, force: bool) -> Any:
+    with atomic_write(dest, replace=force) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
 
         def write(name: str, data: bytes) -> None:
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
@@ -141,27 +147,15 @@ def _zip_sink(dest: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _folder_sink(dest: Path) -> Any:
-    try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        temporary = new_temporary_folder(dest.name, dest.parent)
-        try:
-            new, old = temporary / "new", temporary / "old"
-            new.mkdir()
+def _folder_sink(dest: Path, force: bool) -> Any:
+    with atomic_folder(dest, may_replace=(lambda old: _check_is_set(old, dest)) if force else None) as new:
 
-            def write(name: str, data: bytes) -> None:
-                file = new / name
-                file.parent.mkdir(exist_ok=True)
-                file.write_bytes(data)
+        def write(name: str, data: bytes) -> None:
+            file = new / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(data)
 
-            yield write
-            if dest.exists():
-                os.replace(dest, old)
-            os.replace(new, dest)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"Cannot write {dest}: {error.strerror or error}.") from error
+        yield write
 
 
 class FolderSource(FilesSource):

@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image
 
 from dnnlib.errors import UserError
-from dnnlib.reading import parsed, read_text
+from dnnlib.reading import parsed, read_text, short_reason
 from multiscale.data.pictures import Picture, shorter_side
 from multiscale.data.source import listed
 from multiscale.data.vips import without_size_limit
@@ -172,7 +172,7 @@ def _by_exif(picture: Picture) -> Measured:
             exif = image.getexif()
             camera, gps = exif.get_ifd(_EXIF), exif.get_ifd(_GPS)
     except Exception as error:
-        raise Unknown(f"has no EXIF data that can be read ({type(error).__name__})") from error
+        raise Unknown(f"has no EXIF data that can be read ({short_reason(error)})") from error
     focal_mm = _number(camera.get(_FOCAL_LENGTH_35MM))
     distance = _number(camera.get(_SUBJECT_DISTANCE))
     if not 0 < distance < 0xFFFFFFFF:
@@ -205,7 +205,7 @@ def _tags(picture: Picture, kind: str) -> tuple[dict[int, Any], str, str | None]
             page = file.pages.first
             return {tag.code: tag.value for tag in page.tags}, page.description, file.ome_metadata
     except Exception as error:
-        raise Unknown(f"is not a {kind} ({type(error).__name__})") from error
+        raise Unknown(f"is not a {kind} ({short_reason(error)})") from error
 
 
 def _by_geotiff(picture: Picture) -> Measured:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from PIL import Image
 
 from dnnlib.cache import DiskCache
 from dnnlib.errors import UserError
-from dnnlib.reading import regular_size
+from dnnlib.reading import regular_size, short_reason
 from multiscale.data.xml import XML_BYTES
 
 USER_AGENT = "multiscale-gan (dataset_tool.py)"
@@ -239,7 +240,17 @@ async def _ask(session: aiohttp.ClientSession, address: str, limit: int, accept:
 
 
 def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}".rstrip(": ")
+    """What came between, in words: aiohttp's own hold names of classes and of calls."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return f"no host called {error.host} is known here; check the address, and the connection"
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else short_reason(error)
+        return f"no connection to {error.host}: {reason}"
+    if isinstance(error, asyncio.TimeoutError):
+        return "it took too long"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the server closed the connection"
+    return short_reason(error)
 
 
 def _retry_after(answer: aiohttp.ClientResponse) -> float:

@@ -19,6 +19,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from dnnlib.cache import DiskCache
+from dnnlib.console import say
 from dnnlib.errors import UserError
 from dnnlib.files import cache_folder
 from dnnlib.signals import are_heard
@@ -29,6 +30,7 @@ from multiscale.explorer.films import Films
 from multiscale.explorer.networks import Library, Network
 from multiscale.explorer.scheduler import Owner, Rank, RenderQueue
 from multiscale.explorer.services import Services
+from multiscale.runs.snapshots import choice
 from torch_utils.devices import default_device, keep_freed_memory
 
 FIRST_PORT, PORTS = 8000, 100
@@ -84,6 +86,8 @@ async def _serve(options: Options, ready: Callable[[str], None]) -> None:
     queue = RenderQueue()
     library = Library(options.network, default_device(), queue)
     network = await library.first()  # reports what is wrong with it now
+    if options.network is None:
+        say(choice(library.entries[network.name].path))
     services = Services(library, queue, Films(queue), DiskCache(cache_folder() / "tiles", options.cache_mb << 20))
     access = Access(options.token, origins=options.origins, public_url=options.public_url)
     explorer = Explorer(services, access)

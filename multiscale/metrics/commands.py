@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dnnlib.console import say
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
 from dnnlib.progress import progress_bar
@@ -108,7 +109,7 @@ def find_networks(texts: Sequence[str]) -> list[Path]:
             found += [path for path in numbered if path in matches] + [find_network(path) for path in others]
         else:
             found.append(find_network(text))
-    return each_once(found, Path.resolve) if texts else [find_network(None)]
+    return each_once(found, Path.resolve) if texts else [find_network(None, say)]
 
 
 def labels_of(snapshots: Sequence[Snapshot]) -> list[str]:

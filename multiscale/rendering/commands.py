@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from dnnlib.console import say
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
 from dnnlib.reading import each_once
 from multiscale.rendering.files import save_png
-from multiscale.rendering.pyramid import Pyramid, tiff_tiles, write_deep_zoom, write_tiff
-from multiscale.rendering.renderer import Renderer, provenance, to_uint16
+from multiscale.rendering.pyramid import Pyramid, check_tiff, claim, tiff_tiles, write_deep_zoom, write_tiff
+from multiscale.rendering.renderer import EXTRAPOLATE, Renderer, provenance, to_uint16
 from multiscale.rendering.sheets import zoom_strip
-from multiscale.rendering.video import Keyframe, write_film
+from multiscale.rendering.video import Keyframe, check_film, enlarged_view, write_film
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import find_network, load_snapshot
 from multiscale.view import Region
@@ -27,6 +28,7 @@ from torch_utils.devices import default_device, keep_freed_memory
 
 MAX_SEEDS = 100_000
 MAX_PNG_PX = 1 << 28
+ENLARGE = "or enlarge its finest pixels (--enlarge), or have it invent finer ones (--extrapolate)"
 OTHER_IMAGES = {".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".mp4", ".dzi"}
 
 
@@ -41,6 +43,7 @@ class Request:
     size: tuple[int, int] | None = None
     """Width and height in pixels; None: the generator's own."""
     extrapolate: bool = False
+    enlarge: bool = False
     bits: int = 8
     strip: bool = False
     grid: bool = False
@@ -62,7 +65,7 @@ def generate(request: Request) -> list[Path]:
     """
     _check(request)
     _check_place(request)
-    snapshot = load_snapshot(find_network(request.network))
+    snapshot = load_snapshot(find_network(request.network, say))
     keep_freed_memory()
     renderer = Renderer(snapshot.generator, default_device())
     maker = _Maker(request, renderer, provenance(snapshot))
@@ -87,6 +90,7 @@ class _Maker:
     def pictures(self) -> list[Path]:
         """A PNG for each world."""
         paths = _paths(self.request)
+        self._check_views()
         for world, path in zip(self.request.worlds, _bar(paths, "image"), strict=True):
             save_png(path, self._picture(world), self._facts(world))
         return paths
@@ -95,17 +99,21 @@ class _Maker:
         """All worlds on one sheet, about as wide as high."""
         path = _grid_path(self.request)
         worlds = self.request.worlds
+        self._check_views()
         cells = [self._picture(world) for world in _bar(worlds, "image")]
         columns = int(np.ceil(np.sqrt(len(cells))))
-        rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+        starts = range(0, len(cells), columns)
+        rows = [cells[i : i + columns] for i in starts]
+        captions = [[f"world {world}" for world in worlds[i : i + columns]] for i in starts]
         facts = self._facts(worlds[0])
-        save_png(path, grid(rows, titles=[]), facts | {"world": [str(world) for world in worlds]})
+        save_png(path, grid(rows, captions=captions), facts | {"world": [str(world) for world in worlds]})
         return [path]
 
     def film(self, path: Path) -> list[Path]:
         """A flight as MP4."""
         request = self.request
         width, height = request.size or (max(self.renderer.resolution, 512),) * 2
+        check_film(self.renderer, request.flight, width=width, height=height, fps=request.fps, seconds=request.seconds)
         facts = {"world": str(request.worlds[0]), "truncation_psi": request.truncation_psi}
         facts |= {"flight": [[k.zoom, k.x, k.y] for k in request.flight], **self.network}
         with progress_bar(
@@ -134,8 +142,10 @@ class _Maker:
     def deep_zoom(self, path: Path) -> list[Path]:
         """The whole world as a pyramid of PNG tiles."""
         pyramid = Pyramid(self.renderer, self.request.worlds[0], self.request.truncation_psi)
+        facts = self._world(self.request.worlds[0])
+        claim(path, pyramid, facts)
         with progress_bar(total=len(pyramid.addresses()), unit="tile", desc=path.name) as bar:
-            write_deep_zoom(path, pyramid, self._world(self.request.worlds[0]), bar.update)
+            write_deep_zoom(path, pyramid, facts, bar.update)
         return [path]
 
     def tiff(self, path: Path) -> list[Path]:
@@ -143,6 +153,7 @@ class _Maker:
         request, side = self.request, self.renderer.world_px
         region = Region.of_view(self.scale, request.centre, *(request.size or (int(side / self.scale),) * 2))
         world = request.worlds[0]
+        check_tiff(self.renderer, region, extrapolate=request.extrapolate)
         with progress_bar(total=tiff_tiles(region), unit="tile", desc=path.name) as bar:
             write_tiff(
                 path,
@@ -157,11 +168,37 @@ class _Maker:
             )
         return [path]
 
+    def _check_views(self) -> None:
+        """Refuse what cannot be rendered, before a bar of progress appears."""
+        request, renderer = self.request, self.renderer
+        width, height = request.size or (renderer.resolution,) * 2
+        views = renderer.generator.config.octaves + 1 if request.strip else len(request.worlds) if request.grid else 1
+        if views * width * height > MAX_PNG_PX:
+            raise UserError(
+                f"{views} views of {width} x {height} pixels are too many for one PNG; give a smaller --size"
+                f"{' or fewer --seeds' * request.grid}."
+            )
+        if not request.strip:
+            is_zoom = self.scale <= renderer.max_zoom
+            renderer.check_view(
+                self.scale,
+                request.centre,
+                request.size,
+                extrapolate=request.extrapolate or (request.enlarge and is_zoom),
+                otherwise=ENLARGE if is_zoom and request.bits == 8 else EXTRAPOLATE,
+            )
+        for world in request.worlds:
+            if world.styles:  # of layers that the network may not have
+                renderer.styles(world, request.truncation_psi)
+
     def _picture(self, world: World) -> np.ndarray:
         request = self.request
         if request.strip:
-            return zoom_strip(self.renderer, world, request.centre, request.truncation_psi)
+            side = None if request.size is None else request.size[0]
+            return zoom_strip(self.renderer, world, request.centre, request.truncation_psi, side)
         psi, extrapolate = request.truncation_psi, request.extrapolate
+        if request.enlarge:
+            return enlarged_view(self.renderer, world, self.scale, request.centre, request.size, psi)
         if request.bits == 8:
             return self.renderer.view(world, self.scale, request.centre, request.size, psi, extrapolate=extrapolate)
         region = Region.of_view(self.scale, request.centre, *(request.size or (self.renderer.resolution,) * 2))
@@ -268,21 +305,35 @@ def _check(request: Request) -> None:
     options |= {
         "--bits 16": request.bits == 16,
         "--extrapolate": request.extrapolate,
+        "--enlarge": request.enlarge,
         "--from or --to": bool(request.flight),
     }
     useless = {
-        "--strip": ("--scale", "--size", "--bits 16", "--extrapolate"),
+        "--strip": ("--scale", "--bits 16", "--extrapolate", "--enlarge"),
         "--grid": ("--bits 16",),
-        "--video": ("--scale", "--centre", "--bits 16", "--extrapolate"),
-        "--pyramid": ("--scale", "--size", "--centre", "--bits 16", "--extrapolate"),
+        "--video": ("--scale", "--centre", "--bits 16", "--extrapolate", "--enlarge"),
+        "--pyramid": ("--scale", "--size", "--centre", "--bits 16", "--extrapolate", "--enlarge"),
+        "--tiff": ("--enlarge",),
     }.get(kind, ())
     if wrong := [name for name in useless if options[name]]:
         reason = {
             "--strip": "shows every zoom",
             "--grid": "is a sheet of 8 bits",
             "--video": "flies from --from to --to",
+            "--tiff": "holds the model's own pixels",
         }
         raise UserError(f"{kind} {reason.get(kind, 'holds the whole world at every zoom')}; leave out {wrong[0]}.")
+    if request.enlarge and (request.extrapolate or request.bits == 16):
+        other = "--extrapolate has the model invent finer ones" if request.extrapolate else "makes 8 bits of them"
+        raise UserError(
+            f"--enlarge takes the model's finest pixels, and {other}; give one of --enlarge and "
+            f"{'--extrapolate' if request.extrapolate else '--bits 16'}."
+        )
+    if request.strip and request.size is not None and request.size[0] != request.size[1]:
+        raise UserError(
+            f"--strip shows square views, not of {request.size[0]} x {request.size[1]} pixels; give one side, such as "
+            f"--size {max(request.size)}."
+        )
     if kind == "--video" and len(request.flight) < 2:
         raise UserError("A film needs a place to fly to; give --to zoom,x,y such as --to 64,0.1,-0.2.")
     if kind != "--video" and options["--from or --to"]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,9 @@ from multiscale.rendering.files import encode_png
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.sheets import zoom_strip
-from multiscale.rendering.video import Keyframe, enlarged_image, write_film
+from multiscale.rendering.video import Keyframe, enlarged_view, write_film
 from multiscale.rendering.worlds import World
-from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot
+from multiscale.runs.snapshots import Snapshot, choice, find_network, kimg_of, load_snapshot
 from multiscale.view import Region
 from torch_utils.devices import default_device
 
@@ -117,13 +119,11 @@ class PlacedWorld:
         Raises:
             UserError: a view that leaves the world, or a scale beyond the model's.
         """
-        renderer, sides = self.model.renderer, None if size is None else _sides(size)
-        region = None if sides is None else Region.of_view(_positive(scale), centre, *sides)
-        if region is not None and scale <= renderer.max_zoom and not extrapolate and renderer.extrapolation(region) > 1:
-            renderer.check(region, extrapolate=True)
-            pixels = enlarged_image(renderer, self.world, region, self.truncation_psi)
+        renderer, sides, psi = self.model.renderer, None if size is None else _sides(size), self.truncation_psi
+        if extrapolate:
+            pixels = renderer.view(self.world, scale, centre, sides, psi, extrapolate=True)
         else:
-            pixels = renderer.view(self.world, scale, centre, sides, self.truncation_psi, extrapolate=extrapolate)
+            pixels = enlarged_view(renderer, self.world, scale, centre, sides, psi)
         return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
     def array(
@@ -252,7 +252,13 @@ def load_model(network: str | Path | None = None, device: str | torch.device | N
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"There is no device {shown(device)} here; give 'cpu', 'cuda', 'mps', or nothing.") from error
-    return Model(load_snapshot(find_network(network)), place)
+    path = find_network(network)
+    if network is None:
+        if kimg_of(path) == 0:
+            warnings.warn(choice(path, "load()"), stacklevel=3)  # where multiscale.load was called
+        else:
+            logging.getLogger(__name__).info(choice(path, "load()"))
+    return Model(load_snapshot(path), place)
 
 
 def _sides(size: tuple[int, int] | int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write
+from dnnlib.files import AlreadyThere, atomic_write
 from dnnlib.reading import read_text
 from multiscale.rendering.files import encode_png
 from multiscale.rendering.renderer import Renderer, to_uint8, to_uint16
@@ -161,20 +161,8 @@ def write_deep_zoom(path: Path, pyramid: Pyramid, facts: dict[str, Any], advance
     Raises:
         UserError: the folder holds tiles of something else, or cannot be written.
     """
+    claim(path, pyramid, facts)
     folder = path.with_name(f"{path.stem}_files")
-    made_of = folder / "made-of.json"
-    text = json.dumps({**facts, "side": pyramid.side, "tile": pyramid.tile_px}, indent=1)
-    if folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir()):  # more than a full disk has left
-        found = ""
-        with contextlib.suppress(UserError):
-            found = read_text(made_of, "the facts")
-        if found != text:
-            raise UserError(
-                f"{folder} holds other tiles than these (another world or network); give another name, or remove it and {path}."
-            )
-    else:
-        with atomic_write(made_of, "w") as stream:
-            stream.write(text)
     for level, column, row in pyramid.addresses():
         file = folder / str(level) / f"{column}_{row}.png"
         if not file.exists():
@@ -184,6 +172,25 @@ def write_deep_zoom(path: Path, pyramid: Pyramid, facts: dict[str, Any], advance
         advance(1)
     with atomic_write(path, "w") as stream:
         stream.write(pyramid.dzi())
+
+
+def claim(path: Path, pyramid: Pyramid, facts: dict[str, Any]) -> None:
+    """Have the folder of :func:`write_deep_zoom` say what its tiles follow from; UserError if it holds others."""
+    folder = path.with_name(f"{path.stem}_files")
+    made_of = folder / "made-of.json"
+    text = json.dumps({**facts, "side": pyramid.side, "tile": pyramid.tile_px}, indent=1)
+    if not folder.is_dir() or all(
+        path.suffix == ".tmp" for path in folder.iterdir()
+    ):  # no more than a full disk has left
+        with contextlib.suppress(AlreadyThere), atomic_write(made_of, "w", replace=False) as stream:
+            stream.write(text)
+    found = ""
+    with contextlib.suppress(UserError):
+        found = read_text(made_of, "the facts")
+    if found != text:
+        raise UserError(
+            f"{folder} holds other tiles than these (another world or network); give another name, or remove it and {path}."
+        )
 
 
 def tiff_levels(region: Region) -> list[Region]:
@@ -199,6 +206,12 @@ def tiff_levels(region: Region) -> list[Region]:
 def tiff_tiles(region: Region) -> int:
     """Tiles of all levels."""
     return sum(-(-level.width // TILE_PX) * -(-level.height // TILE_PX) for level in tiff_levels(region))
+
+
+def check_tiff(renderer: Renderer, region: Region, *, extrapolate: bool) -> None:
+    """UserError if :func:`write_tiff` would refuse the region."""
+    for level in tiff_levels(region):
+        renderer.check(level, extrapolate=extrapolate)
 
 
 def write_tiff(
@@ -222,8 +235,7 @@ def write_tiff(
         bits: 8 or 16 a channel.
         advance: Told of each tile.
     """
-    for level in tiff_levels(region):
-        renderer.check(level, extrapolate=extrapolate)
+    check_tiff(renderer, region, extrapolate=extrapolate)
     channels = renderer.generator.config.img_channels
     convert = to_uint16 if bits == 16 else to_uint8
 

@@ -36,6 +36,7 @@ TILE_PX = {"cpu": 512, "cuda": 2048}
 """Largest side of a tile."""
 STYLES_KEPT = 64
 MAX_EXTRAPOLATION = 1024
+EXTRAPOLATE = "or allow extrapolation (--extrapolate; in Python extrapolate=True)"
 _TOLERANCE = 1e-6  # octaves
 
 
@@ -114,14 +115,8 @@ class Renderer:
         Raises:
             UserError: a zoom beyond the model's range or a view that leaves the world.
         """
-        for zoom in zooms:
-            if not 1 <= zoom <= self.max_zoom:
-                raise UserError(
-                    f"Scale {zoom:g} is out of range: this model zooms from 1 to {self.max_zoom:g} "
-                    f"({self.generator.config.octaves} octaves)."
-                )
+        self._check_own_views(zooms, centres)
         size = (self.resolution, self.resolution)
-        view_transform(torch.tensor(zooms, dtype=torch.float64), torch.tensor(centres, dtype=torch.float64))  # checks
         places = [(Region.of_view(zoom, centre, *size), 0, 0) for zoom, centre in zip(zooms, centres, strict=True)]
         images = []
         for i in range(0, len(worlds), RENDER_BATCH):
@@ -144,8 +139,7 @@ class Renderer:
         Raises:
             UserError: as :meth:`render` and :meth:`image`.
         """
-        if not 1 <= zoom < float("inf"):
-            raise UserError(f"Scale {zoom:g} is out of range: this model zooms from 1 to {self.max_zoom:g}.")
+        self.check_view(zoom, centre, size, extrapolate=extrapolate)
         if size is None and not extrapolate:
             return self.render([world], [zoom], [centre], truncation_psi)[0]
         region = Region.of_view(zoom, centre, *(size or (self.resolution,) * 2))
@@ -210,8 +204,35 @@ class Renderer:
             for (_, x, y), pixels in zip(batch, images, strict=True):
                 yield Tile(x, y, pixels[:, : region.height - y, : region.width - x])
 
-    def check(self, region: Region, *, extrapolate: bool = False) -> None:
-        """Raise a :class:`UserError` unless ``region`` can be rendered."""
+    def check_view(
+        self,
+        zoom: float,
+        centre: tuple[float, float],
+        size: tuple[int, int] | None = None,
+        *,
+        extrapolate: bool = False,
+        otherwise: str = EXTRAPOLATE,
+    ) -> None:
+        """Raise a :class:`UserError` unless :meth:`view` renders this; ``otherwise`` as for :meth:`check`."""
+        if not 1 <= zoom < float("inf"):
+            raise UserError(f"Scale {zoom:g} is out of range: this model zooms from 1 to {self.max_zoom:g}.")
+        if size is None and not extrapolate:
+            self._check_own_views([zoom], [centre])
+        else:
+            region = Region.of_view(zoom, centre, *(size or (self.resolution,) * 2))
+            self.check(region, extrapolate=extrapolate, otherwise=otherwise)
+
+    def _check_own_views(self, zooms: Sequence[float], centres: Sequence[tuple[float, float]]) -> None:
+        for zoom in zooms:
+            if not 1 <= zoom <= self.max_zoom:
+                raise UserError(
+                    f"Scale {zoom:g} is out of range: this model zooms from 1 to {self.max_zoom:g} "
+                    f"({self.generator.config.octaves} octaves)."
+                )
+        view_transform(torch.tensor(zooms, dtype=torch.float64), torch.tensor(centres, dtype=torch.float64))
+
+    def check(self, region: Region, *, extrapolate: bool = False, otherwise: str = EXTRAPOLATE) -> None:
+        """Raise a :class:`UserError` unless ``region`` can be rendered; ``otherwise``: what else the message advises."""
         if region.width < 1 or region.height < 1:
             raise UserError(
                 f"An image of {region.width} x {region.height} pixels has none; both sides must be at least 1."
@@ -238,8 +259,7 @@ class Renderer:
                 ways.append(f"for {side} pixels {'' if ways else 'give '}a scale of at most {scale:.10g}")
             raise UserError(
                 f"{side} pixels at {region.zoom:g}x are {beyond:g} times finer than this model has learned "
-                f"({self.resolution} pixels at {self.max_zoom:g}x): {', '.join(ways)}, "
-                "or allow extrapolation (--extrapolate; in Python extrapolate=True)."
+                f"({self.resolution} pixels at {self.max_zoom:g}x): {', '.join([*ways, otherwise])}."
             )
 
     def extrapolation(self, region: Region) -> float:

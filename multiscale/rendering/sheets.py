@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from dnnlib.pictures import as_rgb, enlarge, grid
 from multiscale.rendering.renderer import Renderer, nearest_centre, octave_zooms
+from multiscale.rendering.video import enlarged_view
 from multiscale.rendering.worlds import World
 
 OUTLINE = (255, 255, 255)
@@ -29,12 +30,26 @@ def sample_sheet(renderer: Renderer, seeds: Sequence[int]) -> np.ndarray:
 
 
 def zoom_strip(
-    renderer: Renderer, world: World | int, centre: tuple[float, float], truncation_psi: float = 1.0
+    renderer: Renderer,
+    world: World | int,
+    centre: tuple[float, float],
+    truncation_psi: float = 1.0,
+    side: int | None = None,
 ) -> np.ndarray:
-    """One world at 1x, 2x, ... to the model's zoom, each view outlined in the one before it: uint8 [H, W, 3]."""
+    """One world at 1x, 2x, ... to the model's zoom, each view outlined in the one before it: uint8 [H, W, 3].
+
+    Args:
+        renderer, world, truncation_psi: What is shown.
+        centre: World coordinates (x, y) that the views are about, as near as each zoom allows.
+        side: Of a view in pixels, enlarged as in films where they would be finer than the model; None: the network's own.
+    """
     zooms = octave_zooms(renderer.generator.config.octaves)
     centres = [nearest_centre(centre, zoom) for zoom in zooms]
-    images = renderer.render([world] * len(zooms), zooms, centres, truncation_psi)
+    if side is None:
+        images = list(renderer.render([world] * len(zooms), zooms, centres, truncation_psi))
+    else:
+        views = zip(zooms, centres, strict=True)
+        images = [enlarged_view(renderer, world, zoom, at, (side, side), truncation_psi) for zoom, at in views]
     pictures = []
     for i, pixels in enumerate(images):
         picture = Image.fromarray(enlarge(as_rgb(pixels)))

@@ -94,8 +94,7 @@ def write_film(
         UserError: a size, length or keyframe that is not allowed, or the file cannot be written.
         Cancelled: ``cancelled`` said so.
     """
-    frames = round(seconds * fps)
-    _check(renderer, keyframes, width, height, fps, frames)
+    frames = check_film(renderer, keyframes, width=width, height=height, fps=fps, seconds=seconds)
     with (
         atomic_write(path, "w+b") as file,
         av.open(file, "w", format="mp4", options=_MUXER, io_open=lambda *_: _Again(file)) as film,
@@ -119,9 +118,26 @@ def write_film(
         film.mux(stream.encode())
 
 
+def enlarged_view(
+    renderer: Renderer,
+    world: World | int,
+    zoom: float,
+    centre: tuple[float, float],
+    size: tuple[int, int] | None = None,
+    truncation_psi: float = 1.0,
+) -> np.ndarray:
+    """As :meth:`Renderer.view`, but where a zoom of the model asks for finer pixels than it has, as :func:`enlarged_image`."""
+    if size is not None and 1 <= zoom <= renderer.max_zoom:
+        region = Region.of_view(zoom, centre, *size)
+        if renderer.extrapolation(region) > 1:
+            renderer.check(region, extrapolate=True)
+            return enlarged_image(renderer, world, region, truncation_psi)
+    return renderer.view(world, zoom, centre, size, truncation_psi)
+
+
 def enlarged_image(
     renderer: Renderer,
-    world: World,
+    world: World | int,
     region: Region,
     truncation_psi: float,
     cancelled: Callable[[], bool] | None = None,
@@ -173,7 +189,11 @@ _VIDEO_RANGE = 1  # AVCOL_RANGE_MPEG
 _BT709 = 1
 
 
-def _check(renderer: Renderer, keyframes: Sequence[Keyframe], width: int, height: int, fps: int, frames: int) -> None:
+def check_film(
+    renderer: Renderer, keyframes: Sequence[Keyframe], *, width: int, height: int, fps: int, seconds: float
+) -> int:
+    """The number of frames of a film; UserError if :func:`write_film` would refuse it."""
+    frames = round(seconds * fps)
     if width % 2 or height % 2 or not (16 <= width <= MAX_SIDE_PX and 16 <= height <= MAX_SIDE_PX):
         raise UserError(
             f"A film of {width} x {height} pixels is not possible; give even sides from 16 to {MAX_SIDE_PX}."
@@ -190,6 +210,7 @@ def _check(renderer: Renderer, keyframes: Sequence[Keyframe], width: int, height
             raise UserError(f"Scale {zoom:g} is out of range: this model zooms from 1 to {most:g}.")
         region = Region.of_view(zoom, (keyframe.x, keyframe.y), width, height)
         renderer.check(region, extrapolate=True)
+    return frames
 
 
 def _length(a: Keyframe, b: Keyframe) -> float:

@@ -6,6 +6,8 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,8 +91,14 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def launcher() -> str:
-    """How this process was launched: ``python``, or ``torchrun`` with options unknown to it."""
-    return "torchrun ..." if under_torchrun() else "python"
+    """How this process was launched: ``torchrun`` with options unknown to it, ``python``, or, where that is another one (its
+    environment has not been activated), the path of this interpreter."""
+    if under_torchrun():
+        return "torchrun ..."
+    found, own = shutil.which("python"), Path(sys.executable)
+    if found is not None and Path(found).absolute().parent == own.parent:
+        return "python"
+    return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
 
 
 def write_beside(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +16,7 @@ from typing import IO, Any
 import safetensors.torch
 import torch
 
-from dnnlib.errors import UserError, shown
+from dnnlib.errors import REFUSED, UserError, shown
 from dnnlib.files import atomic_write
 from dnnlib.reading import HEAD_BYTES, from_json, kind_of, parsed, regular_size
 from multiscale.config import GeneratorConfig, to_dict
@@ -170,7 +172,8 @@ def _headed(path: Path, stream: IO[bytes], size: int) -> _File:
     if length > min(HEADER_BYTES, size - 8):
         kind = None if head[8:9] == b"{" else kind_of(head)  # a header's first byte
         if kind is not None:
-            raise UserError(f"{path} is {kind}, not a network; give {WANTED}.")
+            better = _better_than_state(path) if kind == "a ZIP" else None
+            raise UserError(better or f"{path} is {kind}, not a network; give {WANTED}.")
         raise ValueError(f"its header claims {length} bytes" if length <= HEADER_BYTES else "it begins otherwise")
     header = head + stream.read(length + 8 - len(head))
     values = dict(from_json(header[8:]))
@@ -193,18 +196,41 @@ def _headed(path: Path, stream: IO[bytes], size: int) -> _File:
     return _File(path, settings, info, int(version), header, rest, stream)
 
 
-def find_network(network: str | Path | None) -> Path:
+def _better_than_state(path: Path) -> str | None:
+    """A sentence on what to give in place of a training state, which is a ZIP of PyTorch; None: it is another ZIP."""
+    name = re.search(r"state-(\d+)\.pt$", path.name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(member.endswith("/data.pkl") for member in archive.namelist()):
+                return None
+    except zipfile.BadZipFile:
+        if name is None:
+            return None
+    beside = snapshots_of(path.parent)
+    same = [snapshot for snapshot in beside if name is not None and snapshot.stem.endswith(f"-{name[1]}")]
+    better = f"{(same or beside)[-1]}, the snapshot beside it" if beside else f"a {PATTERN} file of its run"
+    return f"{path} is a training state (for --resume and --transfer), not a network to render; give {better}."
+
+
+def find_network(network: str | Path | None, tell: Callable[[str], object] | None = None) -> Path:
     """The file meant by ``--network``: a file, the newest of a run's folder, a name to fetch, or (None) the one written last
     by any run in ``runs``.
 
     Names are ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.remote`). Without any run it is the bundled model.
+
+    Args:
+        network: As the user typed it; None: nothing was typed.
+        tell: Told which network it is if that was not typed (:func:`choice`).
 
     Raises:
         UserError: what was named does not exist or holds no snapshot.
     """
     if network is None:
         found = [path for folder in _subfolders(Path("runs")) for path in snapshots_of(folder)]
-        return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
+        chosen = max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
+        if tell is not None:
+            tell(choice(chosen))
+        return chosen
     path = existing_path(network, WANTED)
     if path.is_dir():
         found = snapshots_of(path)
@@ -212,6 +238,34 @@ def find_network(network: str | Path | None) -> Path:
             raise UserError(f"The folder {path} holds no snapshot ({PATTERN}); give the folder of a run or a file.")
         return found[-1]
     return path
+
+
+def choice(path: Path, option: str = "--network") -> str:
+    """A sentence on a network that nobody named: which it is, how far it was trained, and what names another.
+
+    Args:
+        path: As of :func:`find_network`.
+        option: What takes a network.
+    """
+    kimg = kimg_of(path)
+    trained = "" if kimg is None else f" ({kimg:,.0f} kimg)" if kimg >= 100 else f" ({kimg:.3g} kimg)"
+    if path == BUNDLED:
+        return f"Using the bundled model{trained}; {option} takes another."
+    if kimg == 0:
+        return (
+            f"Using {path}, the snapshot written last in runs, which is untrained (0 kimg) and shows noise; "
+            f"{option} takes another, such as the bundled model, {BUNDLED}."
+        )
+    return f"Using {path}{trained}, the snapshot written last in runs; {option} takes another."
+
+
+def kimg_of(path: Path) -> float | None:
+    """Thousands of images that a snapshot was trained with, by its header; None if that does not say, or cannot be read."""
+    try:
+        kimg = read_header(path)[1].get("kimg")
+    except (UserError, *REFUSED):
+        return None
+    return kimg if isinstance(kimg, int | float) and math.isfinite(kimg) else None
 
 
 def snapshots_of(run: Path) -> list[Path]:

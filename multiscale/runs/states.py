@@ -14,7 +14,7 @@ import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
-from dnnlib.reading import parsed, regular_size
+from dnnlib.reading import kind_of_file, parsed, regular_size
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.migrations import FORMAT_VERSION, check_version, read_stored
 
@@ -87,6 +87,7 @@ def load_state(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     regular_size(path, "the training state")
     damaged = f"{path} is not a whole training state; it may be truncated: use an older one."
     try:
+        _refuse_other_kinds(path)
         state = parsed(lambda: _load(path), damaged)
     except OSError as error:
         raise UserError(f"Cannot read the training state {path}: {error.strerror or error}.") from error
@@ -104,6 +105,17 @@ def load_state(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     if wrong:
         raise UserError(f"{path} holds another {wrong[0]} than a training state does; it is damaged: use an older one.")
     return state | {"config": config}
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """UserError for a snapshot, which holds the generator alone, or a picture or anything else that says what it is."""
+    kind = kind_of_file(path)
+    if path.suffix == ".safetensors":
+        beside = states_of(path.parent)
+        better = f"{beside[-1]}, the state beside it" if beside else f"a {PATTERN} file of a run"
+        raise UserError(f"{path} is a snapshot of a generator, not a training state; give {better}.")
+    if kind not in (None, "a ZIP"):
+        raise UserError(f"{path} is {kind}, not a training state; give a {PATTERN} file of a run.")
 
 
 def _load(path: Path) -> Any:

@@ -42,12 +42,12 @@ def push(run: str, name: str, seed: int, licence: str | None, private: bool, fol
         return
     api = hub().HfApi()
     with tempfile.TemporaryDirectory() as temporary:
-        files = write_share(network, Path(temporary), name, seed=seed, licence=licence)
+        files = write_share(network, Path(temporary, "share"), name, seed=seed, licence=licence)
         with hub_errors(target):
             api.create_repo(target.repo, private=private, exist_ok=True)
             api.upload_folder(
                 repo_id=target.repo,
-                folder_path=temporary,
+                folder_path=str(files[0].parent),
                 revision=target.revision,
                 commit_message=f"{files[0].stem} with its card",
             )

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_copy, atomic_write, check_writable
+from dnnlib.files import atomic_copy, atomic_folder, atomic_write, check_writable
 from multiscale.rendering.files import save_png
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.sheets import zoom_strip
@@ -41,7 +41,13 @@ def write_share(network: str, folder: Path, name: str, *, seed: int, licence: st
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; give one that is, or a new name.")
-    check_writable(folder, folder="filled")
+    check_writable(folder, folder="replaced")
+    with atomic_folder(folder) as place:
+        return [folder / file for file in _write(place, network, name, seed=seed, licence=licence)]
+
+
+def _write(folder: Path, network: str, name: str, *, seed: int, licence: str | None) -> list[str]:
+    """The files of :func:`write_share`, by their names."""
     path = find_network(network)
     snapshot = load_snapshot(path)
     renderer = Renderer(snapshot.generator, default_device())
@@ -65,7 +71,7 @@ def write_share(network: str, folder: Path, name: str, *, seed: int, licence: st
         stream.write(
             card(snapshot, weights.name, name, measured, seed=seed, licence=licence, has_config=len(files) > 2)
         )
-    return [*files, folder / CARD]
+    return [file.name for file in (*files, folder / CARD)]
 
 
 def measures_in(info: Mapping[str, Any]) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 import shutil
 import unicodedata
@@ -16,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib.console import say
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_write, check_writable, new_temporary_folder
+from dnnlib.files import atomic_folder, atomic_write, check_writable, new_temporary_folder
 from dnnlib.progress import progress_bar
 from dnnlib.reading import from_json, parsed, read_text
 from multiscale.networks.generator import Generator
@@ -63,9 +63,9 @@ def export_site(network: str | None, folder: Path, *, title: str | None = None) 
         UserError: there is no such network, it cannot be exported, npm cannot get the runtime, or the folder holds
             anything else.
     """
-    _check_place(folder)
-    snapshot = load_snapshot(find_network(network))
-    return _replaced(folder, lambda place: _write_model(place, snapshot, title or title_of(snapshot)))
+    replaces = _check_place(folder)
+    snapshot = load_snapshot(find_network(network, say))
+    return _made(folder, lambda place: _write_model(place, snapshot, title or title_of(snapshot)), replaces=replaces)
 
 
 def zip_site(network: Path, folder: Path) -> Path:
@@ -101,9 +101,11 @@ def zip_site(network: Path, folder: Path) -> Path:
 
 def export_tiles(network: str | None, folder: Path, world: World, *, title: str | None = None) -> Path:
     """Write a page with one world as Deep Zoom tiles, for machines that cannot compute; arguments as :func:`export_site`."""
-    _check_place(folder)
-    snapshot = load_snapshot(find_network(network))
-    return _replaced(folder, lambda place: _write_tiles(place, snapshot, world, title or title_of(snapshot)))
+    replaces = _check_place(folder)
+    snapshot = load_snapshot(find_network(network, say))
+    return _made(
+        folder, lambda place: _write_tiles(place, snapshot, world, title or title_of(snapshot)), replaces=replaces
+    )
 
 
 def title_of(snapshot: Snapshot) -> str:
@@ -129,39 +131,35 @@ def file_name_of(title: str) -> str:
     return "-".join(re.findall(r"[a-z0-9]+", plain))[:FILE_NAME_LENGTH].strip("-") or "world"
 
 
-def _replaced(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Have a folder written beside its place and moved there when it is whole."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        place = new_temporary_folder(folder.name, folder.parent)  # for this user alone
-        try:
-            whole = place / "whole"
-            whole.mkdir()  # with the mode that the system gives a new folder
-            write(whole)
-            if folder.exists():
-                before = new_temporary_folder(folder.name, folder.parent)
-                os.replace(folder, before / "before")
-                os.replace(whole, folder)
-                shutil.rmtree(before, ignore_errors=True)
-            else:
-                os.replace(whole, folder)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
+def _made(folder: Path, write: Callable[[Path], None], *, replaces: bool) -> Path:
+    """Have a folder written beside its place and moved there when it is whole.
+
+    Args:
+        folder: Its place.
+        write: Is given the folder to fill.
+        replaces: Whether an earlier export was there from the beginning; what has come since is left as it is.
+    """
+    with atomic_folder(folder, may_replace=(lambda old: _check_ours(old, folder)) if replaces else None) as place:
+        write(place)
     return folder
 
 
-def _check_place(folder: Path) -> None:
-    """UserError if the folder holds what is not ours to replace, or cannot be written."""
+def _check_place(folder: Path) -> bool:
+    """Whether the folder holds an earlier export; UserError if it holds anything else, or cannot be written."""
     check_writable(folder, folder="replaced")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
+        return False
+    _check_ours(folder, folder)
+    return True
+
+
+def _check_ours(folder: Path, place: Path) -> None:
+    """UserError unless a folder, which stands or stood at ``place``, is an earlier export."""
     facts: Any = None
     if folder.is_dir() and (folder / FACTS).is_file():
-        facts = parsed(lambda: from_json(read_text(folder / FACTS, "the facts")), f"{folder / FACTS} cannot be read.")
+        facts = parsed(lambda: from_json(read_text(folder / FACTS, "the facts")), f"{place / FACTS} cannot be read.")
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise UserError(f"{folder} holds something else than an earlier export; give an empty folder, or a new name.")
+        raise UserError(f"{place} holds something else than an earlier export; give an empty folder, or a new name.")
 
 
 def _write_model(folder: Path, snapshot: Snapshot, title: str) -> None:

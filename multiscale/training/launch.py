@@ -37,7 +37,7 @@ from multiscale.training.resume import check_resumed, choose_folder, report_end,
 from multiscale.training.trainer import Trainer
 from multiscale.training.transfer import Learned, load_learned
 from torch_utils import distributed
-from torch_utils.devices import choose_devices
+from torch_utils.devices import available_cores, choose_devices
 from torch_utils.weights import MissingWeights
 
 LPIPS_MIN_RESOLUTION = 2 ** math.ceil(math.log2(SMALLEST_SIDE_PX))
@@ -159,9 +159,10 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
         batch_gpu=run.job.batch_gpu,
         processes_here=processes_here(run.devices),
     )
+    if dry_run:
+        print(describe_settings(run.config))  # first: what is longer than a screen scrolls the rest off it
     print(described)
     if dry_run:
-        print(describe_settings(run.config))
         for lack in run.missing:
             print(f"Missing before this run can start: {lack}")
         yield run, None
@@ -172,6 +173,8 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
         if run.changes:
             print("Changed since the run began: " + "; ".join(run.changes))
         write_beside(run.folder, run.config, run.dataset, preset=run.preset, devices=run.devices)
+        if run.devices[0].type == "cpu" and (advice := busy_advice()) is not None:
+            print(advice)
         start = report_start(run.folder, run.job.resumed, run.config)
         yield run, run.job if start < run.config.training.kimg * 1000 else None
 
@@ -222,6 +225,18 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
         goes_on=holds_run(folder),
         changes=changes,
         missing=missing,
+    )
+
+
+def busy_advice() -> str | None:
+    """What to do on a machine that other programs keep busy, for a run on its CPU; None: nothing, or threads were chosen."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = available_cores()
+    if load <= cores or "OMP_NUM_THREADS" in os.environ:
+        return None
+    return (
+        f"This machine is busy (load {load:.1f} on {cores} core{'s' * (cores != 1)}): threads wait for each other there, and "
+        "OMP_NUM_THREADS=1 in front of the command can make it many times faster."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ from multiscale.training.status import command_to_resume
 
 FIXED = re.compile(r"(generator|discriminator)\.(?!num_half_res|half_dtype)|training\.batch:")
 """Settings that a run cannot change: those that shape the networks, and the batch in which its steps count."""
+
+COMMAND = "MULTISCALE_COMMAND"
+"""Environment variable: the command that the user typed, if that is another one than this program's (``make demo``)."""
 
 
 def choose_folder(
@@ -136,7 +140,7 @@ def report_end(folder: Path, config: RunConfig) -> None:
     if images < config.training.kimg * 1000:
         print(
             f"Stopped after {images / 1000:g} of {config.training.kimg:g} kimg. "
-            f"To resume: {command_to_resume(sys.argv, folder, launcher())}"
+            f"To resume: {os.environ.get(COMMAND) or command_to_resume(sys.argv, folder, launcher())}"
         )
 
 

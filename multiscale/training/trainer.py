@@ -81,6 +81,12 @@ STEPS_TO_AGREE = 8
 BAD_STEPS = 100
 """Consecutive steps with non-finite gradients after which a run stops."""
 
+STOPPING = (
+    "Stopping: this step, or the snapshot or measurement under way, is finished first and the state saved. "
+    "Ctrl-C again ends it at once; the steps since the last state are then lost."
+)
+"""What is said as soon as a signal asks to stop."""
+
 BEST = "best.safetensors"
 """The best snapshot of a run so far, by the first of ``training.metrics``."""
 
@@ -192,7 +198,7 @@ class Trainer:
                 remove_remains(self.folder)
             self.journal = Journal(self.folder, self.images_seen if has_begun else -1)
         try:
-            with StopRequest() as stop:
+            with StopRequest(STOPPING if self.process.is_first else None) as stop:
                 return self._run(stop, has_begun)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError(self._out_of_memory()) from error

@@ -1,5 +1,6 @@
 """Containers are read lazily, written whole or not at all, and each kind of damage is one sentence."""
 
+import contextlib
 import json
 import pickle
 import sqlite3
@@ -23,8 +24,8 @@ def patch(i, side=16, channels=3):
     return rng.integers(0, 256, size=(side, side, channels), dtype=np.uint8)
 
 
-def write_set(path, labels=(0.0, 0.5, 1.25, 2.5, 3.0), **shape):
-    with PatchWriter(path) as writer:
+def write_set(path, labels=(0.0, 0.5, 1.25, 2.5, 3.0), *, force=False, **shape):
+    with PatchWriter(path, force=force) as writer:
         for i, label in enumerate(labels):
             writer.add(encode_png(patch(i, **shape)), label)
     return path
@@ -351,6 +352,25 @@ def test_a_failed_write_leaves_nothing_and_keeps_what_stood_there(tmp_path, name
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (PatchDataset(tmp_path / name)[0][0] == before).all()
+
+
+@pytest.mark.parametrize("name", ["set.zip", "folder"])
+def test_of_two_that_make_a_set_at_once_the_second_replaces_nothing_without_force(tmp_path, name):
+    for force in (False, True):
+        refused = contextlib.nullcontext() if force else pytest.raises(UserError, match="come into being meanwhile")
+        with refused, PatchWriter(tmp_path / name, force=force) as second:
+            second.add(PNG, 0.0)
+            write_set(tmp_path / name, force=force)
+            first = len(PatchDataset(tmp_path / name))
+        assert first > 1
+        assert len(PatchDataset(tmp_path / name)) == (1 if force else first)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+    refused = pytest.raises(UserError, match="not empty and holds no patch set")
+    with refused, PatchWriter(tmp_path / "home", force=True) as writer:
+        writer.add(PNG, 0.0)
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "photo.png").touch()
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["photo.png"]
 
 
 def test_existing_sets_are_replaced_only_by_force_and_other_folders_never(tmp_path):

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import shutil
+import socket
 import threading
 from collections import Counter
 
@@ -294,6 +295,23 @@ def test_what_a_server_does_wrong_is_one_sentence_and_the_same_command_goes_on(
     np.testing.assert_array_equal(pixels, expected[0])
     assert not before & (set(server.asked) - {"dzi.dzi"}) - _in_flight(before, server.asked)
     assert victim in server.asked
+
+
+def test_a_host_that_is_not_known_or_does_not_answer_is_said_in_words(tmp_path, monkeypatch):
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}/info.json"
+        assert "did not come (no connection to 127.0.0.1: Connection refused), 5 times" in refusal(
+            address, tmp_path / "a"
+        )
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    sentence = refusal("https://images.invalid/info.json", tmp_path / "a")
+    assert (
+        "did not come (no host called images.invalid is known here; check the address, and the connection)" in sentence
+    )
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)

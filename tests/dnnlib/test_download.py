@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 
@@ -146,6 +147,17 @@ def test_without_a_connection_what_was_kept_is_used(web, tmp_path, caplog):
 def test_nobody_there_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"Cannot get http://127\.0\.0\.1:9/x\.pkl: .*refused"):
         fetch("http://127.0.0.1:9/x.pkl", tmp_path)
+
+
+def test_a_host_that_is_not_known_is_said_in_words(tmp_path, monkeypatch):
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(
+        UserError, match=r"Cannot get https://none\.invalid/x\.pkl: no host of that name is known here; check"
+    ):
+        fetch("https://none.invalid/x.pkl", tmp_path)
 
 
 def test_what_is_not_there_is_a_sentence(web, tmp_path):

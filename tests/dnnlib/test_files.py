@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from dnnlib import files
 from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError, nearest_name, sentence_of
-from dnnlib.files import atomic_write, cache_folder, check_writable, sha256
+from dnnlib.files import AlreadyThere, atomic_folder, atomic_write, cache_folder, check_writable, sha256
 
 
 def test_a_file_appears_whole_and_leaves_nothing_beside_it(tmp_path):
@@ -35,6 +36,61 @@ def test_an_interrupted_write_keeps_the_older_file(tmp_path, error):
         raise error
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "none"])
+def test_what_has_come_meanwhile_is_not_replaced_unless_that_is_meant(tmp_path, monkeypatch, links):
+    def impossible(*_, **__):
+        raise PermissionError
+
+    if not links:
+        monkeypatch.setattr(os, "link", impossible)
+    path = tmp_path / "file"
+    with atomic_write(path, "w", replace=False) as stream:
+        stream.write("first")
+    refused = pytest.raises(AlreadyThere, match="file has come into being meanwhile, and is left")
+    with refused, atomic_write(path, "w", replace=False) as stream:
+        stream.write("second")
+    assert path.read_text() == "first"
+    with atomic_write(path, "w") as stream:
+        stream.write("third")
+    assert path.read_text() == "third"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def keep(_):
+    raise UserError("mine")
+
+
+def test_a_folder_appears_whole_and_replaces_what_it_may(tmp_path):
+    path = tmp_path / "folder"
+    for text, may_replace in (("first", None), ("second", lambda old: (old / "name").read_text())):
+        with atomic_folder(path, may_replace=may_replace) as folder:
+            (folder / "name").write_text(text)
+            if may_replace is None:
+                path.mkdir()  # an empty one is nothing
+        assert (path / "name").read_text() == text
+    for may_replace, error in ((None, "has come into being meanwhile"), (keep, "mine")):
+        with pytest.raises(UserError, match=error), atomic_folder(path, may_replace=may_replace) as folder:
+            (folder / "other").touch()
+        assert (path / "name").read_text() == "second"
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path, may_replace=bool):
+        raise KeyboardInterrupt
+    assert (path / "name").read_text() == "second"
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_link_to_a_folder_is_replaced_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "name").touch()
+    for target, may_replace in (("empty", None), ("full", lambda old: (old / "name").read_text())):
+        (tmp_path / "link").symlink_to(target)
+        with atomic_folder(tmp_path / "link", may_replace=may_replace) as folder:
+            (folder / "new").touch()
+        assert not (tmp_path / "link").is_symlink()
+        shutil.rmtree(tmp_path / "link")
+    assert (tmp_path / "full" / "name").exists()
 
 
 def test_a_killed_write_keeps_the_older_file(tmp_path):

@@ -124,6 +124,12 @@ def test_a_port_that_is_taken(folder, monkeypatch):
         assert f"No port from {port} to {port} is free" in refused("--network", folder)
 
 
+def test_a_network_that_nobody_named_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(zoom.main, ["--no-browser", "--host", "no such host"])
+    assert re.match(r"Using the bundled model \([\d.]+ kimg\); --network takes another\.\n", result.stderr)
+
+
 @pytest.mark.parametrize(
     "arguments, what",
     [

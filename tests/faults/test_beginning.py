@@ -13,7 +13,9 @@ from training.test_state import assert_equal, begin
 from training.test_trainer import CPU, stats
 
 from dnnlib.errors import UserError
+from dnnlib.files import atomic_write
 from multiscale.data.patches import PatchDataset
+from multiscale.rendering import pyramid as pyramids
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer
 from multiscale.rendering.worlds import World
@@ -168,6 +170,20 @@ def test_a_pyramid_begun_on_a_full_disk_goes_on(tmp_path, monkeypatch):
     assert path.exists()
     with pytest.raises(UserError, match="other tiles"):
         write_deep_zoom(path, pyramid, {"world": "4"}, lambda _: None)
+    with monkeypatch.context() as patch:  # of two that begin at once the second does not mix its tiles with the first's
+        other, begun = tmp_path / "o.dzi", []
+
+        def overtaken(*arguments, **options):
+            if not begun:
+                begun.append(True)
+                write_deep_zoom(other, pyramid, facts, lambda _: None)
+            return atomic_write(*arguments, **options)
+
+        patch.setattr(pyramids, "atomic_write", overtaken)
+        with pytest.raises(UserError, match="other tiles"):
+            write_deep_zoom(other, pyramid, {"world": "4"}, lambda _: None)
+        assert begun
+        assert '"world": "3"' in (tmp_path / "o_files" / "made-of.json").read_text()
     (tmp_path / "w_files" / "made-of.json").unlink()
     with pytest.raises(UserError, match="other tiles"):
         write_deep_zoom(path, pyramid, facts, lambda _: None)

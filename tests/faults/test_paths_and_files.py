@@ -178,6 +178,8 @@ def test_a_picture_in_place_of_a_network_or_patches_is_known_by_its_first_bytes(
         pytest.skip(f"this Pillow does not write {kind} ({error})")
     with pytest.raises(UserError, match=rf"is an? {kind} picture, not a network; give the folder of a run"):
         load_snapshot(path)
+    with pytest.raises(UserError, match=rf"is an? {kind} picture, not a training state; give a state-"):
+        load_state(path)
     command = f"make one from it: python dataset_tool.py make --source {shlex.quote(str(path))} --dest"
     with pytest.raises(UserError, match=rf"is an? {kind} picture, not a set of patches; {re.escape(command)}"):
         PatchDataset(path)

@@ -124,7 +124,7 @@ def test_the_cost_of_each_measure_is_printed_and_nothing_is_written(place, tmp_p
         (("--out", "DATA"), "is a file; give a folder"),
         (("--gpus", 0, "--data", "OTHER"), "makes patches of 16 pixels and .* has patches of 32 pixels"),
         (("--metrics", "truth"), "not those of 'python dataset_tool.py demo'"),
-        (("--procs", 2), "--procs 2 is for the CPU"),
+        (("--procs", 2, "--gpus", 1), "--procs 2 is for the CPU; give --gpus 0 with it"),
     ],
 )
 def test_mistakes_are_one_sentence_before_any_work(place, tmp_path, words, message, monkeypatch):

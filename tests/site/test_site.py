@@ -24,6 +24,7 @@ from multiscale.cli.zoom import main as zoom
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import BUNDLED, load_snapshot, read_header, save_snapshot
 from multiscale.site import packages
+from multiscale.site import write as site_write
 from multiscale.site.packages import RUNTIME, copy_from
 from multiscale.site.weights import MOST_LEVELS
 from multiscale.site.write import RUNTIME_FILES, export_site, export_tiles, file_name_of, title_of, zip_site
@@ -409,6 +410,28 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(site, network, tmp_p
     with pytest.raises(UserError, match="holds something else than an earlier export"):
         export_site(str(BUNDLED), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_of_two_exports_at_once_the_second_replaces_nothing_that_has_come_meanwhile(network, tmp_path, monkeypatch):
+    page = tmp_path / "page"
+
+    def slowly(text, meanwhile):
+        def write(place, *_):
+            (place / "model.json").write_text(json.dumps({"format": "multiscale-site", "text": text}))
+            meanwhile()
+
+        monkeypatch.setattr(site_write, "_write_model", write)
+        return export_site(str(network), page)
+
+    with pytest.raises(UserError, match="has come into being meanwhile"):
+        slowly("second", lambda: slowly("first", lambda: None))
+    assert json.loads((page / "model.json").read_text())["text"] == "first"
+    slowly("third", lambda: None)
+    assert json.loads((page / "model.json").read_text())["text"] == "third"
+    with pytest.raises(UserError, match="page holds something else than an earlier export"):
+        slowly("fourth", lambda: (page / "model.json").rename(page / "mine.json"))
+    assert [path.name for path in page.iterdir()] == ["mine.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from training.test_trainer import CPU, beyond_run, stats, tiny_run
 from dnnlib.errors import UserError
 from dnnlib.signals import StopRequest
 from multiscale.data.patches import PatchDataset
+from multiscale.runs.folder import launcher
 from multiscale.runs.journal import read_metrics
 from multiscale.runs.snapshots import load_snapshot, snapshots_of
 from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
-from multiscale.training.trainer import Trainer
+from multiscale.training.trainer import STOPPING, Trainer
 from torch_utils.distributed import Process
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,18 @@ def test_the_first_signals_are_requests_and_a_second_ctrl_c_interrupts():
         time.sleep(1)
 
 
+def test_what_a_signal_begins_is_said_at_once_and_once(capfd):
+    with StopRequest("Stopping.") as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received
+        assert capfd.readouterr().err == "\nStopping.\n"
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        assert capfd.readouterr().err == ""
+
+
 def command(data, folder, kimg, *more):
     sets = [
         "generator.channel_max=16",
@@ -149,14 +162,15 @@ def command(data, folder, kimg, *more):
 def test_a_signal_finishes_the_step_says_how_to_go_on_and_that_it_is_not_the_end(tmp_path, processes, number):
     data = small_patches(tmp_path / "p.zip")
     words = [*command(data, tmp_path / "run", 100), "--procs", str(processes)]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(states_of(tmp_path / "run")) > 1, process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=PATIENCE_SEC)
+    output, errors = process.communicate(timeout=PATIENCE_SEC)
     assert process.returncode == 128 + number
+    assert errors.count(STOPPING) == 1
     last = output.strip().splitlines()[-1]
     assert last.startswith("Stopped after ")
-    assert f"To resume: python train.py --data {data} --outdir {tmp_path / 'run'}" in last
+    assert f"To resume: {launcher()} train.py --data {data} --outdir {tmp_path / 'run'}" in last
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
@@ -252,12 +266,13 @@ def test_a_state_that_pytorch_cannot_write_whole_is_a_full_disk(tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["state-000000001.pt"]
 
 
-def test_a_run_stopped_before_its_first_step_does_not_begin_twice(tmp_path, monkeypatch):
+def test_a_run_stopped_before_its_first_step_does_not_begin_twice(tmp_path, monkeypatch, capfd):
     dataset = PatchDataset(small_patches(tmp_path / "p.zip"))
     run = begin(dataset, tmp_path / "run", metrics="swd4")
     monkeypatch.setattr(run, "train_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     monkeypatch.setattr(run, "_asked_to_stop", lambda _: signal.SIGINT)
     run.run()
+    assert capfd.readouterr().err.count(STOPPING) == 1
     again = begin(dataset, tmp_path / "run", metrics="swd4")
     again.load_state_dict(load_newest_state(tmp_path / "run"))
     again.run()

@@ -16,6 +16,9 @@ from PIL import Image
 
 from dnnlib.errors import UserError
 from multiscale.cli import train
+from multiscale.config import RunConfig
+from multiscale.runs.folder import launcher
+from multiscale.training.resume import report_end
 from multiscale.training.status import command_to_resume, find_run, is_training, report_status, save_plot
 
 ROOT = Path(__file__).parents[2]
@@ -220,6 +223,29 @@ def test_training_without_data_is_refused():
 )
 def test_the_command_that_goes_on_leaves_out_what_would_begin_another_run(words, expected):
     assert command_to_resume(words, Path("run")) == expected
+
+
+def test_a_command_that_resumes_names_the_python_that_has_the_packages(tmp_path, monkeypatch):
+    own = tmp_path / "my venv" / "bin"
+    for folder in (own, tmp_path / "system"):
+        folder.mkdir(parents=True)
+        (folder / "python").touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(own / "python3"))
+    monkeypatch.setenv("PATH", str(own))
+    assert launcher() == "python"
+    monkeypatch.setenv("PATH", str(tmp_path / "system"))
+    assert launcher() == f"'{own}/python3'"
+    monkeypatch.chdir(tmp_path)
+    assert launcher() == "'my venv/bin/python3'"
+
+
+def test_what_resumes_a_run_is_what_was_typed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", "p.zip"])
+    report_end(tmp_path, RunConfig())
+    assert f"To resume: {launcher()} train.py --data p.zip --outdir {tmp_path}\n" in capsys.readouterr().out
+    monkeypatch.setenv("MULTISCALE_COMMAND", "make demo")
+    report_end(tmp_path, RunConfig())
+    assert "To resume: make demo\n" in capsys.readouterr().out
 
 
 def test_the_plot_has_a_panel_for_what_there_is(run, tmp_path):
