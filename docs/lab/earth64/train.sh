@@ -27,10 +27,10 @@ after() {  # STAGE, NAME and options: goes on from the networks of another
     --set training.ema_rampup=0.3 --set training.ada_kimg=150 --set schedule.warmup_kimg=0 --set schedule.skew_kimg=0
 }
 
-stage waves --kimg ${WAVES:-104} --set generator.feature_bandwidth=0 --set training.tf32=true --set training.g_lr=0.004 --set training.d_lr=0.0035 \
+stage waves --kimg ${WAVES:-104} --set generator.feature_bandwidth=0 --set generator.even_features=false --set training.tf32=true --set training.g_lr=0.004 --set training.d_lr=0.0035 \
   --set training.lr_end=0.1 --set training.ema_kimg=5 --set training.ada_kimg=300 --set training.consistency_weight=6 "$@"
 after waves packets --kimg ${PACKETS:-9} --set training.g_lr=0.002 --set training.d_lr=0.00175 --set training.lr_end=0.05 \
-  --set training.consistency_weight=8 "$@"
+  --set generator.even_features=false --set training.consistency_weight=8 "$@"
 after packets even --kimg ${EVEN:-16} --set generator.even_features=true --set training.g_lr=0.0024 --set training.d_lr=0.0021 \
   --set training.lr_end=0.03 --set training.consistency_weight=10 "$@"
 python -m multiscale.cli.pack "$folder/even" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
