@@ -20,6 +20,9 @@ except ImportError:  # Windows
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
+_WITH_AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
+"""Asked once: Dynamo of PyTorch 2.11 does not trace the question."""
+
 
 def default_device() -> torch.device:
     """The first CUDA device if there is one, else MPS, else the CPU."""
@@ -92,12 +95,7 @@ def is_capturing(device: torch.device) -> bool:
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A block without autocast, where the device has any."""
-    return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else contextlib.nullcontext()
-
-
-@torch.compiler.assume_constant_result  # Dynamo of PyTorch 2.11 does not trace the question
-def _has_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device.type, enabled=False) if device.type in _WITH_AUTOCAST else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

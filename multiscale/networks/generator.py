@@ -98,11 +98,10 @@ class FeatureInjection(nn.Module):
         if self.config.even_features:
             energy = mixing.square().mean(dim=0) * self.length.square()  # [K]
             octave = self.frequency.log2().floor().clamp(*OCTAVES)
-            members = (octave == torch.arange(OCTAVES[0], OCTAVES[1] + 1, device=octave.device)[:, None]).to(
-                energy
-            )  # [octaves, K]
+            octaves = torch.arange(OCTAVES[0], OCTAVES[1] + 1, dtype=octave.dtype, device=octave.device)
+            members = torch.where(octave == octaves[:, None], 1.0, 0.0)  # [octaves, K]
             mean = members.t() @ (members @ energy / members.sum(dim=1).clamp(min=1))
-            mixing = mixing * torch.where(self.anchored, 1, (mean / energy.clamp(min=1e-20)).sqrt())
+            mixing = mixing * torch.where(self.anchored, 1.0, (mean / energy.clamp(min=1e-20)).sqrt())
         return mixing / math.sqrt(mixing.shape[1])
 
     @property

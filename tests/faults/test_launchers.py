@@ -159,8 +159,8 @@ def lives(process):
 @needs_posix
 def test_elsewhere_than_on_linux_a_thread_looks_for_the_parent(tmp_path):
     program = (
-        "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', sys.argv[1]]).pid, flush=True); "
-        "sys.stdin.readline()"
+        "import os, subprocess, sys; print(subprocess.Popen([sys.executable, '-c', sys.argv[1]]).pid, flush=True); "
+        "os.close(1); sys.stdin.readline()"  # the child alone can write, so its end is seen
     )
     child = (
         "import sys; sys.platform = 'other'\n"

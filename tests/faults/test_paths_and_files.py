@@ -303,7 +303,7 @@ def test_a_picture_whose_header_claims_more_than_its_bytes_can_hold_is_refused(t
     assert (picture.width, picture.height) == (2000, 2000)
 
 
-@pytest.mark.parametrize("name", ["dataset.json", "00000/img00000000.png"])
+@pytest.mark.parametrize("name", ["dataset.json", "the last patch"])
 def test_members_of_a_zip_are_not_unpacked_beyond_what_the_set_can_need(tmp_path, monkeypatch, name):
     whole = small_patches(tmp_path / "p.zip", per_octave=1)
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(tmp_path / "q.zip", "w", zipfile.ZIP_DEFLATED) as dest:
