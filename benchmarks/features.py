@@ -55,7 +55,7 @@ def main() -> None:
         )
     w = generator.mapping(torch.cat([latents(seed, generator.config.z_dim) for seed in range(options.worlds)]))[:, 0]
     synthesis = generator.synthesis
-    for name, point in {"input": synthesis.input, **synthesis.injections}.items():
+    for name, point in synthesis.points().items():
         energy = energies(point, synthesis.input_weight if name == "input" else synthesis.mixing[name], w)
         octaves = point.frequency.log2().floor().int()
         for octave in octaves.unique().tolist():

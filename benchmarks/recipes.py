@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -41,6 +40,7 @@ from machine import describe, environment_of_checkout
 from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError, nearest_name
 from dnnlib.files import atomic_write, sha256
+from dnnlib.machine import available_cores
 from dnnlib.pictures import grid
 from dnnlib.reading import each_once
 from dnnlib.signals import Ended
@@ -632,8 +632,7 @@ def main() -> None:
         measure_here(options)
         return
     parse_metrics(options.metrics)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    options.threads = max(cores // options.jobs, 1)
+    options.threads = max(available_cores() // options.jobs, 1)
     torch.set_num_threads(options.threads)
     dataset = PatchDataset(options.data)
     runs = plan_runs(options, dataset)

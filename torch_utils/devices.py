@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -55,11 +54,6 @@ def choose_devices(gpus: int | None, procs: int = 1) -> list[torch.device]:
             f"give --gpus {available}{'' if available == 0 else ' or fewer'}{' for the CPU' if available == 0 else ''}."
         )
     return [torch.device("cuda", i) for i in range(gpus)]
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -24,8 +24,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dnnlib.errors import REFUSED, UserError, sentence_for, sentence_of
+from dnnlib.machine import available_cores
 from dnnlib.signals import Ended, StopRequest
-from torch_utils.devices import available_cores
 from torch_utils.pulse import BEATS, Pulse, another_client, beating
 
 TIMEOUT = datetime.timedelta(minutes=10)

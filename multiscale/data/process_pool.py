@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from dnnlib.errors import UserError
+from dnnlib.machine import available_cores
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -24,7 +25,7 @@ _Result = TypeVar("_Result")
 def process_count(workers: int | None) -> int:
     if workers is not None:
         return workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()
 
 
 def in_order(function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int) -> Generator[_Result, None, None]:

@@ -100,7 +100,9 @@ class FeatureInjection(nn.Module):
             octave = self.frequency.log2().floor().clamp(*OCTAVES)
             octaves = torch.arange(OCTAVES[0], OCTAVES[1] + 1, dtype=octave.dtype, device=octave.device)
             members = torch.where(octave == octaves[:, None], 1.0, 0.0)  # [octaves, K]
-            mean = members.t() @ (members @ energy / members.sum(dim=1).clamp(min=1))
+            # Not as matrix products, which some GPUs would round to TF32, and autocast to half precision.
+            means = (members * energy).sum(dim=1) / members.sum(dim=1).clamp(min=1)
+            mean = (members * means[:, None]).sum(dim=0)
             mixing = mixing * torch.where(self.anchored, 1.0, (mean / energy.clamp(min=1e-20)).sqrt())
         return mixing / math.sqrt(mixing.shape[1])
 
@@ -282,9 +284,13 @@ class SynthesisNetwork(nn.Module):
         return torch.stack(rows, dim=1) @ transform
 
     def waves(self, views: AffineViews, size: Size | None = None) -> dict[str, Waves]:
-        """The features of framed views in factors, for each injection point: "input", and the layers before the others."""
-        points: dict[str, FeatureInjection] = {"input": self.input, **self.injections}  # type: ignore[dict-item]
+        """The features of framed views in factors, for each of :meth:`points`."""
+        points = self.points()
         return dict(zip(points, waves_of_points(list(points.values()), views, size), strict=True))
+
+    def points(self) -> dict[str, FeatureInjection]:
+        """The injection points: "input", and the layers before the others."""
+        return {"input": self.input, **self.injections}  # type: ignore[dict-item]
 
     def first_maps(self, waves: dict[str, Waves], ws: torch.Tensor) -> Maps:
         """What the first layer sees: features of the input grid, mixed."""

@@ -70,8 +70,7 @@ class SynthesisGraph(nn.Module):
 
 def points_of(generator: Generator) -> list[FeatureInjection]:
     """The injection points in the order of :class:`SynthesisGraph`'s arguments."""
-    synthesis = generator.synthesis
-    return [synthesis.input, *(synthesis.injections[key] for key in synthesis.injections)]  # type: ignore[list-item]
+    return list(generator.synthesis.points().values())
 
 
 def export_graphs(generator: Generator) -> tuple[Any, Any]:

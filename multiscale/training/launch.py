@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.machine import available_cores
 from dnnlib.signals import Ended
 from multiscale.config import RunConfig, build, check_keys, load_preset, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
@@ -37,7 +38,7 @@ from multiscale.training.resume import check_resumed, choose_folder, report_end,
 from multiscale.training.trainer import Trainer
 from multiscale.training.transfer import Learned, load_learned
 from torch_utils import distributed
-from torch_utils.devices import available_cores, choose_devices
+from torch_utils.devices import choose_devices
 from torch_utils.weights import MissingWeights
 
 LPIPS_MIN_RESOLUTION = 2 ** math.ceil(math.log2(SMALLEST_SIDE_PX))

@@ -136,7 +136,7 @@ def test_even_features_count_alike_in_every_world_and_in_all():
     synthesis = generator.synthesis
     w = torch.randn(8, 16)
     mixing = {"input": synthesis.input_weight, **synthesis.mixing}
-    for name, point in {"input": synthesis.input, **synthesis.injections}.items():
+    for name, point in synthesis.points().items():
         waves = len(point.omega)
         with torch.no_grad():
             mixing[name].mul_(torch.linspace(0.1, 3, waves))
