@@ -165,6 +165,7 @@ def waves_of_views(
     blend_width: float,
     band_limit: float | None,
     reach: float = 1,
+    limited: torch.Tensor | None = None,
 ) -> list[Waves]:
     """The factors of :func:`fourier_features`, for views with any linear part, on several grids at once.
 
@@ -193,7 +194,8 @@ def waves_of_views(
     amplitude = bin_blend(bin_octaves, s, bins.to(precise), blend_offset, blend_width)
     if band_limit is not None:
         rate = of_each_wave("rate")
-        amplitude = amplitude * band_limit_gain(view.norm(dim=-1), rate, band_limit, reach)
+        ends = band_limit_gain(view.norm(dim=-1), rate, band_limit, reach)
+        amplitude = amplitude * (ends if limited is None else torch.where(limited, ends, 1))
 
     sin_x, cos_x, sin_y, cos_y = (t.to(device, dtype) for t in _sines(grids, view, at_centre, amplitude))
     columns, rows = [(grid.waves, grid.columns) for grid in grids], [(grid.waves, grid.rows) for grid in grids]

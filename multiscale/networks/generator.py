@@ -172,13 +172,15 @@ def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size
         blend_offset=config.blend_offset,
         blend_width=config.blend_width,
         band_limit=None if config.published_geometry else BAND_LIMIT,
-        reach=reach_of(config.feature_bandwidth),
+        reach=1,
+        limited=of_all("frequency") < config.feature_anchor if config.feature_bandwidth else None,
     )
     if config.feature_bandwidth:
         waves = widened(
             waves,
             grids,
             of_all("frequency"),
+            of_all("omega") * torch.exp2(config.bin_offset * of_all("bins"))[:, None],
             views,
             of_all("packet_offset"),
             of_all("packet_phase"),

@@ -23,6 +23,8 @@ import torch
 from multiscale.networks.fourier import Grid, Waves, precise_device
 from multiscale.view import AffineViews, sample_positions
 
+import os
+SOFT = float(os.environ.get("SOFT", "0.1"))
 LINES = 6
 """M."""
 
@@ -50,6 +52,7 @@ def widened(
     waves: Sequence[Waves],
     grids: Sequence[Grid],
     frequency: torch.Tensor,
+    omega: torch.Tensor,
     views: AffineViews,
     offset: torch.Tensor,
     phase: torch.Tensor,
@@ -73,6 +76,8 @@ def widened(
         Factors; of ``views.turned`` all samples along x, as the sums do not factor along the sides of such views.
     """
     precise = precise_device(frequency.device)
+    omega = omega.to(device=precise, dtype=torch.float64)
+    rate = torch.cat([torch.full([g.waves], g.rate, dtype=torch.float64, device=precise) for g in grids])
     frequency, offset, phase, linear, centre = (
         t.to(device=precise, dtype=torch.float64) for t in (frequency, offset, phase, views.linear, views.centre)
     )
@@ -81,11 +86,17 @@ def widened(
     step = (bandwidth * frequency * offset).masked_fill(single, 0)  # cycles a unit, [K, 2, M]
     start = step * centre[:, None, :, None] + phase.masked_fill(single, 0)  # cycles, [B, K, 2, M]
     gain = torch.where(single, 1 / LINES, LINES**-0.5)[..., 0]  # [K, 1]
+    spread = bandwidth * frequency[..., 0]
+    corner = omega.abs() + spread  # [K, 2]
+    zoomed = torch.exp2(-views.zoom_log2.to(precise).double())[:, None] * corner.norm(dim=1)
+    part = rate / 2 / zoomed  # t [B, K]
+    own = (omega[..., None] + bandwidth * frequency * offset).abs() / corner[..., None]  # [K, 2, M]
+    kept = ((part[..., None, None] - own) / SOFT).clamp(0, 1).masked_fill(single, 1)  # [B, K, 2, M]
 
     counts = [grid.waves for grid in grids]
-    parts = zip(step.split(counts), start.split(counts, dim=1), gain.split(counts), strict=True)
+    parts = zip(step.split(counts), start.split(counts, dim=1), gain.split(counts), kept.split(counts, dim=1), strict=True)
     wide = []
-    for grid, of_point, (of_step, of_start, of_gain) in zip(grids, waves, parts, strict=True):
+    for grid, of_point, (of_step, of_start, of_gain, of_kept) in zip(grids, waves, parts, strict=True):
         x, y = (sample_positions(size, grid.rate, precise) for size in (grid.columns, grid.rows))
         if views.turned:
             points = linear @ torch.stack(torch.meshgrid(x, y, indexing="xy")).flatten(1)  # units, [B, 2, P]
@@ -93,7 +104,7 @@ def widened(
         else:
             along = linear[:, 0, :1] * x, linear[:, 1, 1:] * y  # [B, P] each
         (sin_x, cos_x), (sin_y, cos_y) = (
-            [(of_gain * part).to(of_point.sin_x) for part in _sums(of_start[:, :, axis], of_step[:, axis], offsets)]
+            [(of_gain * part).to(of_point.sin_x) for part in _sums(of_start[:, :, axis], of_step[:, axis], of_kept[:, :, axis], offsets)]
             for axis, offsets in enumerate(along)
         )
         if views.turned:
@@ -103,7 +114,7 @@ def widened(
     return wide
 
 
-def _sums(start: torch.Tensor, step: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _sums(start: torch.Tensor, step: torch.Tensor, kept: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sines and cosines of waves summed over a packet, float32 [B, K, P] each.
 
     Args:
@@ -114,4 +125,5 @@ def _sums(start: torch.Tensor, step: torch.Tensor, offsets: torch.Tensor) -> tup
     # Within a view a phase moves by few cycles, for which float32 is enough.
     angle = start.remainder(1.0).float()[..., None] + step.float()[..., None] * offsets.float()[:, None, None]
     angle = 2 * math.pi * angle
-    return angle.sin().sum(dim=2), angle.cos().sum(dim=2)
+    kept = kept.float()[..., None]
+    return (kept * angle.sin()).sum(dim=2), (kept * angle.cos()).sum(dim=2)
