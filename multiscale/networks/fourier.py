@@ -164,13 +164,12 @@ def waves_of_views(
     blend_offset: float,
     blend_width: float,
     band_limit: float | None,
-    reach: float = 1,
     limited: torch.Tensor | None = None,
 ) -> list[Waves]:
     """The factors of :func:`fourier_features`, for views with any linear part, on several grids at once.
 
-    Each grid has some of the K features, in their order. On a GPU all take about as many launches as one. ``reach`` is for
-    :func:`band_limit_gain`.
+    Each grid has some of the K features, in their order. On a GPU all take about as many launches as one. ``limited``: features
+    that the band limit is for, bool [K]; None: all.
     """
     device, dtype = omega.device, omega.dtype
     precise = precise_device(device)
@@ -194,8 +193,8 @@ def waves_of_views(
     amplitude = bin_blend(bin_octaves, s, bins.to(precise), blend_offset, blend_width)
     if band_limit is not None:
         rate = of_each_wave("rate")
-        ends = band_limit_gain(view.norm(dim=-1), rate, band_limit, reach)
-        amplitude = amplitude * (ends if limited is None else torch.where(limited, ends, 1))
+        gain = band_limit_gain(view.norm(dim=-1), rate, band_limit)
+        amplitude = amplitude * (gain if limited is None else torch.where(limited.to(precise), gain, 1))
 
     sin_x, cos_x, sin_y, cos_y = (t.to(device, dtype) for t in _sines(grids, view, at_centre, amplitude))
     columns, rows = [(grid.waves, grid.columns) for grid in grids], [(grid.waves, grid.rows) for grid in grids]
@@ -245,15 +244,10 @@ def bin_blend(
     return torch.where(bins == 0, torch.ones_like(blend), blend)
 
 
-def band_limit_gain(
-    frequency: torch.Tensor, rate: float | torch.Tensor, band_limit: float, reach: float = 1
-) -> torch.Tensor:
-    """d_k(s) = clamp(1 - (|f| - r/kappa)/(r/2 - r/kappa), 0, 1): 1 up to r/kappa, 0 from the Nyquist limit on.
-
-    A packet, whose waves have up to ``reach`` times its frequency, ends as much below the limit.
-    """
+def band_limit_gain(frequency: torch.Tensor, rate: float | torch.Tensor, band_limit: float) -> torch.Tensor:
+    """d_k(s) = clamp(1 - (|f| - r/kappa)/(r/2 - r/kappa), 0, 1): 1 up to r/kappa, 0 from the Nyquist limit on."""
     passed = rate / band_limit
-    return (1 - (frequency - passed) / (rate / 2 / reach - passed)).clamp(0, 1)
+    return (1 - (frequency - passed) / (rate / 2 - passed)).clamp(0, 1)
 
 
 def draw_features(

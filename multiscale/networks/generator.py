@@ -20,7 +20,7 @@ from torch import nn
 from multiscale.config import GeneratorConfig
 from multiscale.networks.fourier import Grid, Waves, draw_features, waves_of_views
 from multiscale.networks.layers import Linear, MappingNetwork, SynthesisLayer, mean_square
-from multiscale.networks.packets import draw_packets, reach_of, widened
+from multiscale.networks.packets import draw_packets, widened
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
 from multiscale.view import AffineViews, turned
 from torch_utils.devices import is_capturing
@@ -140,8 +140,13 @@ class FeatureInjection(nn.Module):
         return Grid(len(self.omega), columns, rows, self.rate, self.shift_gain, self.unit)
 
     @property
+    def world(self) -> torch.Tensor:
+        """Frequencies over the world in the unit of ``omega``, [K, 2 (x, y)]."""
+        return self.omega * torch.exp2(self.config.bin_offset * self.bins)[:, None]
+
+    @property
     def frequency(self) -> torch.Tensor:
-        """Of each feature, in cycles of ``omega`` over the world, [K]."""
+        """Their lengths, [K]."""
         return self.omega.norm(dim=1) * torch.exp2(self.config.bin_offset * self.bins)
 
     @property
@@ -162,6 +167,7 @@ def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size
     def of_all(name: str) -> torch.Tensor:
         return torch.cat([getattr(point, name) for point in points])
 
+    packets = config.feature_bandwidth > 0
     waves = waves_of_views(
         of_all("omega"),
         of_all("phase"),
@@ -172,20 +178,18 @@ def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size
         blend_offset=config.blend_offset,
         blend_width=config.blend_width,
         band_limit=None if config.published_geometry else BAND_LIMIT,
-        reach=1,
-        limited=of_all("frequency") < config.feature_anchor if config.feature_bandwidth else None,
+        limited=of_all("anchored") if packets else None,
     )
-    if config.feature_bandwidth:
+    if packets:
         waves = widened(
             waves,
             grids,
-            of_all("frequency"),
-            of_all("omega") * torch.exp2(config.bin_offset * of_all("bins"))[:, None],
+            of_all("world"),
             views,
             of_all("packet_offset"),
             of_all("packet_phase"),
             bandwidth=config.feature_bandwidth,
-            anchor=config.feature_anchor,
+            single=of_all("anchored"),
         )
     return waves
 

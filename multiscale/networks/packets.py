@@ -8,6 +8,10 @@ cycles apart: a sum of so few single waves is a weave. A packet puts many waves 
 u_m in [-1, 1]: M^2 waves, whose parts along x and y still factor, so that a packet is mixed at the price of a single wave. It
 has no weights of its own, and is a function of the world point alone, as a wave is.
 
+A packet ends at the Nyquist limit wave by wave, as what ends as a whole would leave little in the last half octave below it.
+Its waves lie in a box, |f_x| <= c_x and |f_y| <= c_y with c = (|omega_x|, |omega_y|) + delta |omega|. On a grid of rate r the
+box shrunk by t = (r/2)/|c in the view|, whose corner is at the limit, holds the waves that are left; in its outer tenth they fade.
+
 Shapes: B views, K features, M waves of a packet along an axis, P samples.
 """
 
@@ -23,10 +27,11 @@ import torch
 from multiscale.networks.fourier import Grid, Waves, precise_device
 from multiscale.view import AffineViews, sample_positions
 
-import os
-SOFT = float(os.environ.get("SOFT", "0.1"))
 LINES = 6
 """M."""
+
+FADE = 0.1
+"""Part of a packet's box over which its waves fade out."""
 
 
 def draw_packets(count: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,60 +48,47 @@ def draw_packets(count: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
     return (np.arange(LINES) + jitter) * (2 / LINES) - 1, phase
 
 
-def reach_of(bandwidth: float) -> float:
-    """Frequency of a packet's highest wave over the packet's own."""
-    return 1 + math.sqrt(2) * bandwidth
-
-
 def widened(
     waves: Sequence[Waves],
     grids: Sequence[Grid],
-    frequency: torch.Tensor,
     omega: torch.Tensor,
     views: AffineViews,
     offset: torch.Tensor,
     phase: torch.Tensor,
     *,
     bandwidth: float,
-    anchor: float,
+    single: torch.Tensor,
 ) -> list[Waves]:
     """Packets in place of single waves.
 
     Args:
         waves: Factors of the single waves on each grid.
         grids: With K features in all.
-        frequency: |omega| in cycles over the world, [K].
+        omega: In cycles over the world, [K, 2 (x, y)].
         views: Those of ``waves``.
         offset: u, [K, 2, M].
         phase: q in cycles, [K, 2, M].
         bandwidth: delta.
-        anchor: Features of fewer cycles over the world stay single waves.
+        single: Features that stay single waves, bool [K].
 
     Returns:
         Factors; of ``views.turned`` all samples along x, as the sums do not factor along the sides of such views.
     """
-    precise = precise_device(frequency.device)
-    omega = omega.to(device=precise, dtype=torch.float64)
-    rate = torch.cat([torch.full([g.waves], g.rate, dtype=torch.float64, device=precise) for g in grids])
-    frequency, offset, phase, linear, centre = (
-        t.to(device=precise, dtype=torch.float64) for t in (frequency, offset, phase, views.linear, views.centre)
+    precise = precise_device(omega.device)
+    omega, offset, phase, linear, centre = (
+        t.to(device=precise, dtype=torch.float64) for t in (omega, offset, phase, views.linear, views.centre)
     )
-    frequency = frequency[:, None, None]
-    single = frequency < anchor  # [K, 1, 1]
-    step = (bandwidth * frequency * offset).masked_fill(single, 0)  # cycles a unit, [K, 2, M]
+    single = single.to(precise)[:, None, None]  # [K, 1, 1]
+    step = bandwidth * omega.norm(dim=1)[:, None, None] * offset  # cycles a unit, [K, 2, M]
+    kept = _kept(omega, step, bandwidth, linear, grids).masked_fill(single, 1)  # [B, K, 2, M]
+    step = step.masked_fill(single, 0)
     start = step * centre[:, None, :, None] + phase.masked_fill(single, 0)  # cycles, [B, K, 2, M]
-    gain = torch.where(single, 1 / LINES, LINES**-0.5)[..., 0]  # [K, 1]
-    spread = bandwidth * frequency[..., 0]
-    corner = omega.abs() + spread  # [K, 2]
-    zoomed = torch.exp2(-views.zoom_log2.to(precise).double())[:, None] * corner.norm(dim=1)
-    part = rate / 2 / zoomed  # t [B, K]
-    own = (omega[..., None] + bandwidth * frequency * offset).abs() / corner[..., None]  # [K, 2, M]
-    kept = ((part[..., None, None] - own) / SOFT).clamp(0, 1).masked_fill(single, 1)  # [B, K, 2, M]
+    gain = (kept * torch.where(single, 1 / LINES, LINES**-0.5)).float()
 
     counts = [grid.waves for grid in grids]
-    parts = zip(step.split(counts), start.split(counts, dim=1), gain.split(counts), kept.split(counts, dim=1), strict=True)
+    parts = zip(step.split(counts), start.split(counts, dim=1), gain.split(counts, dim=1), strict=True)
     wide = []
-    for grid, of_point, (of_step, of_start, of_gain, of_kept) in zip(grids, waves, parts, strict=True):
+    for grid, of_point, (of_step, of_start, of_gain) in zip(grids, waves, parts, strict=True):
         x, y = (sample_positions(size, grid.rate, precise) for size in (grid.columns, grid.rows))
         if views.turned:
             points = linear @ torch.stack(torch.meshgrid(x, y, indexing="xy")).flatten(1)  # units, [B, 2, P]
@@ -104,7 +96,10 @@ def widened(
         else:
             along = linear[:, 0, :1] * x, linear[:, 1, 1:] * y  # [B, P] each
         (sin_x, cos_x), (sin_y, cos_y) = (
-            [(of_gain * part).to(of_point.sin_x) for part in _sums(of_start[:, :, axis], of_step[:, axis], of_kept[:, :, axis], offsets)]
+            [
+                part.to(of_point.sin_x)
+                for part in _sums(of_start[:, :, axis], of_step[:, axis], of_gain[:, :, axis], offsets)
+            ]
             for axis, offsets in enumerate(along)
         )
         if views.turned:
@@ -114,16 +109,39 @@ def widened(
     return wide
 
 
-def _sums(start: torch.Tensor, step: torch.Tensor, kept: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _kept(
+    omega: torch.Tensor, step: torch.Tensor, bandwidth: float, linear: torch.Tensor, grids: Sequence[Grid]
+) -> torch.Tensor:
+    """What the band limits of grids leave of the waves along each axis of packets, 0 to 1: [B, K, 2, M].
+
+    Args:
+        omega: [K, 2].
+        step: Of waves from omega in cycles a unit of the world, [K, 2, M].
+        bandwidth: delta.
+        linear: World from view, [B, 2, 2].
+        grids: With K features in all.
+    """
+    limits = [torch.full([grid.waves], grid.rate / 2, dtype=omega.dtype, device=omega.device) for grid in grids]
+    corner = omega.abs() + bandwidth * omega.norm(dim=1, keepdim=True)  # c
+    corners = torch.stack([corner, corner * corner.new_tensor([1, -1])])  # in a sheared view one of them is farther out
+    reach = (corners @ linear[:, None]).norm(dim=-1).amax(dim=1)  # cycles a view, [B, K]
+    shrunk = (torch.cat(limits) / reach)[..., None, None]  # t
+    place = (omega[..., None] + step).abs() / corner[..., None]  # in the box, 0 to 1
+    return ((shrunk - place) / FADE).clamp(0, 1)
+
+
+def _sums(
+    start: torch.Tensor, step: torch.Tensor, gain: torch.Tensor, offsets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sines and cosines of waves summed over a packet, float32 [B, K, P] each.
 
     Args:
         start: Phases at the views' centres in cycles, float64 [B, K, M].
         step: Frequencies in cycles a unit of the world, float64 [K, M].
+        gain: Amplitudes, float32 [B, K, M].
         offsets: Of samples from the centre in units of the world, float64 [B, P].
     """
     # Within a view a phase moves by few cycles, for which float32 is enough.
     angle = start.remainder(1.0).float()[..., None] + step.float()[..., None] * offsets.float()[:, None, None]
-    angle = 2 * math.pi * angle
-    kept = kept.float()[..., None]
-    return (kept * angle.sin()).sum(dim=2), (kept * angle.cos()).sum(dim=2)
+    angle, gain = 2 * math.pi * angle, gain[..., None]
+    return (gain * angle.sin()).sum(dim=2), (gain * angle.cos()).sum(dim=2)

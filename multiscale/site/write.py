@@ -21,7 +21,7 @@ from dnnlib.files import atomic_folder, atomic_write, check_writable, new_tempor
 from dnnlib.progress import progress_bar
 from dnnlib.reading import from_json, parsed, read_text
 from multiscale.networks.generator import Generator
-from multiscale.networks.packets import LINES, reach_of
+from multiscale.networks.packets import FADE, LINES
 from multiscale.networks.plan import BAND_LIMIT
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
@@ -203,7 +203,7 @@ def _write_model(folder: Path, snapshot: Snapshot, title: str) -> None:
         "packets": {
             "bandwidth": config.feature_bandwidth,
             "anchor": config.feature_anchor,
-            "reach": reach_of(config.feature_bandwidth),
+            "fade": FADE,
             "lines": LINES,
         },
         "points": [

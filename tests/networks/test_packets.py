@@ -31,29 +31,41 @@ def turned_by(angle: float, zoom: float) -> torch.Tensor:
     return transform
 
 
+def waves_of(point: FeatureInjection, views: AffineViews) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each packet's M^2 waves: cycles over the world [K, M, M, 2], and their amplitudes in the views [B, K, M, M]."""
+    config = point.config
+    omega = point.omega.double() * 2.0 ** (config.bin_offset * point.bins[:, None])
+    spread = config.feature_bandwidth * omega.norm(dim=1)[:, None, None]
+    along_x, along_y = (omega[..., None] + spread * point.packet_offset.double()).unbind(1)
+    waves = torch.stack(torch.broadcast_tensors(along_x[:, :, None], along_y[:, None]), dim=-1)
+    box = omega.abs() + spread[..., 0]
+    part = point.rate / 2 / (box.norm(dim=1) * torch.exp2(-views.zoom_log2)[:, None])
+    place = waves.abs() / box[:, None, None]  # [K, M, M, 2]
+    kept = ((part[..., None, None, None] - place) / 0.1).clamp(0, 1).prod(dim=-1) / LINES
+    single = omega.norm(dim=1) < config.feature_anchor
+    seen = omega.norm(dim=1) * torch.exp2(-views.zoom_log2)[:, None]
+    passed = point.rate / (2 * math.sqrt(2))
+    limited = (1 - (seen - passed) / (point.rate / 2 - passed)).clamp(0, 1) / LINES**2
+    waves = torch.where(single[:, None, None, None], omega[:, None, None], waves)
+    return waves, torch.where(single[:, None, None], limited[..., None, None], kept)
+
+
 def sums_of_waves(point: FeatureInjection, views: AffineViews, size: tuple[int, int] | None) -> torch.Tensor:
     """A point's features in float64, each as the sum of its M^2 waves, [B, K, rows, columns]."""
     config, grid = point.config, point.grid(size)
     x, y = (sample_positions(n, grid.rate) for n in (grid.columns, grid.rows))
     seen = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]))
     world = views.centre[:, :, None, None] + torch.einsum("bij,jhw->bihw", views.linear, seen)
-    omega = point.omega.double() * 2.0 ** (config.bin_offset * point.bins[:, None])
-    frequency = omega.norm(dim=1)
-    single = frequency < config.feature_anchor
-    offset, phase = point.packet_offset.double(), point.packet_phase.double()
-    step = config.feature_bandwidth * frequency[:, None, None] * offset
+    waves, amplitude = waves_of(point, views)
+    single = point.frequency < config.feature_anchor
+    phase = point.packet_phase.double()
     total = 0
     for m in range(LINES):
         for n in range(LINES):
-            moved = torch.stack([step[:, 0, m], step[:, 1, n]], dim=1)
             shift = torch.where(single, 0, phase[:, 0, m] + phase[:, 1, n])
-            waves = torch.einsum("ki,bihw->bkhw", omega + moved.masked_fill(single[:, None], 0), world)
-            total = total + (2 * math.pi * (waves + (point.phase.double() + shift)[:, None, None])).sin()
-    total = total * torch.where(single, 1 / LINES**2, 1 / LINES)[:, None, None]
-    seen = frequency * torch.exp2(-views.zoom_log2)[:, None]
-    passed = grid.rate / (2 * math.sqrt(2))
-    end = grid.rate / 2 / (1 + math.sqrt(2) * config.feature_bandwidth)
-    return total * (1 - (seen - passed) / (end - passed)).clamp(0, 1)[:, :, None, None]
+            angle = torch.einsum("ki,bihw->bkhw", waves[:, m, n], world) + (point.phase.double() + shift)[:, None, None]
+            total = total + amplitude[:, :, m, n, None, None] * (2 * math.pi * angle).sin()
+    return total
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.6])
@@ -96,16 +108,31 @@ def test_one_world_at_every_injection_point(zoom_log2):
         assert (fine[shown][:, deep][:, :, deep] - coarse[shown][:, wide][:, :, wide]).abs().max() < 3e-5
 
 
-def test_no_wave_of_a_packet_is_above_nyquist():
-    """A long row of samples of each packet has no power beyond the limit that its layer's grid has."""
-    for point in injections(img_resolution=64, octaves=8):
-        for s in (0.0, 2.7, 5.2):
-            views = AffineViews.of(unchecked_transform(torch.tensor([2.0**s]), torch.zeros(1, 2)))
-            frequency = point.omega.double().norm(dim=1) * 4.0**point.bins / 2**s
-            shown = point.waves(views).maps()[0].flatten(1).any(dim=1)
-            highest = frequency[shown] * (1 + math.sqrt(2) * point.config.feature_bandwidth)
-            assert shown.any()
-            assert highest.max() <= point.rate / 2
+@pytest.mark.parametrize("s", [0.0, 2.7, 5.2])
+def test_waves_of_packets_reach_up_to_nyquist_and_not_beyond(s):
+    """In a sheared view, too, which is narrower one way than its zoom."""
+    views = AffineViews.of(unchecked_transform(torch.tensor([2.0**s]), torch.zeros(1, 2)))
+    for point in injections(img_resolution=64, octaves=8, fourier_features=1024):
+        waves, amplitude = waves_of(point, views)
+        seen = waves.norm(dim=-1) / 2**s
+        assert seen[amplitude[0] > 0].max() <= point.rate / 2
+        power = amplitude[0].square()
+        low, high = point.rate / 4, point.rate / 2
+        middle = math.sqrt(low * high)
+        below, above = (power[(seen > a) & (seen < b)].sum() for a, b in ((low, middle), (middle, high)))
+        assert above > 0.3 * below, "half as many, as the last of them fade"
+
+
+def test_a_packet_is_limited_where_its_view_is_finest():
+    point = injections(img_resolution=64, octaves=8, fourier_features=1024)[-1]
+    shear = torch.tensor([[0.25, 0.0], [0.2, 0.25]], dtype=torch.float64)
+    linear = torch.eye(3, dtype=torch.float64)
+    linear[:2, :2] = shear
+    sheared = point.waves(AffineViews.of(linear[None], turned=True)).maps()[0].flatten(1).any(dim=1)
+    box = point.world.double().abs() + 0.2 * point.frequency.double()[:, None]
+    corners = torch.stack([box, box * torch.tensor([1, -1])]) @ shear
+    assert not sheared[corners.norm(dim=-1).amax(dim=0) > 2 * point.rate / 2].any()
+    assert sheared[corners.norm(dim=-1).amax(dim=0) < point.rate / 2].all()
 
 
 def test_packets_have_the_power_of_single_waves_and_none_repeats():

@@ -23,7 +23,7 @@ export function along(model, point, waves, view, { columns, rows }) {
   const alongX = new Float32Array(2 * count * columns);
   const alongY = new Float32Array(2 * count * rows);
   const passed = model.band_limit === null ? null : point.rate / model.band_limit;
-  const { bandwidth, anchor, reach, lines } = model.packets;
+  const { bandwidth, anchor, fade, lines } = model.packets;
   for (let k = 0; k < count; k++) {
     const [ox, oy, phase, bin] = waves.subarray(4 * k, 4 * k + 4);
     const offset = model.bin_offset * bin;
@@ -32,18 +32,22 @@ export function along(model, point, waves, view, { columns, rows }) {
     const vx = (wx * view.cos + wy * view.sin) * view.scale;
     const vy = (wy * view.cos - wx * view.sin) * view.scale;
     let amplitude = bin === 0 ? 1 : clamp01((octave - offset - model.blend_offset) / model.blend_width);
-    const limit = point.rate / 2 / reach;
-    if (passed !== null) amplitude *= clamp01(1 - (Math.hypot(vx, vy) - passed) / (limit - passed));
+    const frequency = Math.hypot(wx, wy);
+    const single = !point.packets || frequency < anchor;
+    if (single && passed !== null) amplitude *= clamp01(1 - (Math.hypot(vx, vy) - passed) / (point.rate / 2 - passed));
     const atCentre = point.shift_gain * (wx * view.x + wy * view.y) + phase;
     fill(alongX, count, k, columns, atCentre, vx / point.rate, amplitude);
     fill(alongY, count, k, rows, 0, vy / point.rate, 1);
-    const frequency = Math.hypot(wx, wy);
-    if (!point.packets || frequency < anchor) continue;
+    if (single) continue;
+    const corner = [wx, wy].map((w) => Math.abs(w) + bandwidth * frequency);
+    const shrunk = point.rate / 2 / (view.scale * Math.hypot(...corner)); // the part of the packet's box that the grid can hold
     for (const [axis, into, samples, centre] of [[0, alongX, columns, view.x], [1, alongY, rows, view.y]]) {
       const packet = Array.from({ length: lines }, (_, m) => {
         const at = (2 * k + axis) * lines + m;
         const step = bandwidth * frequency * point.packets.offset[at]; // turns a unit of the world
-        return [step * centre + point.packets.phase[at], (step * view.scale) / point.rate];
+        const place = Math.abs([wx, wy][axis] + step) / corner[axis];
+        const gain = clamp01((shrunk - place) / fade) / Math.sqrt(lines);
+        return [step * centre + point.packets.phase[at], (step * view.scale) / point.rate, gain];
       });
       widen(into, count, k, samples, packet);
     }
@@ -67,11 +71,10 @@ export function drawPackets(count, stream, lines) {
   };
 }
 
-/** Multiply row k by the sum of waves of [phase at the middle, step] in turns, over the root of their number. */
+/** Multiply row k by the sum of waves of [phase at the middle in turns, step in turns, gain]. */
 function widen(into, count, k, samples, packet) {
   const [sines, cosines] = [new Float64Array(samples), new Float64Array(samples)];
-  const gain = 1 / Math.sqrt(packet.length);
-  for (const [phase, step] of packet) {
+  for (const [phase, step, gain] of packet) {
     const first = TURN * fraction(phase - (step * (samples - 1)) / 2);
     let [sine, cosine] = [gain * Math.sin(first), gain * Math.cos(first)];
     const [turnSine, turnCosine] = [Math.sin(TURN * step), Math.cos(TURN * step)];
