@@ -10,7 +10,8 @@ has no weights of its own, and is a function of the world point alone, as a wave
 
 A packet ends at the Nyquist limit wave by wave, as what ends as a whole would leave little in the last half octave below it.
 Its waves lie in a box, |f_x| <= c_x and |f_y| <= c_y with c = (|omega_x|, |omega_y|) + delta |omega|. On a grid of rate r the
-box shrunk by t = (r/2)/|c in the view|, whose corner is at the limit, holds the waves that are left; in its outer tenth they fade.
+box shrunk by t = (r/2)/|c in the view|, whose corner is at the limit, holds the waves that are left. In its outer tenth they
+fade.
 
 Shapes: B views, K features, M waves of a packet along an axis, P samples.
 """
