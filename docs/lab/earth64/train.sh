@@ -1,6 +1,6 @@
 #!/bin/sh
-# Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in three stages.
-#   [WAVES=104 PACKETS=9 EVEN=16] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
+# Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in four stages.
+#   [WAVES=104 PACKETS=9 EVEN=16 FINE=21] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
 # The stages' lengths are in thousands of images.
 set -e
 folder=$1
@@ -33,5 +33,7 @@ after waves packets --kimg ${PACKETS:-9} --set training.g_lr=0.002 --set trainin
   --set generator.even_features=false --set training.consistency_weight=8 "$@"
 after packets even --kimg ${EVEN:-16} --set generator.even_features=true --set training.g_lr=0.0024 --set training.d_lr=0.0021 \
   --set training.lr_end=0.03 --set training.consistency_weight=10 "$@"
-python -m multiscale.cli.pack "$folder/even" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
-  --info kimg=129 --info title=Earth --info licence=Apache-2.0
+after even fine --kimg ${FINE:-21} --set generator.even_features=true --set training.g_lr=0.0022 --set training.d_lr=0.002 \
+  --set training.lr_end=0.03 --set training.consistency_weight=10 "$@"
+python -m multiscale.cli.pack "$folder/fine" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
+  --info kimg=150 --info title=Earth --info licence=Apache-2.0
