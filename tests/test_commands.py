@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import skimage.data
+import tifffile
 import torch
 from click.testing import CliRunner
 from conftest import small_patches
 from filelock import FileLock
 from PIL import Image
+from png import Reader
 
 import multiscale
 from multiscale.cli import dataset_tool, generate, train
@@ -610,6 +612,16 @@ def test_the_finest_pixels_are_enlarged_where_that_is_asked_for(trained, tmp_pat
         sides = (64, 48) if size else None
         assert run(generate, *options, "--scale", scale, *(["--size", size] if size else [])).exit_code == 0
         np.testing.assert_array_equal(Image.open(tmp_path / "a.png"), world.view(scale, size=sides))
+    assert run(generate, *options, "--scale", 8, "--size", "64x48", "--bits", 16).exit_code == 0
+    width, height, rows, info = Reader(str(tmp_path / "a.png")).read_flat()
+    assert (width, height, info["bitdepth"]) == (64, 48, 16)
+    fine = np.array(rows).reshape(48, 64, 3) / 257
+    assert np.abs(fine - np.asarray(world.view(8, size=(64, 48)))).mean() < 1.5
+    for bits in (8, 16):  # a file of tiles and halves
+        tiff = ("--tiff", tmp_path / "a.tif", "--size", "300x200", "--scale", 8, "--bits", bits)
+        assert run(generate, *options[:-2], *tiff).exit_code == 0
+        page = tifffile.imread(tmp_path / "a.tif") / (257 if bits == 16 else 1)
+        assert np.abs(page - np.asarray(world.view(8, size=(300, 200)))).mean() < 1.5
 
 
 def test_a_strip_takes_the_side_of_its_views(trained, tmp_path):
@@ -656,13 +668,11 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--size", "64", "--scale", "1e300", "--extrapolate"], "at most 1,024"),
         (["--size", "64", "--scale", "0"], "Scale 0 is out of range"),
         (["--size", "64", "--scale", "4"], "or enlarge its finest pixels .--enlarge., or have it invent finer ones"),
-        (["--size", "64", "--scale", "4", "--bits", "16"], "or allow extrapolation .--extrapolate;"),
+        (["--size", "64", "--scale", "4", "--bits", "16"], "or enlarge its finest pixels .--enlarge."),
         (["--size", "64", "--scale", "9", "--enlarge"], "or allow extrapolation .--extrapolate;"),
         (["--scale", "9", "--enlarge"], "out of range: this model zooms from 1 to 8"),
         (["--size", "64", "--scale", "4", "--centre", "0.5,0", "--enlarge"], "puts this 4x view outside the world"),
-        (["--enlarge", "--bits", "16"], "makes 8 bits of them; give one of --enlarge and --bits 16"),
-        (["--enlarge", "--extrapolate"], "give one of --enlarge and --extrapolate"),
-        (["--tiff", "a.tif", "--enlarge"], "--tiff holds the model's own pixels; leave out --enlarge"),
+        (["--enlarge", "--extrapolate"], "--enlarge takes the model's finest pixels, and .*; give one of them"),
         (["--strip", "--size", "64x32"], "shows square views, not of 64 x 32 pixels; give one side, such as --size 64"),
         (
             ["--strip", "--size", "9000"],
@@ -671,7 +681,9 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--grid", "--seeds", "0-3", "--size", "9000"], "4 views of .* give a smaller --size or fewer --seeds"),
         (["--video", "a.mp4", "--to", "4,0.9,0"], "outside the world"),
         (["--video", "a.mp4", "--to", "4,0,0", "--size", "33x33"], "give even sides"),
-        (["--tiff", "a.tif", "--size", "64", "--scale", "4"], "or allow extrapolation"),
+        (["--tiff", "a.tif", "--size", "64", "--scale", "4"], "or enlarge its finest pixels .--enlarge."),
+        (["--tiff", "a.tif", "--size", "64", "--scale", "9", "--enlarge"], "or allow extrapolation"),
+        (["--tiff", "a.tif", "--size", "999999", "--scale", "4", "--enlarge"], "at most 1,024 are allowed"),
         (["--seeds", "0-3", "--scale", "9"], "out of range: this model zooms from 1 to 8"),
         (["--seeds", "0-3", "--grid", "--scale", "9"], "out of range: this model zooms from 1 to 8"),
         (["--seeds", "0,1_2@40-50"], "names layer 50; this network has layers 0 to"),

@@ -7,10 +7,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from aiohttp import web
 
 from dnnlib.errors import UserError
@@ -25,10 +26,11 @@ from multiscale.rendering.pyramid import Pyramid
 from multiscale.view import Region
 
 FORMAT = 1
-"""Part of every cache key; raised when tiles change their look."""
+"""Part of every cache key; raised when tiles of the same region change their look."""
 FRESH_SECONDS = 3600
 INFO_TYPE = 'application/ld+json;profile="http://iiif.io/api/image/3/context.json"'
 _NUMBER = r"\d{1,7}"
+Cut = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class Tiles:
         asked = await self._asked(request)
         level, x, y = (int(request.match_info[name]) for name in ("level", "x", "y"))
         with _found():
-            region = asked.pyramid.region(level, x, y)
-        return await self._tile(request, asked, region)
+            block = asked.pyramid.block(level, range(x, x + 1), range(y, y + 1))
+        return await self._tile(request, asked, block.region, cut=partial(block.tile, column=x, row=y))
 
     async def _iiif_image(self, request: web.Request) -> web.Response:
         asked = await self._asked(request)
@@ -114,8 +116,10 @@ class Tiles:
         headers = {**self._access.shared_headers(request), "Cache-Control": f"{whose}, {fresh}"}
         return Asked(network, Pyramid(network.renderer, world, query.trunc), str(world), options, headers)
 
-    async def _tile(self, request: web.Request, asked: Asked, region: Region, kind: str = "png") -> web.Response:
-        """A tile from the cache, or a new one."""
+    async def _tile(
+        self, request: web.Request, asked: Asked, region: Region, kind: str = "png", cut: Cut = lambda pixels: pixels
+    ) -> web.Response:
+        """A tile from the cache, or a new one: what ``cut`` takes of the region's pixels."""
         pyramid, services = asked.pyramid, self._services
         key = f"{FORMAT} {asked.network.digest} {pyramid.world} {pyramid.truncation_psi!r} {region}"
         key += "" if kind == "png" else f" {kind}"
@@ -128,7 +132,7 @@ class Tiles:
             work = partial(frames.image, pyramid.renderer, pyramid.world, region, pyramid.truncation_psi)
             pixels = await services.rendered(self._owner, Rank.LONG, work)
             encode = encode_png if kind == "png" else encode_jpeg
-            data = await services.encoded(partial(encode, pixels))
+            data = await services.encoded(partial(encode, cut(pixels)))
             await services.on_disk(partial(services.cache.put, key, data))
         content_type = "image/png" if kind == "png" else "image/jpeg"
         return web.Response(body=data, content_type=content_type, headers=headers)

@@ -16,11 +16,12 @@ from dnnlib.files import check_writable
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
 from dnnlib.reading import each_once
+from multiscale.rendering.enlarging import enlarged_view
 from multiscale.rendering.files import save_png
 from multiscale.rendering.pyramid import Pyramid, check_tiff, claim, tiff_tiles, write_deep_zoom, write_tiff
-from multiscale.rendering.renderer import EXTRAPOLATE, Renderer, provenance, to_uint16
+from multiscale.rendering.renderer import EXTRAPOLATE, Renderer, provenance
 from multiscale.rendering.sheets import zoom_strip
-from multiscale.rendering.video import Keyframe, check_film, enlarged_view, write_film
+from multiscale.rendering.video import Keyframe, check_film, write_film
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import find_network, load_snapshot
 from multiscale.view import Region
@@ -144,7 +145,7 @@ class _Maker:
         pyramid = Pyramid(self.renderer, self.request.worlds[0], self.request.truncation_psi)
         facts = self._world(self.request.worlds[0])
         claim(path, pyramid, facts)
-        with progress_bar(total=len(pyramid.addresses()), unit="tile", desc=path.name) as bar:
+        with progress_bar(total=pyramid.tiles, unit="tile", desc=path.name) as bar:
             write_deep_zoom(path, pyramid, facts, bar.update)
         return [path]
 
@@ -153,7 +154,7 @@ class _Maker:
         request, side = self.request, self.renderer.world_px
         region = Region.of_view(self.scale, request.centre, *(request.size or (int(side / self.scale),) * 2))
         world = request.worlds[0]
-        check_tiff(self.renderer, region, extrapolate=request.extrapolate)
+        check_tiff(self.renderer, region, **self._beyond())
         with progress_bar(total=tiff_tiles(region), unit="tile", desc=path.name) as bar:
             write_tiff(
                 path,
@@ -164,6 +165,7 @@ class _Maker:
                 self._facts(world),
                 bits=request.bits,
                 extrapolate=request.extrapolate,
+                enlarge=request.enlarge,
                 advance=bar.update,
             )
         return [path]
@@ -179,30 +181,28 @@ class _Maker:
                 f"{' or fewer --seeds' * request.grid}."
             )
         if not request.strip:
-            is_zoom = self.scale <= renderer.max_zoom
-            renderer.check_view(
-                self.scale,
-                request.centre,
-                request.size,
-                extrapolate=request.extrapolate or (request.enlarge and is_zoom),
-                otherwise=ENLARGE if is_zoom and request.bits == 8 else EXTRAPOLATE,
-            )
+            renderer.check_view(self.scale, request.centre, request.size, **self._beyond())
         for world in request.worlds:
             if world.styles:  # of layers that the network may not have
                 renderer.styles(world, request.truncation_psi)
+
+    def _beyond(self) -> dict[str, Any]:
+        """What the renderer's checks are to allow where pixels are finer than the model, and to advise."""
+        can_enlarge = self.scale <= self.renderer.max_zoom
+        return {
+            "extrapolate": self.request.extrapolate or (self.request.enlarge and can_enlarge),
+            "otherwise": ENLARGE if can_enlarge else EXTRAPOLATE,
+        }
 
     def _picture(self, world: World) -> np.ndarray:
         request = self.request
         if request.strip:
             side = None if request.size is None else request.size[0]
             return zoom_strip(self.renderer, world, request.centre, request.truncation_psi, side)
-        psi, extrapolate = request.truncation_psi, request.extrapolate
+        view = (world, self.scale, request.centre, request.size, request.truncation_psi)
         if request.enlarge:
-            return enlarged_view(self.renderer, world, self.scale, request.centre, request.size, psi)
-        if request.bits == 8:
-            return self.renderer.view(world, self.scale, request.centre, request.size, psi, extrapolate=extrapolate)
-        region = Region.of_view(self.scale, request.centre, *(request.size or (self.renderer.resolution,) * 2))
-        return to_uint16(self.renderer.image(world, region, psi, extrapolate=extrapolate))
+            return enlarged_view(self.renderer, *view, bits=request.bits)
+        return self.renderer.view(*view, bits=request.bits, extrapolate=request.extrapolate)
 
     def _world(self, world: World) -> dict[str, Any]:
         return {"world": str(world), "truncation_psi": self.request.truncation_psi, **self.network}
@@ -313,21 +313,17 @@ def _check(request: Request) -> None:
         "--grid": ("--bits 16",),
         "--video": ("--scale", "--centre", "--bits 16", "--extrapolate", "--enlarge"),
         "--pyramid": ("--scale", "--size", "--centre", "--bits 16", "--extrapolate", "--enlarge"),
-        "--tiff": ("--enlarge",),
     }.get(kind, ())
     if wrong := [name for name in useless if options[name]]:
         reason = {
             "--strip": "shows every zoom",
             "--grid": "is a sheet of 8 bits",
             "--video": "flies from --from to --to",
-            "--tiff": "holds the model's own pixels",
         }
         raise UserError(f"{kind} {reason.get(kind, 'holds the whole world at every zoom')}; leave out {wrong[0]}.")
-    if request.enlarge and (request.extrapolate or request.bits == 16):
-        other = "--extrapolate has the model invent finer ones" if request.extrapolate else "makes 8 bits of them"
+    if request.enlarge and request.extrapolate:
         raise UserError(
-            f"--enlarge takes the model's finest pixels, and {other}; give one of --enlarge and "
-            f"{'--extrapolate' if request.extrapolate else '--bits 16'}."
+            "--enlarge takes the model's finest pixels, and --extrapolate has the model invent finer ones; give one of them."
         )
     if request.strip and request.size is not None and request.size[0] != request.size[1]:
         raise UserError(

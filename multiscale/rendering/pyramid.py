@@ -2,6 +2,9 @@
 
 Level l shows the whole world on 2^l x 2^l pixels; the finest level is that of the model's finest pixels, N 2^S a side. Every
 tile of every level is rendered by the model (it is not an average of finer ones), and the tiles of a level fit without a seam.
+
+Tiles of Deep Zoom also show their neighbours' nearest pixels (``OVERLAP_PX``): a viewer that enlarges each tile by itself would
+otherwise have nothing to interpolate with at its border, and a crease would show there. XYZ and IIIF have no such thing.
 """
 
 from __future__ import annotations
@@ -20,15 +23,45 @@ import tifffile
 from dnnlib.errors import UserError
 from dnnlib.files import AlreadyThere, atomic_write
 from dnnlib.reading import read_text
+from multiscale.rendering.enlarging import enlarged, finest_pixels
 from multiscale.rendering.files import encode_png
-from multiscale.rendering.renderer import Renderer, to_uint8, to_uint16
+from multiscale.rendering.renderer import EXTRAPOLATE, Renderer
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
 
 TILE_PX = 256
+OVERLAP_PX = 1
+"""Pixels of each neighbour in a tile of Deep Zoom."""
 
 Advance = Callable[[int], object]
 """Told how many more tiles are done."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring tiles of one level of Deep Zoom, which are rendered as one picture and cut from it.
+
+    Args:
+        level: Of the tiles.
+        columns, rows: Of the tiles.
+        region: The picture: the tiles and at least ``OVERLAP_PX`` of their neighbours.
+        left, top: Column and row of its first pixel on the level.
+        tile_px: Side of a tile without overlap.
+    """
+
+    level: int
+    columns: range
+    rows: range
+    region: Region
+    left: int
+    top: int
+    tile_px: int
+
+    def tile(self, pixels: np.ndarray, column: int, row: int) -> np.ndarray:
+        """Cut a tile with its overlap, which ends at the world's edge: of the region's pixels [H, W, C]."""
+        x, y = column * self.tile_px - self.left, row * self.tile_px - self.top
+        end = self.tile_px + OVERLAP_PX
+        return pixels[max(y - OVERLAP_PX, 0) : y + end, max(x - OVERLAP_PX, 0) : x + end]
 
 
 @dataclass(frozen=True)
@@ -71,21 +104,11 @@ class Pyramid:
         Raises:
             UserError: there is no such tile.
         """
-        return self.dzi_level(z + self.finest - self.max_level if z >= 0 else -1, x, y, cancelled=cancelled)
-
-    def dzi_level(
-        self, level: int, column: int, row: int, *, cancelled: Callable[[], bool] | None = None
-    ) -> np.ndarray:
-        """Tile of Deep Zoom's ``level`` (2^level pixels a side): uint8 [H, W, C]; levels below a tile are one small tile.
-
-        Raises:
-            UserError: there is no such tile.
-        """
-        region = self.region(level, column, row)
-        return to_uint8(self.renderer.image(self.world, region, self.truncation_psi, cancelled=cancelled))
+        region = self.region(z + self.finest - self.max_level if z >= 0 else -1, x, y)
+        return self.renderer.pixels(self.world, region, self.truncation_psi, cancelled=cancelled)
 
     def region(self, level: int, column: int, row: int) -> Region:
-        """What a tile of Deep Zoom shows; :class:`UserError` if there is no such tile."""
+        """What a tile of a level shows without overlap; :class:`UserError` if there is no such tile."""
         side = 2**level if 0 <= level <= self.finest else 0
         x, y = column * self.tile_px, row * self.tile_px
         if not (0 <= x < side and 0 <= y < side):
@@ -93,20 +116,41 @@ class Pyramid:
                 f"There is no tile {column}, {row} on level {level}; levels go from 0 to {self.finest}, level l is 2^l pixels "
                 f"a side, tiles are {self.tile_px}."
             )
-        world = Region(left=-0.5, top=-0.5, pitch=1 / side, width=side, height=side)
-        return world.part(x, y, min(self.tile_px, side), min(self.tile_px, side))
+        return _whole(side).part(x, y, min(self.tile_px, side), min(self.tile_px, side))
 
-    def addresses(self) -> list[tuple[int, int, int]]:
-        """Level, column and row of every tile, coarse to fine."""
-        across = [max(2**level // self.tile_px, 1) for level in range(self.finest + 1)]
-        return [(level, x, y) for level, n in enumerate(across) for y in range(n) for x in range(n)]
+    def block(self, level: int, columns: range, rows: range) -> Block:
+        """Tiles of Deep Zoom; :class:`UserError` if there are no such tiles."""
+        for column, row in ((columns[0], rows[0]), (columns[-1], rows[-1])):
+            self.region(level, column, row)
+        side, step = 2**level, self.renderer.generator.plan.step
+        border = -(-OVERLAP_PX // step) * step  # blocks share one grid of samples, and differ in rounding only
+        left, top = (max(tiles[0] * self.tile_px - border, 0) for tiles in (columns, rows))
+        right, bottom = (min((tiles[-1] + 1) * self.tile_px + border, side) for tiles in (columns, rows))
+        region = _whole(side).part(left, top, right - left, bottom - top)
+        return Block(level, columns, rows, region, left, top, self.tile_px)
+
+    def blocks(self) -> Iterator[Block]:
+        """Every tile of Deep Zoom, coarse to fine, as many at once as the renderer evaluates at a time."""
+        most = max(self.renderer.largest_tile_px // self.tile_px, 1)
+        for level in range(self.finest + 1):
+            across = self._across(level)
+            parts = [range(i, min(i + most, across)) for i in range(0, across, most)]
+            yield from (self.block(level, columns, rows) for rows in parts for columns in parts)
+
+    @property
+    def tiles(self) -> int:
+        """The number of Deep Zoom's tiles."""
+        return sum(self._across(level) ** 2 for level in range(self.finest + 1))
+
+    def _across(self, level: int) -> int:
+        return max(2**level // self.tile_px, 1)
 
     def dzi(self) -> str:
         """Deep Zoom's description, XML."""
         return (
             '<?xml version="1.0" encoding="UTF-8"?>\n'
             '<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" '
-            f'Format="png" Overlap="0" TileSize="{self.tile_px}">\n'
+            f'Format="png" Overlap="{OVERLAP_PX}" TileSize="{self.tile_px}">\n'
             f'  <Size Width="{self.side}" Height="{self.side}"/>\n</Image>\n'
         )
 
@@ -163,13 +207,18 @@ def write_deep_zoom(path: Path, pyramid: Pyramid, facts: dict[str, Any], advance
     """
     claim(path, pyramid, facts)
     folder = path.with_name(f"{path.stem}_files")
-    for level, column, row in pyramid.addresses():
-        file = folder / str(level) / f"{column}_{row}.png"
-        if not file.exists():
-            tile = encode_png(pyramid.dzi_level(level, column, row))
-            with atomic_write(file) as stream:
-                stream.write(tile)
-        advance(1)
+    for block in pyramid.blocks():
+        places = [(column, row) for row in block.rows for column in block.columns]
+        files = {place: folder / str(block.level) / "{}_{}.png".format(*place) for place in places}
+        missing = {place for place, file in files.items() if not file.exists()}
+        if missing:
+            pixels = pyramid.renderer.pixels(pyramid.world, block.region, pyramid.truncation_psi)
+        for place, file in files.items():
+            if place in missing:
+                tile = encode_png(block.tile(pixels, *place))
+                with atomic_write(file) as stream:
+                    stream.write(tile)
+            advance(1)
     with atomic_write(path, "w") as stream:
         stream.write(pyramid.dzi())
 
@@ -178,7 +227,8 @@ def claim(path: Path, pyramid: Pyramid, facts: dict[str, Any]) -> None:
     """Have the folder of :func:`write_deep_zoom` say what its tiles follow from; UserError if it holds others."""
     folder = path.with_name(f"{path.stem}_files")
     made_of = folder / "made-of.json"
-    text = json.dumps({**facts, "side": pyramid.side, "tile": pyramid.tile_px}, indent=1)
+    made = {**facts, "side": pyramid.side, "tile": pyramid.tile_px}
+    text = json.dumps({**made, "overlap": OVERLAP_PX}, indent=1)
     if not folder.is_dir() or all(
         path.suffix == ".tmp" for path in folder.iterdir()
     ):  # no more than a full disk has left
@@ -187,6 +237,11 @@ def claim(path: Path, pyramid: Pyramid, facts: dict[str, Any]) -> None:
     found = ""
     with contextlib.suppress(UserError):
         found = read_text(made_of, "the facts")
+    if found == json.dumps(made, indent=1):
+        raise UserError(
+            f"{folder} holds tiles without overlap, as an earlier version wrote them, and tiles of both kinds do not fit; "
+            f"give another name, or remove it and {path}."
+        )
     if found != text:
         raise UserError(
             f"{folder} holds other tiles than these (another world or network); give another name, or remove it and {path}."
@@ -208,10 +263,10 @@ def tiff_tiles(region: Region) -> int:
     return sum(-(-level.width // TILE_PX) * -(-level.height // TILE_PX) for level in tiff_levels(region))
 
 
-def check_tiff(renderer: Renderer, region: Region, *, extrapolate: bool) -> None:
-    """UserError if :func:`write_tiff` would refuse the region."""
+def check_tiff(renderer: Renderer, region: Region, *, extrapolate: bool, otherwise: str = EXTRAPOLATE) -> None:
+    """UserError if :func:`write_tiff` would refuse the region; ``extrapolate``: or enlarge, ``otherwise``: what it advises."""
     for level in tiff_levels(region):
-        renderer.check(level, extrapolate=extrapolate)
+        renderer.check(level, extrapolate=extrapolate, otherwise=otherwise)
 
 
 def write_tiff(
@@ -223,7 +278,8 @@ def write_tiff(
     facts: dict[str, Any],
     *,
     bits: int,
-    extrapolate: bool,
+    extrapolate: bool = False,
+    enlarge: bool = False,
     advance: Advance,
 ) -> None:
     """Write a tiled, pyramidal BigTIFF: pages of half the size each, as libvips, GDAL, QGIS and OpenSlide read them.
@@ -233,20 +289,32 @@ def write_tiff(
         renderer, world, region, truncation_psi, extrapolate: As for :meth:`Renderer.image`.
         facts: What the image shows; kept as JSON in the first page's description.
         bits: 8 or 16 a channel.
+        enlarge: Where a level is finer than the model, enlarge the model's finest pixels.
         advance: Told of each tile.
     """
-    check_tiff(renderer, region, extrapolate=extrapolate)
+    check_tiff(renderer, region, extrapolate=extrapolate or enlarge)
     channels = renderer.generator.config.img_channels
-    convert = to_uint16 if bits == 16 else to_uint8
+
+    def source(band: Region) -> Callable[[Region], np.ndarray]:
+        """The pixels of parts of some rows."""
+        if not (enlarge and renderer.extrapolation(band) > 1):
+            return lambda part: renderer.pixels(world, part, truncation_psi, bits=bits, extrapolate=extrapolate)
+        grid = finest_pixels(renderer, band)
+        finest = renderer.pixels(world, grid, truncation_psi, bits=bits)
+        return lambda part: enlarged(finest, grid, part)
 
     def tiles(level: Region) -> Iterator[np.ndarray]:
-        for y in range(0, level.height, TILE_PX):
-            for x in range(0, level.width, TILE_PX):
-                part = level.part(x, y, min(TILE_PX, level.width - x), min(TILE_PX, level.height - y))
-                pixels = convert(renderer.image(world, part, truncation_psi, extrapolate=extrapolate))
-                below, right = TILE_PX - part.height, TILE_PX - part.width
-                advance(1)
-                yield np.pad(pixels, ((0, below), (0, right), (0, 0)))
+        rows = TILE_PX * int(renderer.extrapolation(level))  # enlarged from about TILE_PX rows
+        for top in range(0, level.height, rows):
+            band = level.part(0, top, level.width, min(rows, level.height - top))
+            pixels = source(band)
+            for y in range(0, band.height, TILE_PX):
+                for x in range(0, band.width, TILE_PX):
+                    part = band.part(x, y, min(TILE_PX, band.width - x), min(TILE_PX, band.height - y))
+                    below, right = TILE_PX - part.height, TILE_PX - part.width
+                    tile = np.pad(pixels(part), ((0, below), (0, right), (0, 0)))
+                    advance(1)
+                    yield tile
 
     with atomic_write(path, "w+b") as stream, tifffile.TiffWriter(stream, bigtiff=True) as writer:
         for i, level in enumerate(tiff_levels(region)):
@@ -263,6 +331,11 @@ def write_tiff(
                 software=False,
                 metadata=None,
             )
+
+
+def _whole(side: int) -> Region:
+    """The whole world on ``side`` pixels a side."""
+    return Region(left=-0.5, top=-0.5, pitch=1 / side, width=side, height=side)
 
 
 def _integers(text: str, count: int) -> list[int]:

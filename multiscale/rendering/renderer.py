@@ -91,6 +91,15 @@ class Renderer:
         """Side in pixels of the whole world at the model's finest zoom, N 2^S."""
         return int(self.resolution * self.max_zoom)
 
+    @property
+    def largest_tile_px(self) -> int:
+        """Largest side of what is evaluated at once, its halo included."""
+        return TILE_PX[self._kind]
+
+    @property
+    def _kind(self) -> str:
+        return self.device.type if self.device.type in TILE_BYTES else "cuda"
+
     @torch.no_grad()
     def render(
         self,
@@ -132,18 +141,21 @@ class Renderer:
         size: tuple[int, int] | None = None,
         truncation_psi: float = 1.0,
         *,
+        bits: int = 8,
         extrapolate: bool = False,
     ) -> np.ndarray:
-        """One picture: uint8 [H, W, C]. ``size``: width and height in pixels, the longer side spans 1/zoom; None: N x N.
+        """One picture: [H, W, C] of ``bits`` 8 (uint8) or 16 (uint16).
+
+        ``size``: width and height in pixels, the longer side spans 1/zoom; None: N x N.
 
         Raises:
             UserError: as :meth:`render` and :meth:`image`.
         """
         self.check_view(zoom, centre, size, extrapolate=extrapolate)
-        if size is None and not extrapolate:
+        if size is None and not extrapolate and bits == 8:
             return self.render([world], [zoom], [centre], truncation_psi)[0]
         region = Region.of_view(zoom, centre, *(size or (self.resolution,) * 2))
-        return to_uint8(self.image(world, region, truncation_psi, extrapolate=extrapolate))
+        return self.pixels(world, region, truncation_psi, bits=bits, extrapolate=extrapolate)
 
     def image(
         self,
@@ -175,6 +187,26 @@ class Renderer:
         for _ in placed(tiles, image.movedim(0, -1), lambda pixels: pixels.movedim(0, -1).cpu()):
             pass
         return image
+
+    def pixels(
+        self,
+        world: World | int,
+        region: Region,
+        truncation_psi: float = 1.0,
+        *,
+        bits: int = 8,
+        extrapolate: bool = False,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> np.ndarray:
+        """As :meth:`image`, but as files have it: [H, W, C] of ``bits`` 8 (uint8) or 16 (uint16)."""
+        self.check(region, extrapolate=extrapolate)
+        convert = to_uint16 if bits == 16 else to_uint8
+        shape = (region.height, region.width, self.generator.config.img_channels)
+        pixels = np.empty(shape, np.uint16 if bits == 16 else np.uint8)
+        tiles = self.tiles(world, region, truncation_psi, extrapolate=extrapolate, cancelled=cancelled)
+        for _ in placed(tiles, pixels, convert):
+            pass
+        return pixels
 
     @torch.no_grad()
     def tiles(
@@ -316,8 +348,8 @@ class Renderer:
             2 * (layer.in_channels + 2 * layer.conv_channels) * (layer.temporary_rate / self.resolution) ** 2
             for layer in self.generator.plan.layers
         )
-        kind = self.device.type if self.device.type in TILE_BYTES else "cuda"
-        side = min(math.isqrt(int(TILE_BYTES[kind] / bytes_a_pixel)), TILE_PX[kind]) - 2 * self.halo
+        kind = self._kind
+        side = min(math.isqrt(int(TILE_BYTES[kind] / bytes_a_pixel)), self.largest_tile_px) - 2 * self.halo
         most = max(side, self.resolution)
         width, height = (
             math.ceil(pixels / math.ceil(pixels / most) / step) * step for pixels in (region.width, region.height)

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dnnlib.pictures import as_rgb, enlarge, grid
+from multiscale.rendering.enlarging import enlarged_view
 from multiscale.rendering.renderer import Renderer, nearest_centre, octave_zooms
-from multiscale.rendering.video import enlarged_view
 from multiscale.rendering.worlds import World
 
 OUTLINE = (255, 255, 255)

@@ -16,11 +16,11 @@ from typing import IO, Any
 import av
 import numpy as np
 from av.video.reformatter import Colorspace
-from PIL import Image
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
-from multiscale.rendering.renderer import Cancelled, Renderer, to_uint8
+from multiscale.rendering.enlarging import enlarged_image
+from multiscale.rendering.renderer import Cancelled, Renderer
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
 
@@ -116,49 +116,6 @@ def write_film(
             if progress is not None:
                 progress((i + 1) / frames)
         film.mux(stream.encode())
-
-
-def enlarged_view(
-    renderer: Renderer,
-    world: World | int,
-    zoom: float,
-    centre: tuple[float, float],
-    size: tuple[int, int] | None = None,
-    truncation_psi: float = 1.0,
-) -> np.ndarray:
-    """As :meth:`Renderer.view`, but where a zoom of the model asks for finer pixels than it has, as :func:`enlarged_image`."""
-    if size is not None and 1 <= zoom <= renderer.max_zoom:
-        region = Region.of_view(zoom, centre, *size)
-        if renderer.extrapolation(region) > 1:
-            renderer.check(region, extrapolate=True)
-            return enlarged_image(renderer, world, region, truncation_psi)
-    return renderer.view(world, zoom, centre, size, truncation_psi)
-
-
-def enlarged_image(
-    renderer: Renderer,
-    world: World | int,
-    region: Region,
-    truncation_psi: float,
-    cancelled: Callable[[], bool] | None = None,
-) -> np.ndarray:
-    """A region as uint8 [H, W, C]; where it is finer than the model, the model's finest pixels are enlarged (Lanczos).
-
-    These come from one grid over the whole world, so that enlarged frames of a film do not shimmer.
-    """
-    if renderer.extrapolation(region) == 1:
-        return to_uint8(renderer.image(world, region, truncation_psi, cancelled=cancelled))
-    side, step = renderer.world_px, renderer.generator.plan.step
-    low = [max((edge + 0.5) * side, 0.0) for edge in (region.left, region.top)]
-    high = [min(a + n * region.pitch * side, side) for a, n in zip(low, (region.width, region.height), strict=True)]
-    first = [math.floor(a) // step * step for a in low]
-    size = [math.ceil(b) - a for a, b in zip(first, high, strict=True)]
-    grid = Region(left=-0.5, top=-0.5, pitch=1 / side, width=side, height=side).part(*first, *size)
-    pixels = to_uint8(renderer.image(world, grid, truncation_psi, cancelled=cancelled))
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    box = (low[0] - first[0], low[1] - first[1], high[0] - first[0], high[1] - first[1])
-    large = np.asarray(image.resize((region.width, region.height), Image.Resampling.LANCZOS, box=box))
-    return large[..., None] if large.ndim == 2 else large
 
 
 class _Again:

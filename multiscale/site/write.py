@@ -23,7 +23,7 @@ from dnnlib.reading import from_json, parsed, read_text
 from multiscale.networks.generator import Generator
 from multiscale.networks.packets import FADE, LINES
 from multiscale.networks.plan import BAND_LIMIT
-from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
+from multiscale.rendering.pyramid import OVERLAP_PX, Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.worlds import World
 from multiscale.runs.folder import CONFIG
@@ -232,7 +232,7 @@ def _write_tiles(folder: Path, snapshot: Snapshot, world: World, title: str) -> 
     renderer = Renderer(snapshot.generator, default_device())
     pyramid = Pyramid(renderer, world)
     copy_from(VIEWER, VIEWER_FILES, folder / "viewer")
-    with progress_bar(total=len(pyramid.addresses()), unit="tile", desc=folder.name) as bar:
+    with progress_bar(total=pyramid.tiles, unit="tile", desc=folder.name) as bar:
         write_deep_zoom(folder / "world.dzi", pyramid, {"world": str(world), **provenance(snapshot)}, bar.update)
     _write_page(folder, "tiles.html", title)
     shutil.copyfile(STATIC / "tiles.js", folder / "tiles.js")
@@ -246,7 +246,7 @@ def _write_tiles(folder: Path, snapshot: Snapshot, world: World, title: str) -> 
         "licence": snapshot.info.get("licence"),
         **provenance(snapshot),
     }
-    facts |= {"side": pyramid.side, "tile": pyramid.tile_px}
+    facts |= {"side": pyramid.side, "tile": pyramid.tile_px, "overlap": OVERLAP_PX}
     (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     # The same as a script: a page that is opened from a file may not fetch.
     (folder / "facts.js").write_text(f"window.facts = {json.dumps(facts)};\n", encoding="utf-8")

@@ -204,6 +204,8 @@ def test_an_image_nobody_waits_for_is_given_up(folder, tmp_path, monkeypatch):
 
 # Tiles -----------------------------------------------------------------------------------------------------------------
 
+DEEP_ZOOM = ("/tiles/3_files/9/1_0.png", "/tiles/3_files/9/0_1.png", "/tiles/3_files/8/0_0.png")
+
 
 def files_of(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
@@ -214,7 +216,6 @@ def test_tiles_are_the_same_for_all_viewers_and_rendered_once(folder, tmp_path, 
         folder,
         tmp_path,
         "/tiles/3/1/1/0.png",
-        "/tiles/3_files/9/1_0.png",
         "/iiif/3/256,0,256,256/256,256/0/default.png",
     )
     for status, headers, body in found:
@@ -225,6 +226,17 @@ def test_tiles_are_the_same_for_all_viewers_and_rendered_once(folder, tmp_path, 
     assert len(files_of(tmp_path / "cache")) == 1
     region = Region(left=0, top=-0.5, pitch=1 / 512, width=256, height=256)
     assert np.abs(pixels_of(found[0][2]).astype(int) - to_uint8(direct.image(3, region))).max() <= 1
+
+
+def test_deep_zooms_tiles_overlap_by_one_pixel(folder, tmp_path, direct):
+    found = [pixels_of(body).astype(int) for _, _, body in fetched(folder, tmp_path, *DEEP_ZOOM, *DEEP_ZOOM[:1])]
+    whole = to_uint8(direct.image(3, Region(left=-0.5, top=-0.5, pitch=1 / 512, width=512, height=512)))
+    for tile, expected in zip(found, [whole[:257, 255:], whole[255:, :257]], strict=False):
+        assert tile.shape == expected.shape
+        assert np.abs(tile - expected).max() <= 1
+    assert found[2].shape == (256, 256, 3)  # level 8 has no other tile
+    np.testing.assert_array_equal(found[0], found[3])  # from the cache
+    assert len(files_of(tmp_path / "cache")) == 3
 
 
 def test_tiles_differ_by_world_truncation_and_network(folder, tmp_path):
@@ -330,7 +342,7 @@ def test_descriptions_for_deep_zoom_and_iiif(folder, tmp_path):
 
     dzi, headers, info, redirect, status = with_server(folder, tmp_path, work)
     image = ElementTree.fromstring(dzi)
-    assert image.attrib["TileSize"] == "256"
+    assert (image.attrib["TileSize"], image.attrib["Overlap"]) == ("256", "1")
     assert image[0].attrib == {"Width": str(WORLD_PX), "Height": str(WORLD_PX)}
     assert headers["Content-Type"].startswith("application/ld+json")
     assert (info["type"], info["profile"], info["width"]) == ("ImageService3", "level0", WORLD_PX)

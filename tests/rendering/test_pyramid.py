@@ -6,11 +6,14 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import calibrated_generator, small_config
 
 from dnnlib.errors import UserError
 from multiscale.rendering import pyramid as module
+from multiscale.rendering import renderer as renderer_module
+from multiscale.rendering.enlarging import enlarged_image
 from multiscale.rendering.pyramid import Pyramid, tiff_levels, tiff_tiles, write_deep_zoom, write_tiff
 from multiscale.rendering.renderer import Renderer, to_uint8
 from multiscale.rendering.worlds import World
@@ -29,6 +32,7 @@ def renderer():
 @pytest.fixture
 def pyramid(renderer, monkeypatch):
     monkeypatch.setattr(module, "TILE_PX", 128)  # 512 a side: levels 0 to 9
+    monkeypatch.setitem(renderer_module.TILE_PX, "cpu", 256)  # four blocks of four tiles on the last one
     return Pyramid(renderer, WORLD)
 
 
@@ -43,10 +47,12 @@ def psnr(a, b):
 
 def test_levels_and_tiles(pyramid):
     assert (pyramid.side, pyramid.tile_px, pyramid.finest, pyramid.max_level) == (512, 128, 9, 2)
-    assert len(pyramid.addresses()) == 8 + 4 + 16
+    assert pyramid.tiles == 8 + 4 + 16
+    blocks = list(pyramid.blocks())
+    assert [len(block.rows) * len(block.columns) for block in blocks] == [1] * 8 + [4] + [4] * 4
+    rendered = sum(block.region.width * block.region.height for block in blocks if block.level == 9)
+    assert 512**2 < rendered < 1.1 * 512**2, "once, with borders"
     assert pyramid.tile(0, 0, 0).shape == (128, 128, 3)
-    assert pyramid.dzi_level(0, 0, 0).shape == (1, 1, 3)
-    assert pyramid.dzi_level(6, 0, 0).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("address", [(3, 0, 0), (-1, 0, 0), (0, 1, 0), (2, 0, 4), (2, -1, 0)])
@@ -123,14 +129,36 @@ def test_deep_zoom_is_read_by_an_independent_program(pyramid, renderer, tmp_path
     done = []
     write_deep_zoom(tmp_path / "w.dzi", pyramid, FACTS, done.append)
     assert sum(done) == 28
-    size = ET.parse(tmp_path / "w.dzi").getroot()[0].attrib
-    assert (size["Width"], size["Height"]) == ("512", "512")
-    rows = []
-    for y in range(4):
-        files = [tmp_path / "w_files" / "9" / f"{x}_{y}.png" for x in range(4)]
-        rows.append(pyvips.Image.arrayjoin([pyvips.Image.new_from_file(str(file)) for file in files], across=4))
-    pixels = pyvips.Image.arrayjoin(rows, across=1).numpy()
-    assert np.abs(pixels.astype(int) - to_uint8(whole(renderer, 9))).max() <= 1
+    described = ET.parse(tmp_path / "w.dzi").getroot()
+    assert described.attrib == {"Format": "png", "Overlap": "1", "TileSize": "128"}
+    assert described[0].attrib == {"Width": "512", "Height": "512"}
+    pictures = {level: to_uint8(whole(renderer, level)).astype(int) for level in (3, 8, 9)}
+    tiles = {}
+    for file in [file for level in pictures for file in (tmp_path / "w_files" / str(level)).iterdir()]:
+        level, x, y = int(file.parent.name), *map(int, file.stem.split("_"))
+        tile = pyvips.Image.new_from_file(str(file)).numpy().astype(int)
+        left, top = max(128 * x - 1, 0), max(128 * y - 1, 0)
+        expected = pictures[level][top : 128 * y + 129, left : 128 * x + 129]  # as the format has it; less at the edges
+        assert tile.shape == expected.shape
+        assert np.abs(tile - expected).max() <= 1
+        tiles[level, x, y] = tile
+    assert tiles[9, 2, 1].shape == (130, 130, 3)
+    assert tiles[9, 3, 0].shape == (129, 129, 3)
+    assert tiles[3, 0, 0].shape == (8, 8, 3)
+    np.testing.assert_array_equal(tiles[9, 2, 0][:, -2:], tiles[9, 3, 0][:, :2])  # both from one picture
+    assert np.abs(tiles[9, 1, 0][:, -2:] - tiles[9, 2, 0][:, :2]).max() <= 1
+
+
+def test_a_pyramid_of_an_earlier_version_is_not_mixed_with_this_one(pyramid, tmp_path):
+    facts = FACTS | {"side": 512, "tile": 128}
+    (tmp_path / "w_files" / "0").mkdir(parents=True)
+    (tmp_path / "w_files" / "0" / "0_0.png").write_bytes(b"of an earlier version")
+    (tmp_path / "w_files" / "made-of.json").write_text(json.dumps(facts, indent=1))
+    with pytest.raises(UserError, match="holds tiles without overlap, as an earlier version wrote them"):
+        write_deep_zoom(tmp_path / "w.dzi", pyramid, FACTS, lambda _: None)
+    with pytest.raises(UserError, match="holds other tiles than these"):
+        write_deep_zoom(tmp_path / "w.dzi", pyramid, FACTS | {"world": "4"}, lambda _: None)
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["w_files", "0", "0_0.png", "made-of.json"]
 
 
 def test_an_interrupted_pyramid_goes_on(pyramid, tmp_path):
@@ -140,17 +168,21 @@ def test_an_interrupted_pyramid_goes_on(pyramid, tmp_path):
     def interrupt(_):
         nonlocal count
         count += 1
-        if count == 12:
+        if count == 14:  # in the midst of a block
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_deep_zoom(path, pyramid, FACTS, interrupt)
     assert not path.exists()
     kept = {file: file.stat().st_mtime_ns for file in folder.rglob("*.png")}
-    assert len(kept) == 12
+    assert len(kept) == 14
     write_deep_zoom(path, pyramid, FACTS, lambda _: None)
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
-    assert len(list(folder.rglob("*.png"))) == 28
+    tiles = {file: file.read_bytes() for file in folder.rglob("*.png")}
+    assert len(tiles) == 28
+    (folder / "9" / "0_1.png").unlink()  # its block is rendered again, and gives the same tile
+    write_deep_zoom(path, pyramid, FACTS, lambda _: None)
+    assert {file: file.read_bytes() for file in folder.rglob("*.png")} == tiles
     with pytest.raises(UserError, match="holds other tiles"):
         write_deep_zoom(path, pyramid, FACTS | {"world": "4"}, lambda _: None)
 
@@ -178,10 +210,29 @@ def test_tiff_is_read_as_a_pyramid(renderer, tmp_path, bits):
         assert np.abs(pixels - image).max() < 3 / 255
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_finer_than_the_model_is_enlarged(renderer, tmp_path, monkeypatch, bits):
+    """Tile by tile as the whole picture would be, from as many rows at a time as memory always holds."""
+    monkeypatch.setattr(module, "TILE_PX", 64)
+    path, region = tmp_path / "w.tif", Region.of_view(8, (0.2, -0.31), 330, 500)  # 7.8 times finer
+    rendered, done = [], []
+    real = renderer.pixels
+    monkeypatch.setattr(renderer, "pixels", lambda *view, **how: rendered.append(view[1]) or real(*view, **how))
+    write_tiff(path, renderer, WORLD, region, 1.0, FACTS, bits=bits, enlarge=True, advance=done.append)
+    assert sum(done) == tiff_tiles(region) == 6 * 8 + 3 * 4 + 2 * 2 + 1
+    assert max(part.height for part in rendered) <= 64 + 2 * 3 + 1 + renderer.generator.plan.step
+    with tifffile.TiffFile(path) as file:
+        pages = [page.asarray() for page in file.pages]
+    levels = tiff_levels(region)
+    assert [renderer.extrapolation(level) > 1 for level in levels] == [True, True, True, False]
+    for page, level in zip(pages, levels, strict=True):
+        expected = enlarged_image(renderer, WORLD, level, 1.0, bits=bits)
+        assert page.dtype == expected.dtype
+        assert np.abs(page.astype(int) - expected).max() <= (2 if bits == 8 else 16)
+
+
 def test_a_tiff_finer_than_the_model_leaves_nothing(renderer, tmp_path):
     region = Region.of_view(2, (0, 0), 512, 512)
     with pytest.raises(UserError, match="2 times finer"):
-        write_tiff(
-            tmp_path / "w.tif", renderer, WORLD, region, 1.0, FACTS, bits=8, extrapolate=False, advance=lambda _: None
-        )
+        write_tiff(tmp_path / "w.tif", renderer, WORLD, region, 1.0, FACTS, bits=8, advance=lambda _: None)
     assert list(tmp_path.iterdir()) == []

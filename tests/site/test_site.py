@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import io
 import json
 import shutil
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import calibrated_generator, small_config
+from PIL import Image
 
 import multiscale
 from dnnlib.errors import UserError
@@ -522,8 +524,23 @@ def test_tiles_are_a_pyramid_with_its_viewer(tmp_path, network):
     assert json.loads((folder / "model.json").read_text())["world"] == "3~7:0.5"
 
 
+LOOK = """
+const view = viewer.viewport;
+viewer.navigator.element.style.display = "none";
+viewer.setControlsEnabled(false);
+for (const control of viewer.controls) control.wrapper.style.display = "none";
+view.zoomTo(view.imageToViewportZoom(arguments[0]), null, true);
+view.panTo(new OpenSeadragon.Point(0.5031, 0.4952), true);
+viewer.forceRedraw();
+const box = viewer.element.getBoundingClientRect();
+const {x, y} = view.viewerElementToImageCoordinates(new OpenSeadragon.Point(0, 0));
+return {box: [box.left, box.top, box.right, box.bottom].map(Math.floor), x, y};
+"""
+"""Shows the middle, enlarged so many times, and says where on the screen, and which place is in its corner."""
+
+
 @pytest.mark.slow
-def test_tiles_are_shown_even_from_a_file(driver, tmp_path):
+def test_tiles_are_shown_even_from_a_file_and_as_one_picture(driver, tmp_path):
     network = tmp_path / "earth.safetensors"
     config = small_config(octaves=4, num_layers=6, num_critical=1)
     save_snapshot(network, calibrated_generator(config), {"licence": "CC BY 4.0"})
@@ -537,3 +554,17 @@ def test_tiles_are_shown_even_from_a_file(driver, tmp_path):
     seen = "return [viewer.source.width, viewer.world.getItemAt(0).lastDrawn.map((tile) => tile.level)]"
     side, levels = driver.execute_script(seen)
     assert (side, max(levels)) == (512, 9)
+    whole = np.zeros((512, 512, 3), np.uint8)
+    for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        tile = np.asarray(Image.open(folder / f"world_files/9/{x}_{y}.png"))
+        whole[256 * y :, 256 * x :][:256, :256] = tile[y : y + 256, x : x + 256]
+    for times in (1.4, 2.7):
+        place = driver.execute_script(LOOK, times)
+        time.sleep(1)  # until it is on the screen
+        shot = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB").crop(place["box"])
+        at = (1 / times, 0, place["x"], 0, 1 / times, place["y"])
+        one = Image.fromarray(whole).transform(shot.size, Image.Transform.AFFINE, at, Image.Resampling.BILINEAR)
+        error = np.abs(np.asarray(shot, int) - np.asarray(one, int))
+        assert error.max() <= 3, (
+            f"a crease at {np.argwhere(error.max(axis=2) > 3)[:5]} of {shot.size}, enlarged {times} times"
+        )
