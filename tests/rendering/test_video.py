@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnlib.errors import UserError
+from multiscale.rendering.flights import Keyframe, zoom_path
 from multiscale.rendering.renderer import Cancelled, Renderer, to_uint8
-from multiscale.rendering.video import Keyframe, enlarged_image, write_film, zoom_path
+from multiscale.rendering.video import enlarged_image, write_film
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
 

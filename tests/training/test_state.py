@@ -18,8 +18,9 @@ from dnnlib.errors import UserError
 from dnnlib.signals import StopRequest
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.folder import launcher
+from multiscale.runs.headers import snapshots_of
 from multiscale.runs.journal import read_metrics
-from multiscale.runs.snapshots import load_snapshot, snapshots_of
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
 from multiscale.training.trainer import STOPPING, Trainer
 from torch_utils.distributed import Process
