@@ -26,6 +26,8 @@ PUBLISHED = ".pkl"
 DAMAGED = "{path} is not a whole safetensors file ({reason}); it may be truncated: copy it again, or use an older one."
 WANTED = f"the folder of a run, a {PATTERN} file, or a {PUBLISHED}"
 METADATA = "The metadata of {path} are damaged; use another snapshot of the run."
+CHECKSUM = "sha256"
+"""Key of the checksum of a file's tensors; files of earlier versions have none, and are not checked."""
 HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its format allows."""
 
@@ -62,6 +64,8 @@ class SnapshotFile:
     settings: Any
     info: dict[str, Any]
     version: int
+    checksum: str | None
+    """Of the tensors that were saved; None if it does not say."""
     header: bytes
     rest: int
     """Bytes behind the header, where the tensors are."""
@@ -120,7 +124,7 @@ def _headed(path: Path, stream: IO[bytes], size: int) -> SnapshotFile:
         lambda: (from_json(metadata["config"]), dict(from_json(metadata["info"]))),
         METADATA.replace("{path}", str(path)),
     )
-    return SnapshotFile(path, settings, info, int(version), header, rest, stream)
+    return SnapshotFile(path, settings, info, int(version), metadata.get(CHECKSUM), header, rest, stream)
 
 
 def _better_than_state(path: Path) -> str | None:

@@ -20,7 +20,7 @@ from multiscale.config import GeneratorConfig, to_dict
 from multiscale.interop.pickles import load_published
 from multiscale.networks.generator import Generator
 from multiscale.networks.plan import least_weights
-from multiscale.runs.headers import DAMAGED, FORMAT, is_published, opened
+from multiscale.runs.headers import CHECKSUM, DAMAGED, FORMAT, is_published, opened
 from multiscale.runs.migrations import FORMAT_VERSION
 
 
@@ -48,13 +48,14 @@ def save_snapshot(path: str | Path, generator: Generator, info: Mapping[str, Any
     Raises:
         UserError: the file cannot be written.
     """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(to_dict(generator.config)),
         "info": json.dumps(dict(info)),
+        CHECKSUM: checksum(tensors),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
     with atomic_write(path) as stream:
         stream.write(safetensors.torch.save(tensors, metadata))
 
@@ -63,7 +64,7 @@ def load_snapshot(path: str | Path) -> Snapshot:
     """Read a snapshot, or a pickle of the published code (``.pkl``); nothing in the file is executed.
 
     Raises:
-        UserError: the file is missing, truncated, not ours, of a newer format, or its tensors do not fit its config.
+        UserError: the file is missing, truncated, damaged, not ours, of a newer format, or its tensors do not fit its config.
     """
     path = Path(path)
     if is_published(path):
@@ -72,6 +73,11 @@ def load_snapshot(path: str | Path) -> Snapshot:
     with opened(path) as file:
         data = file.whole()
     weights = parsed(lambda: safetensors.torch.load(data), DAMAGED.replace("{path}", str(path)))
+    if file.checksum is not None and checksum(weights) != file.checksum:
+        raise UserError(
+            f"{path} is damaged: its weights are not those that were saved (SHA-256); get it anew from where "
+            "it came from, or use another snapshot of the run."
+        )
     config, weights = file.meaning(weights)
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise UserError(f"{path} holds weights that are not finite ({broken[0]}); use an older snapshot of the run.")
@@ -79,6 +85,15 @@ def load_snapshot(path: str | Path) -> Snapshot:
     parsed(lambda: generator.load_state_dict(weights), f"The tensors of {path} do not fit its config: {{reason}}.")
     digest = hashlib.sha256(data).hexdigest()
     return Snapshot(generator.eval().requires_grad_(False), path, digest, file.info)
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256, hexadecimal, of names, types, shapes and bytes of tensors on the CPU, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _built(path: Path, config: GeneratorConfig, weights: Mapping[str, torch.Tensor]) -> Generator:

@@ -102,6 +102,21 @@ def test_two_states_are_kept_and_the_older_serves_if_the_newer_is_damaged(tmp_pa
         load_newest_state(tmp_path)
 
 
+def test_one_flipped_bit_of_a_state_is_seen(tmp_path, capsys):
+    """PyTorch writes checksums and does not look at them."""
+    for images in (1, 2):
+        path = save_state(tmp_path, images, {"step": images, "config": {}, "G": {"x": torch.arange(1000.0)}})
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.tensor([500.0, 501.0]).numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)["G"]["x"][500] != 500
+    with pytest.raises(
+        UserError, match=r"is not a whole training state; it may be truncated or damaged: use an older one\.$"
+    ):
+        load_state(path)
+    assert load_newest_state(tmp_path)["step"] == 1
+
+
 def test_a_state_runs_no_code(tmp_path):
     class Payload:
         def __reduce__(self):
