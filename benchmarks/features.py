@@ -19,7 +19,8 @@ import torch
 
 from multiscale.networks.fourier import Waves
 from multiscale.networks.generator import FeatureInjection
-from multiscale.runs.snapshots import find_network, load_snapshot
+from multiscale.runs.headers import find_network
+from multiscale.runs.snapshots import load_snapshot
 from torch_utils.random import latents
 
 

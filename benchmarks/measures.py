@@ -29,7 +29,8 @@ from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.samples import gathered
 from multiscale.metrics.scales import Evaluation
 from multiscale.metrics.sliced_wasserstein import sliced_wasserstein
-from multiscale.runs.snapshots import find_network, load_snapshot
+from multiscale.runs.headers import find_network
+from multiscale.runs.snapshots import load_snapshot
 from torch_utils import distributed
 from torch_utils.distributed import Process
 

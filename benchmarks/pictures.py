@@ -19,7 +19,8 @@ from PIL import Image
 
 from dnnlib.files import atomic_write
 from multiscale.rendering.renderer import Renderer, nearest_centre, octave_zooms, to_uint8
-from multiscale.runs.snapshots import find_network, load_snapshot
+from multiscale.runs.headers import find_network
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.view import Region
 
 VIEW_PX, FILM_PX = 384, 256

@@ -26,11 +26,11 @@ from png import Reader
 
 import multiscale
 from multiscale.cli import dataset_tool, generate, train
-from multiscale.metrics.commands import find_networks
 from multiscale.runs import folder as folder_module
 from multiscale.runs.folder import LOCK, held
+from multiscale.runs.headers import BUNDLED, find_network, find_networks, snapshots_of
 from multiscale.runs.migrations import FORMAT_VERSION
-from multiscale.runs.snapshots import BUNDLED, find_network, load_snapshot, save_snapshot, snapshots_of
+from multiscale.runs.snapshots import load_snapshot, save_snapshot
 from multiscale.runs.states import load_state, states_of
 from multiscale.training import launch
 from multiscale.training.launch import Request, data_layer, resolve

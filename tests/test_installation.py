@@ -80,7 +80,8 @@ def test_it_finds_its_presets_its_model_and_its_files(installed):
 from pathlib import Path
 import multiscale.explorer, multiscale.site, torch_utils.ops
 from multiscale.config import load_preset, preset_names
-from multiscale.runs.snapshots import find_network, load_snapshot
+from multiscale.runs.headers import find_network
+from multiscale.runs.snapshots import load_snapshot
 print("site-packages" in multiscale.__file__, *preset_names(), sep="\\n")
 assert load_preset("demo")
 assert load_snapshot(find_network(None)).generator.config.octaves == 6

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 from click_option_group import optgroup
 
 from dnnlib.cli import Command, reports_user_errors
-from multiscale.metrics.commands import Request, calc_metrics
-from multiscale.metrics.features import NAMES
+from dnnlib.errors import UserError
+from dnnlib.files import check_writable
+from multiscale.data.patches import PatchDataset
 from multiscale.metrics.measure import KINDS
-from multiscale.metrics.parse import DEFAULT
+from multiscale.metrics.parse import DEFAULT, FEATURES
+from multiscale.runs.headers import find_networks
 
-MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.unit}" for name, kind in KINDS.items())
+
+class _WithMeasures(Command):
+    """Lists all measures at the end of its help, and loads them for nothing else."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click writes a text that ends the help."""
+        lines = (f"  {name:<17} {kind.description}; {kind.count:,} {kind.unit}" for name, kind in KINDS.items())
+        self.epilog = "\n".join(["\b", "Measures, with an optional number of samples (msfid10k, swd500):", *lines])
+        super().format_epilog(ctx, formatter)
 
 
-@click.command(
-    cls=Command,
-    context_settings={"show_default": True, "max_content_width": 110},
-    epilog=f"\b\nMeasures, with an optional number of samples (msfid10k, swd500):\n{MEASURES}",
-)
+@click.command(cls=_WithMeasures, context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("What is measured")
 @optgroup.option(
     "--network",
@@ -36,7 +43,7 @@ MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.uni
 @optgroup.group("Features")
 @optgroup.option(
     "--features",
-    type=click.Choice(NAMES),
+    type=click.Choice(FEATURES),
     default="random",
     help="For msfid, mskid, precision_recall and the report; random needs no file, but its values are not FID.",
 )
@@ -51,9 +58,16 @@ MEASURES = "\n".join(f"  {name:<17} {kind.description}; {kind.count:,} {kind.uni
 @optgroup.option("--out", default="out/metrics", metavar="FOLDER", help="For report.html, plots and metrics.jsonl.")
 @optgroup.option("--dry-run", is_flag=True, help="Estimate the cost of each measure from a few views; then exit.")
 @reports_user_errors
-def main(*, dry_run: bool, **options: Any) -> None:
+def main(*, networks: tuple[str, ...], data: str, out: str, dry_run: bool, **options: Any) -> None:
     """Measure models against the patches that they were trained on, octave by octave, and write a report."""
-    calc_metrics(Request(**options), dry_run=dry_run)
+    if Path(out).is_file():
+        raise UserError(f"--out {out} is a file; give a folder.")
+    if not dry_run:
+        check_writable(out, folder="filled")
+    files, dataset = find_networks(networks), PatchDataset(data)
+    from multiscale.metrics.commands import Request, calc_metrics  # here: PyTorch takes seconds
+
+    calc_metrics(Request(networks=files, data=data, out=out, **options), dataset, dry_run=dry_run)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ import click
 from click_option_group import optgroup
 
 from dnnlib.cli import Command, reports_user_errors
+from dnnlib.console import say
 from dnnlib.errors import UserError
-from multiscale.rendering.commands import Request, generate, parse_centre, parse_keyframe, parse_size, parse_worlds
-from multiscale.rendering.video import Keyframe
+from multiscale.rendering.flights import Keyframe
+from multiscale.rendering.request import Request, check, parse_centre, parse_keyframe, parse_size, parse_worlds
 from multiscale.rendering.worlds import World
+from multiscale.runs.headers import find_network
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
@@ -66,6 +68,7 @@ def main(
     start: str,
     ends: tuple[str, ...],
     bits: str,
+    network: str | None,
     **options: Any,
 ) -> None:
     """Render images, pyramids and films; each file holds its world, view and the network's hash in its metadata."""
@@ -81,7 +84,11 @@ def main(
         bits=int(bits),
         **options,
     )
-    for path in generate(request):
+    check(request)
+    file = find_network(network, say)
+    from multiscale.rendering.commands import generate  # here: PyTorch takes seconds
+
+    for path in generate(request, file):
         print(path)
 
 

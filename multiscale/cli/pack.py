@@ -10,8 +10,7 @@ import click
 from dnnlib.cli import Command, reports_user_errors
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
-from multiscale.runs.packing import pack, pack_networks
-from multiscale.runs.snapshots import BUNDLED
+from multiscale.runs.headers import BUNDLED, find_network
 
 
 @click.command(cls=Command)
@@ -29,7 +28,11 @@ def main(run: str, file: str, networks: str | None, info: tuple[str, ...]) -> No
     """
     for path in (file, *([] if networks is None else [networks])):
         check_writable(path)
-    pack(Path(run), Path(file), dict(map(entry, info)))
+    entries = dict(map(entry, info))
+    find_network(run)
+    from multiscale.runs.packing import pack, pack_networks  # here: PyTorch takes seconds
+
+    pack(Path(run), Path(file), entries)
     print(f"{file}: {Path(file).stat().st_size / 1e6:.2f} MB")
     if networks is not None:
         pack_networks(Path(run), Path(networks))

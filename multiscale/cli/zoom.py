@@ -13,12 +13,14 @@ import click
 from click_option_group import optgroup
 
 from dnnlib.cli import Command, reports_user_errors
+from dnnlib.console import say
 from dnnlib.errors import UserError
 from dnnlib.reading import read_text
-from multiscale.explorer.access import is_loopback, parse_origin, parse_public_url, token_for
-from multiscale.explorer.server import Options, serve
+from multiscale.explorer.options import Options, is_loopback, parse_origin, parse_public_url, token_for
 from multiscale.rendering.worlds import World
-from multiscale.site.write import export_site, export_tiles
+from multiscale.runs.headers import find_network
+from multiscale.runs.remote import is_remote
+from multiscale.site.place import check_place
 
 TOKEN_FILE_BYTES = 4096
 
@@ -88,25 +90,30 @@ def main(
     if title is not None and export is None:
         raise UserError("--title goes with --export FOLDER, whose page it names; give them together.")
     if export is not None:
-        folder = Path(export)
+        folder, chosen = Path(export), World.parse(world or "3")
+        check_place(folder)
+        file = find_network(network, say)
+        from multiscale.site.write import export_site, export_tiles  # here, as the server below: PyTorch takes seconds
+
         if tiles:
-            print(export_tiles(network, folder, World.parse(world or "3"), title=title))
+            print(export_tiles(file, folder, chosen, title=title))
         else:
-            print(export_site(network, folder, title=title))
+            print(export_site(file, folder, title=title))
         return
     if token_file is not None:
         if token is not None:
             raise UserError("Both a token and --token-file were given; give one of them.")
         token = (read_text(token_file, "the token", TOKEN_FILE_BYTES).splitlines() or [""])[0].strip()
     options = Options(
-        network=network,
         host=host,
         port=port,
         token=token_for(host, token, is_public=public_url is not None),
         origins=[parse_origin(origin) for origin in origins],
         public_url=None if public_url is None else parse_public_url(public_url),
         cache_mb=cache_mb,
+        network=_at_hand(network),
     )
+    from multiscale.explorer.server import serve
 
     def ready(url: str) -> None:
         print(f"Explore at {url} (Ctrl-C stops it)", flush=True)
@@ -124,6 +131,12 @@ def main(
     serve(options, ready)
     sys.stdout.flush()
     os._exit(0)  # at once: a thread may still be inside a layer or an encoder, and nobody waits for it
+
+
+def _at_hand(network: str | None) -> str | None:
+    """What names the network on this machine; UserError if there is none."""
+    file = find_network(network)
+    return str(file) if network is not None and is_remote(network) else network
 
 
 def has_display() -> bool:

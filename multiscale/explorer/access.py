@@ -6,20 +6,16 @@ reaches it under its own domain name (DNS rebinding). With a token, every reques
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
-import ipaddress
-import re
-import secrets
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from dnnlib.errors import UserError
 from multiscale.explorer.messages import split_options
+from multiscale.explorer.options import is_loopback
 
 POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; "
@@ -31,67 +27,7 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-_TOKEN = re.compile(r"[\x21-\x7e]{8,200}")
 _COOKIE_SECONDS = 30 * 24 * 3600
-
-
-def token_for(host: str, token: str | None, *, is_public: bool = False) -> str | None:
-    """The token of a server at ``host``: the one given; else a random one if other machines can connect; else none.
-
-    ``is_public``: a proxy lets others in.
-
-    Raises:
-        UserError: the one given is too short, or has characters that a URL cannot hold.
-    """
-    if token is None:
-        return None if is_loopback(host) and not is_public else secrets.token_urlsafe(18)
-    if not _TOKEN.fullmatch(token):
-        raise UserError(
-            "A --token must have 8 to 200 ASCII letters, digits or symbols, without spaces; leave it out to have one generated."
-        )
-    return token
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address, as given to ``--host`` or in a request, means this machine only."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def parse_origin(text: str) -> str:
-    """An origin, such as ``https://example.org``, as browsers write it; ``null`` is that of local files, ``*`` means any.
-
-    Raises:
-        UserError: it is something else.
-    """
-    if text in ("*", "null"):
-        return text
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(text.rstrip("/"))
-        if parts.scheme in ("http", "https") and parts.hostname and not (parts.path or parts.query or parts.fragment):
-            return f"{parts.scheme}://{parts.netloc.lower()}"
-    raise UserError(f"--allow-origin {text[:80]} is not an origin; give one such as https://example.org, or * for any.")
-
-
-def parse_public_url(text: str) -> str:
-    """The address at which others reach the server through a proxy, without a trailing slash.
-
-    Raises:
-        UserError: it is not an http or https URL, or has a query.
-    """
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(text)
-        if (
-            parts.scheme in ("http", "https")
-            and parts.hostname
-            and not (parts.query or parts.fragment or parts.username)
-        ):
-            return text.rstrip("/")
-    raise UserError(f"--public-url {text[:80]} is not a URL; give one such as https://example.org/worlds.")
 
 
 class Access:
@@ -99,8 +35,8 @@ class Access:
 
     Args:
         token: What every request must carry; None: requests must be addressed to a loopback name.
-        origins: Other sites whose pages may fetch tiles, from :func:`parse_origin`.
-        public_url: Where a proxy serves this server, from :func:`parse_public_url`.
+        origins: Other sites whose pages may fetch tiles, from :func:`multiscale.explorer.options.parse_origin`.
+        public_url: Where a proxy serves this server, from :func:`multiscale.explorer.options.parse_public_url`.
     """
 
     def __init__(self, token: str | None, *, origins: Collection[str] = (), public_url: str | None = None) -> None:

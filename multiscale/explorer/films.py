@@ -21,8 +21,9 @@ from dnnlib.files import new_temporary_folder
 from multiscale.explorer.messages import FilmRequest
 from multiscale.explorer.networks import Network
 from multiscale.explorer.scheduler import Cancelling, Owner, Rank, RenderQueue
+from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.renderer import Cancelled, Renderer, Tile
-from multiscale.rendering.video import Keyframe, write_film
+from multiscale.rendering.video import write_film
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
 

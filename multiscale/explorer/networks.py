@@ -15,7 +15,8 @@ import torch
 from dnnlib.errors import REFUSED, UserError
 from multiscale.explorer.scheduler import Owner, Rank, RenderQueue
 from multiscale.rendering.renderer import Renderer, provenance
-from multiscale.runs.snapshots import BUNDLED, Snapshot, find_network, load_snapshot, read_header, snapshots_of
+from multiscale.runs.headers import BUNDLED, find_network, read_header, snapshots_of
+from multiscale.runs.snapshots import Snapshot, load_snapshot
 
 LOADED = 3
 UNKNOWN: dict[str, Any] = dict.fromkeys(("kimg", "resolution", "octaves", "world_px", "layers", "channels", "licence"))

@@ -9,8 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from urllib.parse import quote
 
@@ -28,31 +27,15 @@ from multiscale.explorer.app import Explorer
 from multiscale.explorer.connections import Connections
 from multiscale.explorer.films import Films
 from multiscale.explorer.networks import Library, Network
+from multiscale.explorer.options import Options
 from multiscale.explorer.scheduler import Owner, Rank, RenderQueue
 from multiscale.explorer.services import Services
-from multiscale.runs.snapshots import choice
+from multiscale.runs.headers import choice
 from torch_utils.devices import default_device, keep_freed_memory
 
 FIRST_PORT, PORTS = 8000, 100
 END_SECONDS = 0.4
 """Grace period of connections, then of requests, then of the render thread."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the user asked for."""
-
-    network: str | None = None
-    host: str = "127.0.0.1"
-    port: int | None = None
-    """None: the first free one."""
-    token: str | None = None
-    """What every request must carry; None only where the host is loopback and there is no ``public_url``."""
-    origins: Sequence[str] = ()
-    """Other sites whose pages may fetch tiles."""
-    public_url: str | None = None
-    """Where a proxy serves this server."""
-    cache_mb: int = 512
 
 
 def serve(options: Options, ready: Callable[[str], None]) -> None:

@@ -9,9 +9,7 @@ import click
 from dnnlib.cli import Command, reports_user_errors
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
-from multiscale.interop.pickles import load_published
 from multiscale.runs.remote import existing_path
-from multiscale.runs.snapshots import save_snapshot
 
 
 @click.command(cls=Command)
@@ -27,7 +25,11 @@ def main(pickle: str, snapshot: str) -> None:
     if path.suffix != ".safetensors":
         raise UserError(f"{path} does not end in .safetensors; give a name that does.")
     check_writable(path)
-    published = load_published(existing_path(pickle, "a .pkl of the published code"))
+    source = existing_path(pickle, "a .pkl of the published code")
+    from multiscale.interop.pickles import load_published  # here: PyTorch takes seconds
+    from multiscale.runs.snapshots import save_snapshot
+
+    published = load_published(source)
     save_snapshot(path, published.generator, published.info)
     config = published.generator.config
     print(

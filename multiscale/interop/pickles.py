@@ -30,8 +30,6 @@ from multiscale.interop.official import generator_from_official
 from multiscale.interop.unpickler import Built, PickleError, read_pickle
 from multiscale.networks.generator import Generator
 
-SUFFIX = ".pkl"
-
 LICENCE = "Nvidia Source Code License (non-commercial)"
 """Of the code that wrote such files, which derives from StyleGAN3; their publisher may add terms."""
 

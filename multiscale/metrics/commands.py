@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import math
 import time
 from collections.abc import Sequence
@@ -12,11 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dnnlib.console import say
-from dnnlib.errors import UserError
-from dnnlib.files import check_writable
 from dnnlib.progress import progress_bar
-from dnnlib.reading import each_once
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.features import Features, load_features
 from multiscale.metrics.measure import Metric
@@ -27,8 +22,7 @@ from multiscale.metrics.report import Measured, table_lines, write_report
 from multiscale.metrics.samples import patch_views, quantised
 from multiscale.metrics.scales import Evaluation
 from multiscale.networks.generator import Generator
-from multiscale.runs.remote import is_remote
-from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot, snapshots_of
+from multiscale.runs.snapshots import Snapshot, load_snapshot
 from torch_utils import distributed
 from torch_utils.devices import choose_devices, float32_products
 from torch_utils.distributed import Process, from_first
@@ -42,7 +36,8 @@ TIMED_VIEWS = 32
 class Request:
     """The command line; None for options not given."""
 
-    networks: Sequence[str]
+    networks: Sequence[Path]
+    """Files."""
     data: str
     metrics: str = DEFAULT
     features: str = "random"
@@ -64,20 +59,20 @@ class Job:
     """Labels and snapshots."""
 
 
-def calc_metrics(request: Request, *, dry_run: bool = False) -> None:
+def calc_metrics(request: Request, dataset: PatchDataset, *, dry_run: bool = False) -> None:
     """Measure, print and write the report; with ``dry_run`` only estimate the cost of each measure.
+
+    Args:
+        request: The command line.
+        dataset: Its ``data``.
+        dry_run: Measure nothing.
 
     Raises:
         UserError: something given is missing, damaged or does not fit; raised before anything is measured.
     """
     metrics = parse_metrics(request.metrics)
     devices = choose_devices(request.gpus, request.procs)
-    if Path(request.out).is_file():
-        raise UserError(f"--out {request.out} is a file; give a folder.")
-    if not dry_run:
-        check_writable(request.out, folder="filled")
-    snapshots = [load_snapshot(path) for path in find_networks(request.networks)]
-    dataset = PatchDataset(request.data)
+    snapshots = [load_snapshot(path) for path in request.networks]
     dataset.check_headers()
     evaluation = _evaluation(request, metrics, dataset, Process(devices[0]), digest=None)
     for snapshot in snapshots:
@@ -88,28 +83,6 @@ def calc_metrics(request: Request, *, dry_run: bool = False) -> None:
         _print_cost(job, cached, snapshots[0].generator, devices)
         return
     distributed.run(_work, devices, job)
-
-
-def find_networks(texts: Sequence[str]) -> list[Path]:
-    """Snapshot files selected by ``--network``: files, folders of runs (their newest), patterns; none: the one written last.
-
-    Each file is there once, in the place where it was first named, however often and by whichever paths it was named.
-
-    Raises:
-        UserError: one of them is not there, or a pattern matches nothing.
-    """
-    found: list[Path] = []
-    for text in texts:
-        if glob.has_magic(text) and not is_remote(text) and not Path(text).exists():
-            matches = [Path(name) for name in glob.glob(text)]
-            if not matches:
-                raise UserError(f"No file matches --network {text!r}; give a file, the folder of a run or a pattern.")
-            numbered = [path for folder in sorted({m.parent for m in matches}) for path in snapshots_of(folder)]
-            others = sorted(set(matches) - set(numbered))
-            found += [path for path in numbered if path in matches] + [find_network(path) for path in others]
-        else:
-            found.append(find_network(text))
-    return each_once(found, Path.resolve) if texts else [find_network(None, say)]
 
 
 def labels_of(snapshots: Sequence[Snapshot]) -> list[str]:

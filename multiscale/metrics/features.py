@@ -22,6 +22,7 @@ from dnnlib.errors import UserError, nearest_name
 from dnnlib.files import cache_folder
 from multiscale.metrics.dinov2 import Dinov2
 from multiscale.metrics.inception import Inception
+from multiscale.metrics.parse import FEATURES
 from torch_utils.devices import float32_products, full_precision
 from torch_utils.random import stream
 from torch_utils.weights import MissingWeights, WeightFile
@@ -44,7 +45,6 @@ DINOV2_FILES = tuple(
     )
 )
 """The first is the one of published values."""
-NAMES = ("random", "inception", "dinov2")
 
 RANDOM_WIDTHS = (24, 48, 72, 96, 128)
 RANDOM_SMALLEST_SIDE_PX = 4
@@ -71,7 +71,7 @@ class Features:
     """A feature network by name, on a device.
 
     Attributes:
-        name: Of ``NAMES``.
+        name: Of ``FEATURES``.
         identity: Name and version of the weights: equal identities give equal features.
         dimension: D.
     """
@@ -153,7 +153,7 @@ def load_features(
     """A feature network, ready for use.
 
     Args:
-        name: Of ``NAMES``.
+        name: Of ``FEATURES``.
         resolution: N of the images.
         device: Where to compute.
         weights: The weight file of ``inception`` or ``dinov2``, or a folder that holds it; None: the cache folder.
@@ -164,13 +164,13 @@ def load_features(
         UserError: an unknown name; a weight file that is not a published one, or not readable.
     """
     options = options or Options()
-    if name not in NAMES:
-        raise UserError(f"There are no features {name!r}{nearest_name(name, NAMES)}")
+    if name not in FEATURES:
+        raise UserError(f"There are no features {name!r}{nearest_name(name, FEATURES)}")
     if name == "random":
         if weights is not None:
             raise UserError(
                 f"The features 'random' have no weight file; leave out {options.weights.rstrip(' =')}, or give "
-                f"{options.features}{' or '.join(NAMES[1:])}."
+                f"{options.features}{' or '.join(FEATURES[1:])}."
             )
         return Features(name, f"random{RANDOM_VERSION}-{resolution}", RandomNetwork(resolution), device)
     files = (INCEPTION_FILE,) if name == "inception" else DINOV2_FILES

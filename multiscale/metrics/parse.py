@@ -10,6 +10,8 @@ from dnnlib.reading import each_once
 from multiscale.metrics.measure import KINDS, Metric
 
 MAX_COUNT = 1_000_000
+FEATURES = ("random", "inception", "dinov2")
+"""Names of the networks that features come from (``multiscale/metrics/features.py``)."""
 DEFAULT = "msfid1k,mskid1k,swd,spectrum,consistency"
 
 

@@ -162,6 +162,19 @@ def make_plan(config: GeneratorConfig) -> Plan:
     )
 
 
+def least_weights(config: GeneratorConfig) -> int:
+    """Weights of a network of this config, but for the few that are no matrices: told before one is built, of any size."""
+    plan = make_plan(config)
+    waves = plan.input_waves + sum(layer.waves for layer in plan.layers)
+    linear = config.z_dim + (config.mapping_layers - 1) * config.w_dim  # the mapping, and what is linear in w below
+    linear += sum(layer.in_channels for layer in plan.layers) + (config.z_dim + 2 * waves) * config.feature_style
+    mixed = plan.input_features * plan.input_waves
+    for layer in plan.layers:
+        mixed += layer.in_channels * layer.conv_channels * (1 if layer.is_torgb else config.conv_kernel**2)
+        mixed += layer.features * layer.waves * (config.fourier_features is not None)
+    return config.w_dim * linear + mixed
+
+
 def _mixed_channels(config: GeneratorConfig, width: int) -> int:
     """Channels of a layer of this width that its mixed features take: at least one, as the convolution, which leaves it two
     channels where its width would be one.

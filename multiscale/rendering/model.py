@@ -19,12 +19,14 @@ from dnnlib.reading import parsed
 from multiscale.networks.generator import Generator
 from multiscale.rendering.enlarging import enlarged_view
 from multiscale.rendering.files import encode_png
+from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.sheets import zoom_strip
-from multiscale.rendering.video import Keyframe, write_film
+from multiscale.rendering.video import write_film
 from multiscale.rendering.worlds import World
-from multiscale.runs.snapshots import Snapshot, choice, find_network, kimg_of, load_snapshot
+from multiscale.runs.headers import choice, find_network, kimg_of
+from multiscale.runs.snapshots import Snapshot, load_snapshot
 from multiscale.view import Region
 from torch_utils.devices import default_device
 

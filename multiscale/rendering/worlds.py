@@ -6,7 +6,7 @@
     3_7@4-8          seed 3, but layers 4 to 8 take their style from seed 7
 
 They combine, in this order: ``3d0.4:0~7:0.25_9@6-8``. The texts stand in options, file names and addresses: their
-characters mean nothing special to a shell, a file system or a URL.
+characters mean nothing special to a shell, a file system or a URL. To read them takes no PyTorch.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from dnnlib.errors import UserError
-from multiscale.networks.generator import Generator
-from torch_utils.devices import float32_products
-from torch_utils.random import latents, normal, stream
+
+if TYPE_CHECKING:
+    import torch
+
+    from multiscale.networks.generator import Generator
 
 MAX_SEED = 2**32 - 1
 MAX_TERMS = 16
@@ -42,6 +43,10 @@ class Latent:
 
     def z(self, z_dim: int) -> torch.Tensor:
         """Float32 [1, z_dim]; drifts keep the expected length, since the mapping normalises it."""
+        import torch  # here: it takes seconds
+
+        from torch_utils.random import latents, normal, stream
+
         z = latents(self.seed, z_dim)
         if self.drift != (0.0, 0.0):
             directions = normal(stream(self.seed, "drift"), 2, z_dim)
@@ -96,25 +101,30 @@ class World:
         mixed = "".join(f"~{latent}:{_short(weight)}" for latent, weight in self.mixed)
         return f"{self.latent}{mixed}" + "".join(f"_{style}" for style in self.styles)
 
-    @torch.no_grad()
-    @float32_products()
     def ws(self, generator: Generator, truncation_psi: float = 1.0) -> torch.Tensor:
         """The styles of this world, [1, num_ws, w_dim], on the generator's device.
 
         Raises:
             UserError: a range of layers that the network does not have.
         """
-        terms = [self.latent, *(latent for latent, _ in self.mixed), *(style.latent for style in self.styles)]
-        z = torch.cat([latent.z(generator.config.z_dim) for latent in terms])
-        ws = generator.mapping(z.to(generator.mapping.w_avg.device), truncation_psi)
-        w = ws[:1].clone()
-        for i, (_, weight) in enumerate(self.mixed, start=1):
-            w = w.lerp(ws[i : i + 1], weight)
+        import torch  # here: it takes seconds
+
+        from torch_utils.devices import float32_products
+
         layers = len(generator.plan.layers)
-        for i, style in enumerate(self.styles, start=1 + len(self.mixed)):
-            if style.last >= layers:
-                raise UserError(f"World {self} names layer {style.last}; this network has layers 0 to {layers - 1}.")
-            w[:, style.first + 1 : style.last + 2] = ws[i : i + 1, style.first + 1 : style.last + 2]
+        terms = [self.latent, *(latent for latent, _ in self.mixed), *(style.latent for style in self.styles)]
+        with torch.no_grad(), float32_products():
+            z = torch.cat([latent.z(generator.config.z_dim) for latent in terms])
+            ws = generator.mapping(z.to(generator.mapping.w_avg.device), truncation_psi)
+            w = ws[:1].clone()
+            for i, (_, weight) in enumerate(self.mixed, start=1):
+                w = w.lerp(ws[i : i + 1], weight)
+            for i, style in enumerate(self.styles, start=1 + len(self.mixed)):
+                if style.last >= layers:
+                    raise UserError(
+                        f"World {self} names layer {style.last}; this network has layers 0 to {layers - 1}."
+                    )
+                w[:, style.first + 1 : style.last + 2] = ws[i : i + 1, style.first + 1 : style.last + 2]
         return w
 
 

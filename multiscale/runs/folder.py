@@ -22,9 +22,9 @@ from dnnlib.files import atomic_write
 from dnnlib.reading import from_json, parsed, read_text
 from multiscale.config import RunConfig, load_yaml, to_dict
 from multiscale.data.patches import PatchDataset
+from multiscale.runs.headers import snapshots_of
 from multiscale.runs.journal import read_stats
 from multiscale.runs.migrations import FORMAT_VERSION, check_version, read_stored
-from multiscale.runs.snapshots import snapshots_of
 from multiscale.runs.states import identity_of, states_of
 from torch_utils.distributed import under_torchrun
 

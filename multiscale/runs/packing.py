@@ -12,9 +12,10 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.config import to_dict
 from multiscale.runs.folder import CONFIG, load_settings
+from multiscale.runs.headers import find_network
 from multiscale.runs.journal import read_metrics
 from multiscale.runs.migrations import FORMAT_VERSION
-from multiscale.runs.snapshots import find_network, load_snapshot, save_snapshot
+from multiscale.runs.snapshots import load_snapshot, save_snapshot
 from multiscale.runs.states import FORMAT, load_newest_state
 
 

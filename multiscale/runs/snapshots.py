@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors.torch
 import torch
 
-from dnnlib.errors import REFUSED, UserError, shown
+from dnnlib.errors import UserError, shown
 from dnnlib.files import atomic_write
-from dnnlib.reading import HEAD_BYTES, from_json, kind_of, parsed, regular_size
+from dnnlib.reading import parsed
 from multiscale.config import GeneratorConfig, to_dict
-from multiscale.interop.pickles import SUFFIX, load_published
+from multiscale.interop.pickles import load_published
 from multiscale.networks.generator import Generator
-from multiscale.runs.migrations import FORMAT_VERSION, check_version, read_stored
-from multiscale.runs.remote import existing_path
-
-FORMAT = "multiscale-generator"
-PATTERN = "generator-*.safetensors"
-DAMAGED = "{path} is not a whole safetensors file ({reason}); it may be truncated: copy it again, or use an older one."
-WANTED = f"the folder of a run, a {PATTERN} file, or a .pkl"
-METADATA = "The metadata of {path} are damaged; use another snapshot of the run."
-HEADER_BYTES = 100_000_000
-"""Of a safetensors file, as its format allows."""
-
-BUNDLED = Path(__file__).parent / "bundled" / "earth64.safetensors"
-"""The bundled model, trained on the Earth (docs/lab/earth64.md): 64 x 64 pixels, 6 octaves; parameters in half precision,
-training settings in its metadata."""
+from multiscale.networks.plan import least_weights
+from multiscale.runs.headers import CHECKSUM, DAMAGED, FORMAT, is_published, opened
+from multiscale.runs.migrations import FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -62,13 +48,14 @@ def save_snapshot(path: str | Path, generator: Generator, info: Mapping[str, Any
     Raises:
         UserError: the file cannot be written.
     """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(to_dict(generator.config)),
         "info": json.dumps(dict(info)),
+        CHECKSUM: checksum(tensors),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
     with atomic_write(path) as stream:
         stream.write(safetensors.torch.save(tensors, metadata))
 
@@ -77,202 +64,51 @@ def load_snapshot(path: str | Path) -> Snapshot:
     """Read a snapshot, or a pickle of the published code (``.pkl``); nothing in the file is executed.
 
     Raises:
-        UserError: the file is missing, truncated, not ours, of a newer format, or its tensors do not fit its config.
+        UserError: the file is missing, truncated, damaged, not ours, of a newer format, or its tensors do not fit its config.
     """
     path = Path(path)
     if is_published(path):
         published = load_published(path)
         return Snapshot(published.generator.requires_grad_(False), path, published.digest, published.info)
-    with _opened(path) as file:
+    with opened(path) as file:
         data = file.whole()
     weights = parsed(lambda: safetensors.torch.load(data), DAMAGED.replace("{path}", str(path)))
+    if file.checksum is not None and checksum(weights) != file.checksum:
+        raise UserError(
+            f"{path} is damaged: its weights are not those that were saved (SHA-256); get it anew from where "
+            "it came from, or use another snapshot of the run."
+        )
     config, weights = file.meaning(weights)
     if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
         raise UserError(f"{path} holds weights that are not finite ({broken[0]}); use an older snapshot of the run.")
-    check_shapes(path, config, weights)
-    generator = Generator(config)
+    generator = parsed(lambda: _built(path, config, weights), f"The config of {path} makes no network: {{reason}}.")
     parsed(lambda: generator.load_state_dict(weights), f"The tensors of {path} do not fit its config: {{reason}}.")
     digest = hashlib.sha256(data).hexdigest()
     return Snapshot(generator.eval().requires_grad_(False), path, digest, file.info)
 
 
-def check_shapes(path: Path, config: GeneratorConfig, weights: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights whose shapes do not match the config, before building its network: the config may claim any size."""
-    with torch.device("meta"):
-        claimed = parsed(lambda: Generator(config).state_dict(), f"The config of {path} makes no network: {{reason}}.")
-    shapes = {name: tuple(tensor.shape) for name, tensor in claimed.items()}
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256, hexadecimal, of names, types, shapes and bytes of tensors on the CPU, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _built(path: Path, config: GeneratorConfig, weights: Mapping[str, torch.Tensor]) -> Generator:
+    """A network of the config, whose weights have these shapes; none is built that is larger, as the config may claim."""
     held = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if (claimed := least_weights(config)) > (count := sum(map(math.prod, held.values()))):
+        raise UserError(
+            f"The tensors of {path} do not fit its config (it claims {claimed:,} weights, and they are {count:,}); "
+            "use another snapshot of the run."
+        )
+    generator = Generator(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in generator.state_dict().items()}
     if wrong := sorted(name for name in shapes.keys() | held.keys() if shapes.get(name) != held.get(name)):
         raise UserError(
             f"The tensors of {path} do not fit its config ({shown(wrong[0])} and {len(wrong) - 1} others); "
             "use another snapshot of the run."
         )
-
-
-def is_published(path: Path) -> bool:
-    """Whether a file is named as pickles of the published code are."""
-    return path.suffix.lower() == SUFFIX
-
-
-def read_header(path: Path) -> tuple[GeneratorConfig, dict[str, Any]]:
-    """Config and facts of a snapshot, without reading weights.
-
-    Raises:
-        UserError: as :func:`load_snapshot`.
-    """
-    if is_published(path):
-        published = load_published(path)  # whose header is all over the file
-        return published.generator.config, published.info
-    with _opened(path) as file:
-        return file.meaning({})[0], file.info
-
-
-@dataclass(frozen=True)
-class _File:
-    """A snapshot file that is open, and what its header says."""
-
-    path: Path
-    settings: Any
-    info: dict[str, Any]
-    version: int
-    header: bytes
-    rest: int
-    """Bytes behind the header, where the tensors are."""
-    stream: IO[bytes]
-
-    def whole(self) -> bytes:
-        """All bytes of the file, read once: what is used of them and their digest go together, whatever happens on disk."""
-        return self.header + self.stream.read(self.rest)
-
-    def meaning(self, weights: dict[str, torch.Tensor]) -> tuple[GeneratorConfig, dict[str, torch.Tensor]]:
-        """The config, and the weights, as they are meant now."""
-        contents = {"config": {"generator": self.settings}, "G_ema": weights}
-        config, contents = parsed(
-            lambda: read_stored(contents, version=self.version, source=str(self.path)),
-            METADATA.replace("{path}", str(self.path)),
-        )
-        return config.generator, contents["G_ema"]
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[_File]:
-    """The file, once its header has turned out to be a snapshot's, and the file as long as the header says."""
-    size = regular_size(path, "the network")
-    try:
-        with open(path, "rb") as stream:
-            yield parsed(lambda: _headed(path, stream, size), DAMAGED.replace("{path}", str(path)))
-    except OSError as error:
-        raise UserError(f"Cannot read the network {path}: {error.strerror or error}.") from error
-
-
-def _headed(path: Path, stream: IO[bytes], size: int) -> _File:
-    """Read a header: its length in 8 bytes, then JSON that places each tensor in the bytes behind it."""
-    head = stream.read(HEAD_BYTES)
-    length = int.from_bytes(head[:8], "little")
-    if length > min(HEADER_BYTES, size - 8):
-        kind = None if head[8:9] == b"{" else kind_of(head)  # a header's first byte
-        if kind is not None:
-            better = _better_than_state(path) if kind == "a ZIP" else None
-            raise UserError(better or f"{path} is {kind}, not a network; give {WANTED}.")
-        raise ValueError(f"its header claims {length} bytes" if length <= HEADER_BYTES else "it begins otherwise")
-    header = head + stream.read(length + 8 - len(head))
-    values = dict(from_json(header[8:]))
-    metadata = values.pop("__metadata__", None) or {}
-    if metadata.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is a safetensors file but not a generator of this program; give a {PATTERN} file of a run."
-        )
-    version = metadata.get("format_version", "")
-    if not re.fullmatch(r"[1-9][0-9]{0,3}", version):
-        raise UserError(f"{path} does not say which snapshot format it has; its metadata are damaged: use another one.")
-    check_version(int(version), kind="snapshot", source=str(path))
-    rest = max((tensor["data_offsets"][1] for tensor in values.values()), default=0)
-    if len(header) + rest != size:
-        raise ValueError(f"it has {size} bytes and should have {len(header) + rest}")
-    settings, info = parsed(
-        lambda: (from_json(metadata["config"]), dict(from_json(metadata["info"]))),
-        METADATA.replace("{path}", str(path)),
-    )
-    return _File(path, settings, info, int(version), header, rest, stream)
-
-
-def _better_than_state(path: Path) -> str | None:
-    """A sentence on what to give in place of a training state, which is a ZIP of PyTorch; None: it is another ZIP."""
-    name = re.search(r"state-(\d+)\.pt$", path.name)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if not any(member.endswith("/data.pkl") for member in archive.namelist()):
-                return None
-    except zipfile.BadZipFile:
-        if name is None:
-            return None
-    beside = snapshots_of(path.parent)
-    same = [snapshot for snapshot in beside if name is not None and snapshot.stem.endswith(f"-{name[1]}")]
-    better = f"{(same or beside)[-1]}, the snapshot beside it" if beside else f"a {PATTERN} file of its run"
-    return f"{path} is a training state (for --resume and --transfer), not a network to render; give {better}."
-
-
-def find_network(network: str | Path | None, tell: Callable[[str], object] | None = None) -> Path:
-    """The file meant by ``--network``: a file, the newest of a run's folder, a name to fetch, or (None) the one written last
-    by any run in ``runs``.
-
-    Names are ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.remote`). Without any run it is the bundled model.
-
-    Args:
-        network: As the user typed it; None: nothing was typed.
-        tell: Told which network it is if that was not typed (:func:`choice`).
-
-    Raises:
-        UserError: what was named does not exist or holds no snapshot.
-    """
-    if network is None:
-        found = [path for folder in _subfolders(Path("runs")) for path in snapshots_of(folder)]
-        chosen = max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
-        if tell is not None:
-            tell(choice(chosen))
-        return chosen
-    path = existing_path(network, WANTED)
-    if path.is_dir():
-        found = snapshots_of(path)
-        if not found:
-            raise UserError(f"The folder {path} holds no snapshot ({PATTERN}); give the folder of a run or a file.")
-        return found[-1]
-    return path
-
-
-def choice(path: Path, option: str = "--network") -> str:
-    """A sentence on a network that nobody named: which it is, how far it was trained, and what names another.
-
-    Args:
-        path: As of :func:`find_network`.
-        option: What takes a network.
-    """
-    kimg = kimg_of(path)
-    trained = "" if kimg is None else f" ({kimg:,.0f} kimg)" if kimg >= 100 else f" ({kimg:.3g} kimg)"
-    if path == BUNDLED:
-        return f"Using the bundled model{trained}; {option} takes another."
-    if kimg == 0:
-        return (
-            f"Using {path}, the snapshot written last in runs, which is untrained (0 kimg) and shows noise; "
-            f"{option} takes another, such as the bundled model, {BUNDLED}."
-        )
-    return f"Using {path}{trained}, the snapshot written last in runs; {option} takes another."
-
-
-def kimg_of(path: Path) -> float | None:
-    """Thousands of images that a snapshot was trained with, by its header; None if that does not say, or cannot be read."""
-    try:
-        kimg = read_header(path)[1].get("kimg")
-    except (UserError, *REFUSED):
-        return None
-    return kimg if isinstance(kimg, int | float) and math.isfinite(kimg) else None
-
-
-def snapshots_of(run: Path) -> list[Path]:
-    """Snapshot files of a run's folder, oldest first (by images shown)."""
-    found = [(int(m[1]), path) for path in run.glob(PATTERN) if (m := re.search(r"-(\d+)\.safetensors$", path.name))]
-    return [path for _, path in sorted(found)]
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return generator

@@ -85,7 +85,7 @@ def load_state(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     if path.is_dir() and (states := states_of(path)):
         raise UserError(f"{path} is a folder, not a training state; give a file in it, such as {states[-1]}.")
     regular_size(path, "the training state")
-    damaged = f"{path} is not a whole training state; it may be truncated: use an older one."
+    damaged = f"{path} is not a whole training state; it may be truncated or damaged: use an older one."
     try:
         _refuse_other_kinds(path)
         state = parsed(lambda: _load(path), damaged)
@@ -119,13 +119,15 @@ def _refuse_other_kinds(path: Path) -> None:
 
 
 def _load(path: Path) -> Any:
-    """Load with PyTorch, but refuse compressed files, which may unpack to any size; PyTorch writes none."""
+    """Load with PyTorch, but refuse damage, and compressed files, which may unpack to any size; PyTorch writes none."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("it is packed")
         if sum(member.file_size for member in members) > path.stat().st_size:
             raise ValueError("it claims more than it holds")
+        if archive.testzip() is not None:  # PyTorch writes these checksums, but does not look at them
+            raise ValueError("a checksum in it is another")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -9,9 +9,8 @@ import click
 
 from dnnlib.cli import Command, reports_user_errors
 from dnnlib.errors import UserError
+from multiscale.runs.headers import find_network
 from multiscale.runs.remote import HubName, hub, hub_errors
-from multiscale.runs.snapshots import find_network
-from multiscale.share.card import write_share
 
 
 @click.group()
@@ -35,7 +34,9 @@ def push(run: str, name: str, seed: int, licence: str | None, private: bool, fol
     target = HubName.parse(name)
     if target.file is not None:
         raise UserError(f"{name} names a file; give hf://owner/repo, and @revision if you like.")
-    network = str(find_network(run))
+    network = find_network(run)
+    from multiscale.share.card import write_share  # here: PyTorch takes seconds
+
     if folder is not None:
         for path in write_share(network, Path(folder), name, seed=seed, licence=licence):
             print(path)

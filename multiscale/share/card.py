@@ -15,19 +15,20 @@ from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.sheets import zoom_strip
 from multiscale.rendering.worlds import World
 from multiscale.runs.folder import CONFIG
+from multiscale.runs.headers import is_published
 from multiscale.runs.journal import read_metrics
-from multiscale.runs.snapshots import Snapshot, find_network, is_published, load_snapshot, save_snapshot
+from multiscale.runs.snapshots import Snapshot, load_snapshot, save_snapshot
 from torch_utils.devices import default_device
 
 CARD, STRIP = "README.md", "strip.png"
 SHOWN_CENTRE = (0.1, -0.07)
 
 
-def write_share(network: str, folder: Path, name: str, *, seed: int, licence: str | None) -> list[Path]:
+def write_share(network: Path, folder: Path, name: str, *, seed: int, licence: str | None) -> list[Path]:
     """Write what is given away into a folder of its own.
 
     Args:
-        network: What ``--network`` takes.
+        network: The file.
         folder: Empty, or not there.
         name: What others will type, such as ``hf://owner/repo``.
         seed: The world that the card shows.
@@ -37,7 +38,7 @@ def write_share(network: str, folder: Path, name: str, *, seed: int, licence: st
         The files.
 
     Raises:
-        UserError: there is no such network, or the folder holds something, or cannot be written.
+        UserError: the network cannot be read, or the folder holds something, or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; give one that is, or a new name.")
@@ -46,16 +47,15 @@ def write_share(network: str, folder: Path, name: str, *, seed: int, licence: st
         return [folder / file for file in _write(place, network, name, seed=seed, licence=licence)]
 
 
-def _write(folder: Path, network: str, name: str, *, seed: int, licence: str | None) -> list[str]:
+def _write(folder: Path, network: Path, name: str, *, seed: int, licence: str | None) -> list[str]:
     """The files of :func:`write_share`, by their names."""
-    path = find_network(network)
-    snapshot = load_snapshot(path)
+    snapshot = load_snapshot(network)
     renderer = Renderer(snapshot.generator, default_device())
-    weights = folder / f"{path.stem}.safetensors"
-    if is_published(path):
+    weights = folder / f"{network.stem}.safetensors"
+    if is_published(network):
         save_snapshot(weights, snapshot.generator, snapshot.info)
     else:
-        atomic_copy(path, weights)
+        atomic_copy(network, weights)
     world = World.parse(seed)
     save_png(
         folder / STRIP,
@@ -63,10 +63,10 @@ def _write(folder: Path, network: str, name: str, *, seed: int, licence: str | N
         {"world": str(world), "centre": SHOWN_CENTRE, **provenance(snapshot)},
     )
     files = [weights, folder / STRIP]
-    if (path.parent / CONFIG).is_file():
-        atomic_copy(path.parent / CONFIG, folder / CONFIG)
+    if (network.parent / CONFIG).is_file():
+        atomic_copy(network.parent / CONFIG, folder / CONFIG)
         files.append(folder / CONFIG)
-    measured = measures_in(snapshot.info) | measures_of(path.parent, snapshot.info.get("kimg"))
+    measured = measures_in(snapshot.info) | measures_of(network.parent, snapshot.info.get("kimg"))
     with atomic_write(folder / CARD, "w") as stream:
         stream.write(
             card(snapshot, weights.name, name, measured, seed=seed, licence=licence, has_config=len(files) > 2)

@@ -8,18 +8,14 @@ import re
 import shutil
 import unicodedata
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from dnnlib.console import say
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_folder, atomic_write, check_writable, new_temporary_folder
+from dnnlib.files import atomic_write, new_temporary_folder
 from dnnlib.progress import progress_bar
-from dnnlib.reading import from_json, parsed, read_text
 from multiscale.networks.generator import Generator
 from multiscale.networks.packets import FADE, LINES
 from multiscale.networks.plan import BAND_LIMIT
@@ -27,14 +23,13 @@ from multiscale.rendering.pyramid import OVERLAP_PX, Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.worlds import World
 from multiscale.runs.folder import CONFIG
-from multiscale.runs.snapshots import Snapshot, find_network, load_snapshot
+from multiscale.runs.snapshots import Snapshot, load_snapshot
 from multiscale.site.onnx_export import export_graphs, onnx_package, points_of
 from multiscale.site.packages import RUNTIME, VIEWER, Package, copy_from
+from multiscale.site.place import FACTS, FORMAT, check_place, made
 from multiscale.site.weights import deflated, rounded, take_out
 from torch_utils.devices import default_device
 
-FORMAT = "multiscale-site"
-FACTS = "model.json"
 NUMBERED = re.compile(r"generator-\d+")
 """Names of a run's snapshots, which say nothing of the model."""
 TITLE_LENGTH = 200
@@ -48,11 +43,11 @@ RUNTIME_FILES = ("dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wa
 VIEWER_FILES = ("build/openseadragon/openseadragon.min.js", "build/openseadragon/images/", "LICENSE.txt")
 
 
-def export_site(network: str | None, folder: Path, *, title: str | None = None) -> Path:
+def export_site(network: Path, folder: Path, *, title: str | None = None) -> Path:
     """Write a page that renders the model itself.
 
     Args:
-        network: What ``--network`` takes.
+        network: The file.
         folder: New, empty, or an earlier export, which is replaced.
         title: Of the page; None: :func:`title_of`.
 
@@ -60,12 +55,12 @@ def export_site(network: str | None, folder: Path, *, title: str | None = None) 
         The folder.
 
     Raises:
-        UserError: there is no such network, it cannot be exported, npm cannot get the runtime, or the folder holds
+        UserError: the network cannot be read or exported, npm cannot get the runtime, or the folder holds
             anything else.
     """
-    replaces = _check_place(folder)
-    snapshot = load_snapshot(find_network(network, say))
-    return _made(folder, lambda place: _write_model(place, snapshot, title or title_of(snapshot)), replaces=replaces)
+    replaces = check_place(folder)
+    snapshot = load_snapshot(network)
+    return made(folder, lambda place: _write_model(place, snapshot, title or title_of(snapshot)), replaces=replaces)
 
 
 def zip_site(network: Path, folder: Path) -> Path:
@@ -99,11 +94,11 @@ def zip_site(network: Path, folder: Path) -> Path:
     return target
 
 
-def export_tiles(network: str | None, folder: Path, world: World, *, title: str | None = None) -> Path:
+def export_tiles(network: Path, folder: Path, world: World, *, title: str | None = None) -> Path:
     """Write a page with one world as Deep Zoom tiles, for machines that cannot compute; arguments as :func:`export_site`."""
-    replaces = _check_place(folder)
-    snapshot = load_snapshot(find_network(network, say))
-    return _made(
+    replaces = check_place(folder)
+    snapshot = load_snapshot(network)
+    return made(
         folder, lambda place: _write_tiles(place, snapshot, world, title or title_of(snapshot)), replaces=replaces
     )
 
@@ -129,37 +124,6 @@ def file_name_of(title: str) -> str:
     ``the-moon-its-craters``; ``world`` if no Latin letter or digit is in it."""
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
     return "-".join(re.findall(r"[a-z0-9]+", plain))[:FILE_NAME_LENGTH].strip("-") or "world"
-
-
-def _made(folder: Path, write: Callable[[Path], None], *, replaces: bool) -> Path:
-    """Have a folder written beside its place and moved there when it is whole.
-
-    Args:
-        folder: Its place.
-        write: Is given the folder to fill.
-        replaces: Whether an earlier export was there from the beginning; what has come since is left as it is.
-    """
-    with atomic_folder(folder, may_replace=(lambda old: _check_ours(old, folder)) if replaces else None) as place:
-        write(place)
-    return folder
-
-
-def _check_place(folder: Path) -> bool:
-    """Whether the folder holds an earlier export; UserError if it holds anything else, or cannot be written."""
-    check_writable(folder, folder="replaced")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    _check_ours(folder, folder)
-    return True
-
-
-def _check_ours(folder: Path, place: Path) -> None:
-    """UserError unless a folder, which stands or stood at ``place``, is an earlier export."""
-    facts: Any = None
-    if folder.is_dir() and (folder / FACTS).is_file():
-        facts = parsed(lambda: from_json(read_text(folder / FACTS, "the facts")), f"{place / FACTS} cannot be read.")
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise UserError(f"{place} holds something else than an earlier export; give an empty folder, or a new name.")
 
 
 def _write_model(folder: Path, snapshot: Snapshot, title: str) -> None:

@@ -20,9 +20,9 @@ from multiscale.config import RunConfig, build, check_keys, load_preset, merge, 
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
 from multiscale.runs.folder import held, holds_run, load_settings, write_beside
+from multiscale.runs.headers import PATTERN as SNAPSHOTS
 from multiscale.runs.migrations import measured_by_name
 from multiscale.runs.remote import existing_path
-from multiscale.runs.snapshots import PATTERN as SNAPSHOTS
 from multiscale.runs.states import PATTERN as STATES
 from multiscale.runs.states import identity_of, load_newest_state, load_state
 from multiscale.training.estimate import (

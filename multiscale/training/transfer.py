@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from multiscale.config import RunConfig, to_dict
-from multiscale.runs.snapshots import is_published, load_snapshot
+from multiscale.runs.headers import is_published
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.runs.states import NETWORKS, load_state
 from multiscale.training.resume import check_changes
 

@@ -5,7 +5,7 @@ from aiohttp import WSServerHandshakeError
 from serving import run, serving, small_run
 
 from dnnlib.errors import UserError
-from multiscale.explorer.access import is_loopback, token_for
+from multiscale.explorer.options import is_loopback, token_for
 
 TOKEN = "correct-horse+battery/9"
 FILM = {"world": "3", "width": 32, "height": 32, "fps": 5, "seconds": 1, "keyframes": [{"zoom": 1, "x": 0, "y": 0}] * 2}

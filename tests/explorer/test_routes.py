@@ -17,7 +17,8 @@ from yarl import URL
 from multiscale.explorer import app, films, image_downloads
 from multiscale.explorer.app import STATIC
 from multiscale.rendering.renderer import Renderer, to_uint8, to_uint16
-from multiscale.runs.snapshots import load_snapshot, snapshots_of
+from multiscale.runs.headers import snapshots_of
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.view import Region
 
 WHOLE = {"world": "3", "left": -0.5, "top": -0.5, "pitch": 1 / 64, "width": 64, "height": 64}

@@ -19,7 +19,8 @@ from multiscale.explorer import app, networks, scheduler
 from multiscale.explorer.networks import Network
 from multiscale.explorer.scheduler import UNSENT
 from multiscale.rendering.renderer import Cancelled, Renderer, Tile, to_uint8
-from multiscale.runs.snapshots import load_snapshot, snapshots_of
+from multiscale.runs.headers import snapshots_of
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.view import Region
 
 

@@ -23,12 +23,12 @@ from yarl import URL
 from dnnlib.errors import UserError
 from multiscale.cli import zoom
 from multiscale.explorer import app, connections, films, image_downloads, scheduler, server, session
-from multiscale.explorer.access import parse_origin, parse_public_url
 from multiscale.explorer.app import STATIC
 from multiscale.explorer.messages import join_options, split_options
 from multiscale.explorer.networks import Library
+from multiscale.explorer.options import parse_origin, parse_public_url
 from multiscale.explorer.scheduler import Owner, Rank, RenderQueue
-from multiscale.runs.snapshots import snapshots_of
+from multiscale.runs.headers import snapshots_of
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "correct-horse;battery/9="
@@ -518,7 +518,7 @@ def test_origins_and_addresses_that_are_none_are_one_sentence(text):
 
 def options_of(monkeypatch, *words, **environment):
     seen = []
-    monkeypatch.setattr(zoom, "serve", lambda options, ready: seen.append(options))
+    monkeypatch.setattr("multiscale.explorer.server.serve", lambda options, ready: seen.append(options))
     monkeypatch.setattr(zoom.os, "_exit", lambda code: None)
     result = CliRunner().invoke(zoom.main, words, env=environment)
     return seen[0] if seen else result

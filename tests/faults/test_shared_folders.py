@@ -15,8 +15,9 @@ from conftest import calibrated_generator, small_config
 from dnnlib import files
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, is_trusted, sha256
+from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.renderer import Renderer
-from multiscale.rendering.video import Keyframe, write_film
+from multiscale.rendering.video import write_film
 from multiscale.rendering.worlds import World
 from torch_utils.ops import build
 

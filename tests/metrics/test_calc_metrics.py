@@ -18,13 +18,14 @@ from dnnlib.errors import UserError
 from multiscale.cli import calc_metrics
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics import plots, reals
-from multiscale.metrics.commands import find_networks, labels_of
+from multiscale.metrics.commands import labels_of
 from multiscale.metrics.compare import real_images
 from multiscale.metrics.features import load_features
 from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.pools import Patches
 from multiscale.metrics.report import histories, neighbours_of
 from multiscale.metrics.scales import Evaluation
+from multiscale.runs.headers import find_networks
 from multiscale.runs.journal import METRICS, metrics_line
 from multiscale.runs.snapshots import load_snapshot, save_snapshot
 from torch_utils.distributed import Process

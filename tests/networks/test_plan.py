@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from multiscale.config import GeneratorConfig
 from multiscale.networks.generator import Generator
-from multiscale.networks.plan import BAND_LIMIT, make_plan
+from multiscale.networks.plan import BAND_LIMIT, least_weights, make_plan
 from multiscale.view import view_transform
 
 PLAN_FIELDS = (
@@ -52,6 +52,25 @@ def test_widths_are_consistent_for_every_legal_configuration(resolution):
             width = layer.out_channels
         assert plan.layers[-1].out_size == resolution
         assert plan.layers[-1].conv_channels == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"img_resolution": 256, "channel_base": 4096, "channel_max": 256, "z_dim": 512, "w_dim": 512},
+        {"mapping_layers": 8, "w_dim": 256},
+        {"conv_kernel": 3, "channel_base": 8192, "channel_max": 512},
+        {"fourier_features": 4096, "channel_max": 64},
+        {"fourier_features": 4096, "feature_style": True, "world_frame": True, "w_dim": 128},
+        {"z_dim": 4096, "feature_style": True, "fourier_features": 64, "even_features": True},
+    ],
+)
+def test_the_least_number_of_weights_is_nearly_all_of_them(changes):
+    config = small_config(**changes)
+    with torch.device("meta"):
+        weights = sum(tensor.numel() for tensor in Generator(config).parameters())
+    assert 0.9 * weights < least_weights(config) <= weights
 
 
 def test_all_features_are_injected_no_later_than_the_first_full_resolution_layer():

@@ -14,7 +14,8 @@ import multiscale
 from dnnlib.errors import UserError
 from multiscale.cli.generate import main as generate
 from multiscale.rendering.renderer import to_uint8
-from multiscale.runs.snapshots import BUNDLED, save_snapshot
+from multiscale.runs.headers import BUNDLED
+from multiscale.runs.snapshots import save_snapshot
 
 ROOT = Path(__file__).parents[2]
 

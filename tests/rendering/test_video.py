@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from dnnlib.errors import UserError
 from multiscale.rendering.enlarging import enlarged_image
+from multiscale.rendering.flights import Keyframe, zoom_path
 from multiscale.rendering.renderer import Cancelled, Renderer
-from multiscale.rendering.video import Keyframe, write_film, zoom_path
+from multiscale.rendering.video import write_film
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
 

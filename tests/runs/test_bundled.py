@@ -10,7 +10,8 @@ from conftest import calibrated_generator, small_config
 
 from multiscale.cli.pack import main as pack
 from multiscale.rendering.renderer import Renderer
-from multiscale.runs.snapshots import BUNDLED, load_snapshot, save_snapshot
+from multiscale.runs.headers import BUNDLED
+from multiscale.runs.snapshots import load_snapshot, save_snapshot
 
 
 @pytest.fixture(scope="module")

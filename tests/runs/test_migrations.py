@@ -16,9 +16,10 @@ from multiscale.config import RunConfig, build, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs import migrations
 from multiscale.runs.folder import began_with
+from multiscale.runs.headers import find_network, read_header
 from multiscale.runs.journal import read_metrics, read_stats
 from multiscale.runs.migrations import FORMAT_VERSION, measured_by_name, read_stored
-from multiscale.runs.snapshots import find_network, load_snapshot, read_header, save_snapshot
+from multiscale.runs.snapshots import load_snapshot, save_snapshot
 from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
 from multiscale.training import launch
 from multiscale.training.resume import choose_folder

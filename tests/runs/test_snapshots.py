@@ -1,15 +1,18 @@
 """Snapshots of before: what their configuration does not know yet has its default."""
 
+import hashlib
 import json
 
 import pytest
 import safetensors
 import safetensors.torch
 import torch
+from click.testing import CliRunner
 from conftest import calibrated_generator, small_config
 
 from dnnlib.errors import UserError
-from multiscale.runs.snapshots import load_snapshot, save_snapshot
+from multiscale.cli.generate import main as generate
+from multiscale.runs.snapshots import checksum, load_snapshot, save_snapshot
 from multiscale.view import view_transform
 
 VIEWS = view_transform([1.0, 8.0], [[0, 0], [0.2, -0.1]])
@@ -57,3 +60,64 @@ def test_a_snapshot_that_has_lost_a_setting_of_its_shape_is_refused_in_a_sentenc
     with pytest.raises(UserError, match="do not fit its config") as caught:
         load_snapshot(path)
     assert "\n" not in str(caught.value)
+
+
+# Damage ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "generator-000000000.safetensors"
+    save_snapshot(path, calibrated_generator(small_config()), {"kimg": 0})
+    return path
+
+
+def contents(path):
+    with safetensors.safe_open(path, framework="pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def test_a_snapshot_holds_the_checksum_of_its_tensors(saved):
+    metadata, tensors = contents(saved)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        shape = ", ".join(map(str, tensors[name].shape))
+        digest.update(f'["{name}", "torch.float32", [{shape}]]'.encode() + tensors[name].numpy().tobytes())
+    assert metadata["sha256"] == digest.hexdigest()
+
+
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_one_flipped_bit_of_the_weights_is_one_sentence(saved, place):
+    data = bytearray(saved.read_bytes())
+    first = 8 + int.from_bytes(data[:8], "little")
+    data[first + round(place * (len(data) - 1 - first))] ^= 1
+    saved.write_bytes(data)
+    result = CliRunner().invoke(generate, ["--network", str(saved), "--out", str(saved.parent / "out")])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"Error: {saved} is damaged: its weights are not those that were saved (SHA-256); get it anew from where it came "
+        "from, or use another snapshot of the run.\n"
+    )
+
+
+def test_weights_under_each_others_names_are_damage(saved):
+    metadata, tensors = contents(saved)
+    a, b = "synthesis.layers.0.bias", "synthesis.layers.1.bias"
+    tensors[a] = tensors[a] + 1
+    safetensors.torch.save_file(tensors, saved, metadata | {"sha256": checksum(tensors)})
+    load_snapshot(saved)
+    safetensors.torch.save_file(
+        {**tensors, a: tensors[b], b: tensors[a]}, saved, metadata | {"sha256": checksum(tensors)}
+    )
+    with pytest.raises(UserError, match="is damaged"):
+        load_snapshot(saved)
+
+
+def test_what_a_snapshot_says_of_itself_may_be_edited_and_the_checksum_be_missing(saved):
+    metadata, tensors = contents(saved)
+    safetensors.torch.save_file(tensors, saved, metadata | {"info": json.dumps({"title": "Moon"})})
+    assert load_snapshot(saved).info == {"title": "Moon"}
+    del metadata["sha256"]
+    tensors["synthesis.layers.0.bias"] += 1
+    safetensors.torch.save_file(tensors, saved, metadata)
+    assert load_snapshot(saved).info == {"kimg": 0}

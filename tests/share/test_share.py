@@ -19,9 +19,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dnnlib.errors import UserError
-from multiscale.metrics.commands import find_networks
+from multiscale.runs.headers import find_network, find_networks
 from multiscale.runs.remote import HubName, is_remote, local_path
-from multiscale.runs.snapshots import find_network, load_snapshot
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.share.__main__ import main
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install huggingface_hub")

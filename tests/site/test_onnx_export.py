@@ -12,7 +12,8 @@ from dnnlib.errors import UserError
 from multiscale.interop.pickles import load_published
 from multiscale.networks.generator import Generator
 from multiscale.rendering.worlds import World
-from multiscale.runs.snapshots import BUNDLED, load_snapshot
+from multiscale.runs.headers import BUNDLED
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.site import weights
 from multiscale.site.onnx_export import export_graphs, points_of
 from multiscale.site.weights import MOST_BITS, MOST_LEVELS, rounded, take_out, weights_of

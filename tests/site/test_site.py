@@ -24,7 +24,8 @@ import multiscale
 from dnnlib.errors import UserError
 from multiscale.cli.zoom import main as zoom
 from multiscale.rendering.worlds import World
-from multiscale.runs.snapshots import BUNDLED, load_snapshot, read_header, save_snapshot
+from multiscale.runs.headers import BUNDLED, read_header
+from multiscale.runs.snapshots import load_snapshot, save_snapshot
 from multiscale.site import packages
 from multiscale.site import write as site_write
 from multiscale.site.packages import RUNTIME, copy_from
@@ -321,7 +322,7 @@ def test_worlds_in_frames_of_their_own_are_turned_and_shifted_as_here(driver, si
     torch.nn.init.normal_(generator.synthesis.frame.weight, std=0.3)
     network = tmp_path / "framed.safetensors"
     save_snapshot(network, generator, {})
-    export_site(str(network), site.parent / "framed")
+    export_site(network, site.parent / "framed")
     driver.get(driver.address.replace("earth", "framed"))
     wait(driver, "site.idle()")
     model = multiscale.load(network, device="cpu")
@@ -410,7 +411,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(site, network, tmp_p
     shutil.rmtree(earlier)
     (tmp_path / "photo.jpg").write_text("mine")
     with pytest.raises(UserError, match="holds something else than an earlier export"):
-        export_site(str(BUNDLED), tmp_path)
+        export_site(BUNDLED, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
 
@@ -423,7 +424,7 @@ def test_of_two_exports_at_once_the_second_replaces_nothing_that_has_come_meanwh
             meanwhile()
 
         monkeypatch.setattr(site_write, "_write_model", write)
-        return export_site(str(network), page)
+        return export_site(network, page)
 
     with pytest.raises(UserError, match="has come into being meanwhile"):
         slowly("second", lambda: slowly("first", lambda: None))
@@ -488,7 +489,7 @@ def test_without_onnx_it_says_so_before_the_work(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.setattr("multiscale.site.write.rounded", lambda _: pytest.fail("minutes of work in vain"))
     with pytest.raises(UserError, match="pip install onnx"):
-        export_site(str(BUNDLED), tmp_path / "site")
+        export_site(BUNDLED, tmp_path / "site")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -496,7 +497,7 @@ def test_without_npm_it_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(packages.shutil, "which", lambda _: None)
     with pytest.raises(UserError, match=r"onnxruntime-web 1\.30\.0 is needed and npm is not there"):
-        export_site(str(BUNDLED), tmp_path / "site")
+        export_site(BUNDLED, tmp_path / "site")
     assert not (tmp_path / "site").exists()
 
 
@@ -544,7 +545,7 @@ def test_tiles_are_shown_even_from_a_file_and_as_one_picture(driver, tmp_path):
     network = tmp_path / "earth.safetensors"
     config = small_config(octaves=4, num_layers=6, num_critical=1)
     save_snapshot(network, calibrated_generator(config), {"licence": "CC BY 4.0"})
-    folder = export_tiles(str(network), tmp_path / "tiles", World.parse("3"))
+    folder = export_tiles(network, tmp_path / "tiles", World.parse("3"))
     driver.get((folder / "index.html").as_uri())
     end = time.monotonic() + WAIT_SEC
     while not driver.execute_script("return viewer.world.getItemCount() && viewer.world.getItemAt(0).getFullyLoaded()"):

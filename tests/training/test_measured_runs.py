@@ -24,8 +24,9 @@ from multiscale.metrics import reals
 from multiscale.metrics.features import load_features
 from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.scales import Evaluation
+from multiscale.runs.headers import find_network, snapshots_of
 from multiscale.runs.journal import Journal, metrics_line, read_metrics
-from multiscale.runs.snapshots import find_network, load_snapshot, snapshots_of
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.training.evaluation import is_best
 from multiscale.training.launch import data_layer
 from multiscale.training.status import report_status

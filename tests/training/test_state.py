@@ -18,8 +18,9 @@ from dnnlib.errors import UserError
 from dnnlib.signals import StopRequest
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.folder import launcher
+from multiscale.runs.headers import snapshots_of
 from multiscale.runs.journal import read_metrics
-from multiscale.runs.snapshots import load_snapshot, snapshots_of
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.runs.states import load_newest_state, load_state, save_state, states_of
 from multiscale.training.trainer import STOPPING, Trainer
 from torch_utils.distributed import Process
@@ -99,6 +100,21 @@ def test_two_states_are_kept_and_the_older_serves_if_the_newer_is_damaged(tmp_pa
     states_of(tmp_path)[0].write_text("hello")
     with pytest.raises(UserError, match="not a whole training state"):
         load_newest_state(tmp_path)
+
+
+def test_one_flipped_bit_of_a_state_is_seen(tmp_path, capsys):
+    """PyTorch writes checksums and does not look at them."""
+    for images in (1, 2):
+        path = save_state(tmp_path, images, {"step": images, "config": {}, "G": {"x": torch.arange(1000.0)}})
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.tensor([500.0, 501.0]).numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)["G"]["x"][500] != 500
+    with pytest.raises(
+        UserError, match=r"is not a whole training state; it may be truncated or damaged: use an older one\.$"
+    ):
+        load_state(path)
+    assert load_newest_state(tmp_path)["step"] == 1
 
 
 def test_a_state_runs_no_code(tmp_path):

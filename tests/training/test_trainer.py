@@ -14,8 +14,9 @@ from dnnlib.errors import UserError
 from multiscale.config import RunConfig, build, load_preset, merge, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
+from multiscale.runs.headers import snapshots_of
 from multiscale.runs.journal import read_metrics, read_stats
-from multiscale.runs.snapshots import load_snapshot, snapshots_of
+from multiscale.runs.snapshots import load_snapshot
 from multiscale.runs.states import load_newest_state
 from multiscale.training import trainer as trainer_module
 from multiscale.training.launch import data_layer

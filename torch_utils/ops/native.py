@@ -11,8 +11,8 @@ import ctypes
 import functools
 import os
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -49,6 +49,8 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 ACTIVATE, REMEMBER, MULTIPLY = range(3)
 """``enum Slopes``."""
 
+T = TypeVar("T")
+
 _warned: set[str] = set()
 
 
@@ -70,18 +72,27 @@ def is_chosen(op: str, impl: str, x: torch.Tensor, *resamplings: Resampling) -> 
         RuntimeError: "native" is asked for, but cannot run; the message says why.
     """
     check_implementation(impl)
-    impl = preference() if impl == "auto" else impl
+    impl = _answer(preference) if impl == "auto" else impl
     if impl == "reference":
         return False
     of_call = _obstacle(op, x, resamplings)
-    reason = of_call or _library_obstacle(x.device)
+    reason = of_call or _answer(_library_obstacle, x.device)
     if reason is None:
         return True
     if impl == "native":
         raise RuntimeError(f"The native kernels of {op} cannot run: {reason}")
     whose = op if of_call else "Resampling and filtered leaky ReLU"
-    _warn_once(f"{whose} will be slower, in plain PyTorch, for want of a kernel: {reason}")
+    _answer(_warn_once, f"{whose} will be slower, in plain PyTorch, for want of a kernel: {reason}")
     return False
+
+
+def _answer(function: Callable[..., T], *arguments: object) -> T:
+    """What a function returns; where a graph is traced it is a constant of that, and the function not part of it."""
+    if not torch.compiler.is_compiling():
+        return function(*arguments)
+    from torch_utils.ops.constants import constant  # here: it loads the compiler, which takes more than a second
+
+    return constant(function, *arguments)
 
 
 def check_implementation(impl: str) -> None:
@@ -90,7 +101,6 @@ def check_implementation(impl: str) -> None:
         raise ValueError(f"impl is {impl!r}, but it must be one of {', '.join(map(repr, IMPLEMENTATIONS))}.")
 
 
-@torch.compiler.assume_constant_result
 def preference() -> str:
     """What ``MULTISCALE_OPS`` asks for, one of PREFERENCES, "auto" if it is unset; UserError for anything else."""
     chosen = os.environ.get("MULTISCALE_OPS") or "auto"
@@ -118,7 +128,6 @@ def _obstacle(op: str, x: torch.Tensor, resamplings: Sequence[Resampling]) -> st
     return None
 
 
-@torch.compiler.assume_constant_result
 def _library_obstacle(device: torch.device) -> str | None:
     """Why the kernels cannot be built or loaded; None: they are there."""
     try:
@@ -128,11 +137,10 @@ def _library_obstacle(device: torch.device) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def _warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
 
 
 def library(device: torch.device) -> ctypes.CDLL:
@@ -261,6 +269,26 @@ def _run(name: str, x: torch.Tensor, call: ctypes.Structure) -> None:
         raise RuntimeError(f"The CUDA kernel of {name} failed: {kernels.cuda_error(code).decode()}.")
 
 
+# ----- what PyTorch knows of them -------------------------------------------------------------------------------------
+
+
+def _known_as(name: str) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
+    """Decorate a function of new tensors: an op ``torch.ops.NAME`` that it computes on the CPU and on CUDA.
+
+    As ``torch.library.custom_op`` does, which would load PyTorch's compiler at the first call.
+    """
+
+    def register(function: Callable[..., Any]) -> torch._ops.OpOverload:
+        schema = torch.library.infer_schema(function, mutates_args=())
+        torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(name, ("cpu", "cuda"), function)
+        namespace, _, op = name.partition("::")
+        overload: torch._ops.OpOverload = getattr(getattr(torch.ops, namespace), op).default
+        return overload
+
+    return register
+
+
 # ----- upfirdn2d ----------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +297,7 @@ def upfirdn2d(x: torch.Tensor, r: Resampling) -> torch.Tensor:
     return _upfirdn2d(x, r.f, _numbers(r), r.gain)
 
 
-@torch.library.custom_op("multiscale::upfirdn2d", mutates_args=(), device_types=("cpu", "cuda"))
+@_known_as("multiscale::upfirdn2d")
 def _upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, numbers: Sequence[int], gain: float) -> torch.Tensor:
     x, f = x.contiguous(), _constant(f, x)
     y = _upfirdn2d_fake(x, f, numbers, gain)
@@ -279,7 +307,7 @@ def _upfirdn2d(x: torch.Tensor, f: torch.Tensor | None, numbers: Sequence[int], 
     return y
 
 
-@_upfirdn2d.register_fake
+@torch.library.register_fake(_upfirdn2d)
 def _upfirdn2d_fake(x: torch.Tensor, f: torch.Tensor | None, numbers: Sequence[int], gain: float) -> torch.Tensor:
     return x.new_empty([x.shape[0], x.shape[1], numbers[2], numbers[7]])
 
@@ -295,7 +323,7 @@ def _upfirdn2d_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | No
     return upfirdn2d(grad, r.transposed()), None, None, None
 
 
-_upfirdn2d.register_autograd(_upfirdn2d_backward, setup_context=_upfirdn2d_setup)
+torch.library.register_autograd(_upfirdn2d, _upfirdn2d_backward, setup_context=_upfirdn2d_setup)
 
 
 # ----- filtered_lrelu -----------------------------------------------------------------------------------------------
@@ -317,7 +345,7 @@ def _filters(layer: FilteredLReLU) -> tuple[Any, ...]:
     return layer.up.f, layer.down.f, _numbers(layer.up), _numbers(layer.down), layer.up.gain, layer.down.gain
 
 
-@torch.library.custom_op("multiscale::filtered_lrelu", mutates_args=(), device_types=("cpu", "cuda"))
+@_known_as("multiscale::filtered_lrelu")
 def _filtered_lrelu(
     x: torch.Tensor,
     b: torch.Tensor | None,
@@ -338,7 +366,7 @@ def _filtered_lrelu(
     return y, codes
 
 
-@_filtered_lrelu.register_fake
+@torch.library.register_fake(_filtered_lrelu)
 def _filtered_lrelu_fake(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     _, _, _, up, down, *_, remember = arguments
     maps = [x.shape[0], x.shape[1]]
@@ -349,7 +377,7 @@ def _filtered_lrelu_fake(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor
     return y, fresh(shape, dtype=torch.uint8)
 
 
-@torch.library.custom_op("multiscale::filtered_lrelu_slopes", mutates_args=(), device_types=("cpu", "cuda"))
+@_known_as("multiscale::filtered_lrelu_slopes")
 def _multiply(
     x: torch.Tensor,
     codes: torch.Tensor,
@@ -368,7 +396,7 @@ def _multiply(
     return y
 
 
-@_multiply.register_fake
+@torch.library.register_fake(_multiply)
 def _multiply_fake(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
     down = arguments[4]
     return x.new_empty([x.shape[0], x.shape[1], down[2], down[7]])
@@ -436,5 +464,5 @@ def _transposed(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
     return _multiply(grad, codes, *_filters(layer.transposed()), ctx.slope)
 
 
-_filtered_lrelu.register_autograd(_filtered_lrelu_backward, setup_context=_filtered_lrelu_setup)
-_multiply.register_autograd(_multiply_backward, setup_context=_multiply_setup)
+torch.library.register_autograd(_filtered_lrelu, _filtered_lrelu_backward, setup_context=_filtered_lrelu_setup)
+torch.library.register_autograd(_multiply, _multiply_backward, setup_context=_multiply_setup)
