@@ -24,7 +24,7 @@ from multiscale.networks.generator import Generator
 from multiscale.rendering.cuda_graphs import Replay
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import Snapshot
-from multiscale.view import Region, centre_limit, view_transform
+from multiscale.view import Region, centre_limit, legal_range, view_transform
 from torch_utils.devices import float32_products
 
 RENDER_BATCH = 16
@@ -242,7 +242,7 @@ class Renderer:
             reach = [max(0.5 - region.pitch * side / 2, 0.0) for side in (region.width, region.height)]
             raise UserError(
                 f"Centre ({x:g}, {y:g}) puts this {region.zoom:g}x view outside the world; "
-                f"x must lie in [{-reach[0]:g}, {reach[0]:g}] and y in [{-reach[1]:g}, {reach[1]:g}]."
+                f"{legal_range('x', reach[0])} and {legal_range('y', reach[1])}."
             )
         beyond = self.extrapolation(region)
         if beyond > MAX_EXTRAPOLATION:

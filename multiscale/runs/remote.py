@@ -90,6 +90,7 @@ def hub() -> Any:
     """
     try:
         import huggingface_hub
+        import huggingface_hub.errors  # of which the package itself loads only what is asked of it
     except ImportError as error:
         raise UserError(_NEEDS_HUB) from error
     return huggingface_hub
@@ -110,7 +111,8 @@ def hub_errors(name: HubName) -> Iterator[None]:
     except errors.LocalEntryNotFoundError as error:
         raise UserError(f"Cannot get {name}: there is no connection, and nothing of it was kept.") from error
     except Exception as error:  # of the several HTTP libraries that it has used
-        raise UserError(f"Cannot reach {name}: {short_reason(error)}.") from error
+        reason = re.sub(r"^\[Errno -?\d+\] ", "", short_reason(error))
+        raise UserError(f"Cannot reach {name}: {reason}.") from error
 
 
 def _from_hub(name: HubName) -> Path:
@@ -121,7 +123,9 @@ def _from_hub(name: HubName) -> Path:
 
 def _only_network(name: HubName) -> str:
     """The newest snapshot of a repository, or the only network there."""
-    files = [str(file) for file in hub().list_repo_files(name.repo, revision=name.revision)]
+    # Asked once: list_repo_files would try for half a minute where there is no connection.
+    listing = hub().model_info(name.repo, revision=name.revision).siblings or []
+    files = [str(file.rfilename) for file in listing]
     networks = sorted(file for file in files if file.endswith(SUFFIXES))
     numbered = [(int(m[1]), file) for file in networks if (m := re.search(r"generator-(\d+)\.safetensors$", file))]
     if numbered:
