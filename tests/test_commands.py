@@ -559,7 +559,7 @@ def test_a_network_that_nobody_named_is_named_on_stderr_and_an_untrained_one_is_
     path.write_bytes(snapshots_of(trained)[0].read_bytes())
     says = (
         f"Using {path}, the snapshot written last in runs, which is untrained (0 kimg) and shows noise; "
-        f"--network takes another, such as the bundled model, {BUNDLED}.\n"
+        f"--network takes another, such as the bundled model, earth.\n"
     )
     assert run(generate).stderr == says
     with pytest.warns(UserWarning, match="untrained .0 kimg. and shows noise; load.. takes another") as caught:

@@ -27,7 +27,7 @@ def main(pickle: str, snapshot: str) -> None:
     if path.suffix != ".safetensors":
         raise UserError(f"{path} does not end in .safetensors; give a name that does.")
     check_writable(path)
-    published = load_published(existing_path(pickle, "a .pkl of the published code"))
+    published = load_published(existing_path(pickle, "a .pkl of the published code", bundled=False))
     save_snapshot(path, published.generator, published.info)
     config = published.generator.config
     print(

@@ -92,7 +92,9 @@ def consistency_matrices(networks: Mapping[str, Results], name: str) -> bytes:
     named = list(networks.items())
     figure, grid = panels(len(named), columns=min(len(named), 3), height=3.6)
     matrices = [np.array(results[name]["psnr"], dtype=float) for _, results in named]
-    known = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices])  # none of a network that gives no numbers
+    known = np.concatenate(
+        [matrix[np.isfinite(matrix)] for matrix in matrices]
+    )  # none of a network that gives no numbers
     low, high = (known.min(), known.max()) if len(known) else (0, 0)
     for axes, (label, results), matrix in zip(grid, named, matrices, strict=True):
         axes.grid(False)

@@ -1,4 +1,5 @@
-"""Networks by name in place of a path: ``https://...`` and ``hf://owner/repo``, fetched once and kept in the cache folder."""
+"""Networks by name in place of a path: ``https://...`` and ``hf://owner/repo``, fetched once and kept in the cache folder, and
+those that come with the package, such as ``earth``."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from dnnlib.reading import short_reason
 
 HUB = "hf://"
 HUB_SYNTAX = "hf://owner/repo, with /file and @revision if you like"
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 SUFFIXES = (".safetensors", ".pkl")
 _NEEDS_HUB = "hf:// needs the package huggingface_hub: pip install huggingface_hub."
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"
@@ -66,20 +68,32 @@ def local_path(name: str | Path) -> Path:
     return fetch(name, cache_folder() / "networks")
 
 
-def existing_path(name: str | Path, wanted: str) -> Path:
+def bundled_networks() -> dict[str, Path]:
+    """The networks that come with the package by name: of ``earth64.safetensors`` it is ``earth64``, and ``earth``."""
+    files = sorted(BUNDLED_FOLDER.glob("*.safetensors"))
+    short = {file.stem.rstrip("0123456789"): file for file in files}
+    return short | {file.stem: file for file in files}
+
+
+def existing_path(name: str | Path, wanted: str, *, bundled: bool = True) -> Path:
     """:func:`local_path` of a network that is there.
 
     Args:
         name: As a user typed it.
         wanted: What could be given, for the message.
+        bundled: Whether a name of :func:`bundled_networks` will do, where there is no such path.
 
     Raises:
         UserError: there is none; as :func:`local_path`.
     """
     path = local_path(name)
-    if not path.exists():
-        raise UserError(f"There is no network {path}; give {wanted}.")
-    return path
+    if path.exists():
+        return path
+    names = bundled_networks() if bundled else {}
+    if str(name) in names:
+        return names[str(name)]
+    known = f", or a bundled one by name ({', '.join(names)})" if names else ""
+    raise UserError(f"There is no network {path}; give {wanted}{known}.")
 
 
 def hub() -> Any:

@@ -23,7 +23,7 @@ from multiscale.config import GeneratorConfig, to_dict
 from multiscale.interop.pickles import SUFFIX, load_published
 from multiscale.networks.generator import Generator
 from multiscale.runs.migrations import FORMAT_VERSION, check_version, read_stored
-from multiscale.runs.remote import existing_path
+from multiscale.runs.remote import BUNDLED_FOLDER, bundled_networks, existing_path
 
 FORMAT = "multiscale-generator"
 PATTERN = "generator-*.safetensors"
@@ -33,7 +33,7 @@ METADATA = "The metadata of {path} are damaged; use another snapshot of the run.
 HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its format allows."""
 
-BUNDLED = Path(__file__).parent / "bundled" / "earth64.safetensors"
+BUNDLED = BUNDLED_FOLDER / "earth64.safetensors"
 """The bundled model, trained on the Earth (docs/lab/earth64.md): 64 x 64 pixels, 6 octaves; parameters in half precision,
 training settings in its metadata."""
 
@@ -216,7 +216,8 @@ def find_network(network: str | Path | None, tell: Callable[[str], object] | Non
     """The file meant by ``--network``: a file, the newest of a run's folder, a name to fetch, or (None) the one written last
     by any run in ``runs``.
 
-    Names are ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.remote`). Without any run it is the bundled model.
+    Names are ``earth``, ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.remote`). Without any run it is the
+    bundled model.
 
     Args:
         network: As the user typed it; None: nothing was typed.
@@ -254,7 +255,7 @@ def choice(path: Path, option: str = "--network") -> str:
     if kimg == 0:
         return (
             f"Using {path}, the snapshot written last in runs, which is untrained (0 kimg) and shows noise; "
-            f"{option} takes another, such as the bundled model, {BUNDLED}."
+            f"{option} takes another, such as the bundled model, {next(iter(bundled_networks()))}."
         )
     return f"Using {path}{trained}, the snapshot written last in runs; {option} takes another."
 

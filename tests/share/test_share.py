@@ -171,9 +171,11 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence_in_a_fresh_process(tmp_pat
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    code = "from multiscale.runs.remote import local_path\ntry: local_path('{}')\nexcept ValueError as error: print(error)"
+    code = (
+        "from multiscale.runs.remote import local_path\ntry: local_path('{}')\nexcept ValueError as error: print(error)"
+    )
     done = with_hub(address, tmp_path, "-c", code.format("hf://me/my-world"))
-    assert done.stdout.startswith("Cannot reach hf://me/my-world: ") and done.stdout.count("\n") == 1, done
+    assert re.fullmatch(r"Cannot reach hf://me/my-world: .+\.\n", done.stdout), done
     assert (done.returncode, done.stderr) == (0, "")
 
 
