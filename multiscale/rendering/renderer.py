@@ -75,6 +75,8 @@ class Renderer:
         self._replay = Replay(generator.synthesis) if replay and device.type == "cuda" else None
         self._styles: OrderedDict[tuple[str, float], torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
+        self.on_tile: Callable[[int], object] | None = None
+        """Told, as each tile of an image of any size is done, how many the image has; for bars of progress."""
 
     @property
     def max_zoom(self) -> float:
@@ -194,6 +196,7 @@ class Renderer:
         if factor > 1:  # coarser than the model's coarsest view: render that and average; the result is small
             fine = region.finer(factor)
             pixels = self._evaluate(ws, [(fine, 0, 0)], (fine.width, fine.height), give_up)
+            self._tell(1)
             yield Tile(0, 0, torch.nn.functional.avg_pool2d(pixels, factor)[0])
             return
         width, height, together = self._tile_size(region)
@@ -202,7 +205,12 @@ class Renderer:
             batch = places[i : i + together]
             images = self._evaluate(ws.expand(len(batch), -1, -1), batch, (width, height), give_up)
             for (_, x, y), pixels in zip(batch, images, strict=True):
+                self._tell(len(places))
                 yield Tile(x, y, pixels[:, : region.height - y, : region.width - x])
+
+    def _tell(self, tiles: int) -> None:
+        if self.on_tile is not None:
+            self.on_tile(tiles)
 
     def check_view(
         self,
