@@ -23,7 +23,8 @@ def load(network: str | Path | None = None, device: str | torch.device | None = 
 
     Args:
         network: What ``--network`` takes: a snapshot, a run's folder (its newest), a ``.pkl`` of the published code,
-            ``https://...`` or ``hf://owner/repo``. None: the snapshot written last below ``runs/``, else the bundled model.
+            ``https://...``, ``hf://owner/repo``, or ``earth``, the bundled model. None: the snapshot written last below
+            ``runs/``, else the bundled model.
         device: Where to render, such as ``"cpu"`` or ``"cuda:1"``; None: a GPU if there is one.
 
     Returns:

@@ -121,7 +121,7 @@ def view_transform(
         factor, reach = z[outside][0].item(), limit[outside][0].item()
         raise UserError(
             f"Centre ({x:g}, {y:g}) puts a {factor:g}x view outside the world; "
-            f"at {factor:g}x both coordinates must lie in [{-reach:g}, {reach:g}]."
+            f"at {factor:g}x {legal_range('both coordinates', reach)}."
         )
     return unchecked_transform(z, c)
 
@@ -137,6 +137,11 @@ def unchecked_transform(zoom: torch.Tensor, centre: torch.Tensor) -> torch.Tenso
 def centre_limit(zoom: torch.Tensor) -> torch.Tensor:
     """Largest |x| and |y| of the centre of a view inside the world: (1 - 1/Z)/2."""
     return (1 - 1 / zoom) / 2
+
+
+def legal_range(name: str, limit: float) -> str:
+    """What a coordinate, or both, may be, for messages: ``"x must lie in [-0.25, 0.25]"``, ``"y must be 0"``."""
+    return f"{name} must lie in [{-limit:g}, {limit:g}]" if limit > _TOLERANCE else f"{name} must be 0"
 
 
 def uniform_centres(zoom: torch.Tensor, rng: np.random.Generator | BatchRows) -> torch.Tensor:

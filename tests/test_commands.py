@@ -23,6 +23,7 @@ from conftest import small_patches
 from filelock import FileLock
 from PIL import Image
 from png import Reader
+from tqdm import tqdm
 
 import multiscale
 from multiscale.cli import dataset_tool, generate, train
@@ -561,7 +562,7 @@ def test_a_network_that_nobody_named_is_named_on_stderr_and_an_untrained_one_is_
     path.write_bytes(snapshots_of(trained)[0].read_bytes())
     says = (
         f"Using {path}, the snapshot written last in runs, which is untrained (0 kimg) and shows noise; "
-        f"--network takes another, such as the bundled model, {BUNDLED}.\n"
+        f"--network takes another, such as the bundled model, earth.\n"
     )
     assert run(generate).stderr == says
     with pytest.warns(UserWarning, match="untrained .0 kimg. and shows noise; load.. takes another") as caught:
@@ -571,6 +572,32 @@ def test_a_network_that_nobody_named_is_named_on_stderr_and_an_untrained_one_is_
     first, second = run(generate).stderr.splitlines()
     assert first == f"Using {path}, the snapshot written last in runs; --network takes another."
     assert second.startswith(f"Error: {path} is not a whole safetensors file")
+
+
+def test_a_large_image_has_a_bar_of_progress_over_its_tiles(trained, tmp_path, monkeypatch):
+    steps = []
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            steps.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(
+        "multiscale.rendering.commands.progress_bar", lambda **options: Bar(**options, file=io.StringIO())
+    )
+    monkeypatch.setattr(
+        "multiscale.rendering.renderer.TILE_PX", {"cpu": 1, "cuda": 1}
+    )  # tiles of the network's own size
+    for options, views in (
+        (["--size", "96x40"], 1),
+        (["--size", "96x40", "--bits", "16"], 1),
+        (["--strip", "--size", 40], 2),
+    ):
+        steps.clear()
+        run(generate, "--network", trained, *options, "--out", tmp_path / "a.png")
+        assert len(steps) > 4 * views
+        assert sum(steps) == pytest.approx(1)
+        assert max(steps[:-1]) < 0.5
 
 
 def test_images_of_any_size_and_depth(trained, tmp_path):

@@ -34,7 +34,7 @@ class _WithMeasures(Command):
     "networks",
     multiple=True,
     metavar="RUN|FILE|NAME|PATTERN",
-    help="May be repeated; also 'run/generator-*.safetensors'.  "
+    help="May be repeated; also 'run/generator-*.safetensors', or earth, the bundled model.  "
     "[default: the snapshot written last in runs/, else the bundled model]",
 )
 @optgroup.option("--data", required=True, metavar="ZIP|FOLDER|PATTERN", help="The patches that it was trained on.")

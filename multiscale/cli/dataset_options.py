@@ -26,7 +26,10 @@ def making_options(resolution: int, octaves: str, counts: str) -> Callable[[Call
         ),
         click.option("--octaves", type=click.IntRange(1, 10), help=f"Doublings of the zoom.  [default: {octaves}]"),
         click.option(
-            "--counts", metavar="N,N,...", help=f"Patches of each octave, coarse to fine.  [default: {counts}]"
+            "--counts",
+            metavar="N,N,...",
+            help=f"Patches of each octave, coarse to fine; without --octaves, one number makes one octave.  "
+            f"[default: {counts}]",
         ),
         click.option("--seed", type=click.IntRange(0), default=0, help="Seed of every draw."),
         workers_option,
@@ -92,6 +95,10 @@ def tile_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--bounds", metavar="W,S,E,N", help="For XYZ tiles: degrees of longitude and latitude.  [default: all]"
         ),
-        click.option("--dry-run", is_flag=True, help="Print how many tiles and bytes would be fetched; then exit."),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Print the patches, and of tiles how many and how many bytes would be fetched; write nothing, exit.",
+        ),
     ]
     return functools.reduce(lambda inner, option: option(inner), reversed(options), with_tiles)

@@ -28,14 +28,18 @@ def demo(*, counts: str | None, **options: Any) -> None:
 
 @main.command(cls=Command)
 @click.option(
-    "--source", required=True, metavar="IMAGE|FOLDER", help="One image of any size, or a folder of photographs."
+    "--source",
+    required=True,
+    metavar="IMAGE|FOLDER|URL",
+    help="One image of any size, a folder of photographs, or the address (or file) of a picture's tiles: IIIF .../info.json, "
+    "Deep Zoom .dzi, Zoomify .../ImageProperties.xml, XYZ with {z}, {x}, {y}.",
 )
-@making_options(256, "as many as all images have, at most 6", "500,1500,4000, then 30000 each")
+@making_options(256, "as many as --counts, else as all images have, at most 6", "500,1500,4000, then 30000 each")
 @reports_user_errors
 @reading_options
 @tile_options
 def make(*, counts: str | None, **options: Any) -> None:
-    """Sample an image, or a folder of photographs, each of which is a scale space of its own.
+    """Sample an image, a picture's tiles on a server, or a folder of photographs, each of which is a scale space of its own.
 
     An image whose shorter side has L pixels has log2(L / resolution) octaves; patches are never enlarged.
     """
@@ -52,7 +56,7 @@ def make(*, counts: str | None, **options: Any) -> None:
     "camera distance and focal length, pixel size, or an expression that finds it in the file's name.",
 )
 @click.option("--world", type=float, help="Side of the world, s = 0, in the same unit.  [default: the largest]")
-@making_options(256, "as many as --counts, else as the pictures reach", "500,1500,4000, then 30000 each")
+@making_options(256, "as many as --counts, else as the pictures reach, at most 10", "500,1500,4000, then 30000 each")
 @reports_user_errors
 @reading_options
 def collect(*, counts: str | None, **options: Any) -> None:

@@ -53,7 +53,7 @@ from multiscale.runs.headers import find_network
 @optgroup.option(
     "--network",
     metavar="RUN|FILE|NAME",
-    help="A run's folder, a snapshot, a published .pkl, https://..., hf://owner/repo.  "
+    help="A run's folder, a snapshot, a published .pkl, https://..., hf://owner/repo, or earth, the bundled model.  "
     "[default: the snapshot written last in runs/, else the bundled model]",
 )
 @optgroup.option("--out", metavar="FILE|FOLDER", default="out", help="A .png file, or a folder for one file per seed.")

@@ -21,7 +21,7 @@ from multiscale.data.extents import read_extents
 from multiscale.data.finding import find_pictures
 from multiscale.data.patches import MAX_OCTAVES
 from multiscale.data.pictures import Picture, forget_sources, shorter_side
-from multiscale.data.prepare import check_resolution, paper_counts, resolved_counts, write_patches
+from multiscale.data.prepare import check_resolution, paper_counts, resolved_counts, say_fewer, say_plan, write_patches
 from multiscale.data.process_pool import process_count
 from multiscale.data.remote import is_remote
 from multiscale.data.source import counted, listed
@@ -91,6 +91,8 @@ def make_collection(
     world = max(extents) if world is None else world
     spans = [span_of(picture, extent, world, resolution) for picture, extent in zip(pictures, extents, strict=True)]
     _check_spans(pictures, spans, resolution, world)
+    if octaves is None and counts is not None:
+        say_fewer(counts, _octaves(spans, None), "the pictures reach")
     octaves = _octaves(spans, octaves or len(counts or ()) or None)
     counts = resolved_counts(counts, octaves, default_counts)
     holes = gaps(spans, octaves)
@@ -114,6 +116,7 @@ def make_collection(
         for picture, extent, crops in zip(pictures, extents, dealt, strict=True)
         for i in range(0, len(crops), CROPS_A_JOB)
     ]
+    say_plan(dest, counts, resolution, mode)
     write_patches(
         dest,
         cut_patches,

@@ -45,6 +45,10 @@ KINDS = {"ushort": "16 bits", "short": "16 bits with a sign", "uint": "32 bits",
 KINDS |= {"float": "floating point", "double": "floating point", "char": "8 bits with a sign"}
 
 
+DARK = 65535 / 4 + 257 / 2
+"""Where what was seen of 16 bits ends below this, the numbers have fewer bits; rounded as it is seen through 8."""
+
+
 def make_reading(memory: float, cache: float, page: int | None, value_range: str | None) -> Reading:
     """How pictures are read, from the options of the commands.
 
@@ -170,8 +174,21 @@ def _print_ranges(pictures: Sequence[Picture]) -> None:
         assert limits is not None
         which = pictures[0].path.name if len(pictures) == 1 else counted(count, "picture")
         print(f"{which}: {KINDS.get(kind, kind)}, {limits[0]:g} becomes black and {limits[1]:g} white (--range).")
+    dark = [picture for picture in pictures if picture.most is not None]
+    most = max((picture.most or 0 for picture in dark), default=None)
+    if most is not None and most <= DARK:
+        which = "it" if len(dark) == 1 else "all"
+        print(
+            f"As far as was looked, no number in {which} is above about {_whole_bits(most)}, so that patches will be almost "
+            f"black; --range 0,{_whole_bits(most)} makes that white."
+        )
     if len(ranges) > 5:
         print(f"and {len(ranges) - 5} other ranges, each picture's own; --range LOW,HIGH gives all the same.")
+
+
+def _whole_bits(most: float) -> int:
+    """The largest number of as few bits as hold one that is known to half a step of 8 bits of 16."""
+    return (1 << max(math.ceil(most - 128), 1).bit_length()) - 1
 
 
 def _find_files(source: Path) -> tuple[list[tuple[Path, bool]], Counter[str], list[str]]:

@@ -49,6 +49,8 @@ COARSEST_PX = 96
 ALWAYS_HELD_BYTES = 32 * 2**20
 """Decoded, of a picture so small that every process decodes it for itself."""
 TILE_PX = 256
+LOOKED_AT, LOOKED_AT_PX = 8, 256
+"""Parts a side of a picture, and their sides, that are looked at for how bright it is."""
 _FETCHED_SHARE = 32
 """Of the memory, that a process fetches before it lets go of decoded tiles."""
 
@@ -104,6 +106,7 @@ class Picture(NamedTuple):
         page: That is read, from 0.
         own: Levels that can be read in parts where they lie, finest first; none if the file must be decoded as a whole.
         held: Whether processes shall hold it decoded.
+        most: Of 16 bits that are shown as they are, about the largest number in the parts that were looked at; else None.
     """
 
     path: Path
@@ -116,6 +119,7 @@ class Picture(NamedTuple):
     page: int
     own: tuple[Own, ...]
     held: bool
+    most: float | None = None
 
     @property
     def name(self) -> str:
@@ -164,8 +168,26 @@ def examine(path: Path, reading: Reading, held_bytes: int, least_px: int = 0) ->
         fits and len(own) <= 1,
     )
     if min(size) >= least_px:
-        open_source(picture, reading)
+        source = open_source(picture, reading)
+        # A profile's colours are not in proportion to the numbers.
+        if reading.value_range is None and picture.kind == "ushort" and not field(image, "icc-profile-data", None):
+            picture = picture._replace(most=_most(source))
     return picture
+
+
+def _most(source: Source) -> float | None:
+    """About the largest number of 16 bits that is not empty, in parts of the picture itself; None if all of them are."""
+    width, height = source.levels[0][:2]
+    most = None
+    for top in {round(y) for y in np.linspace(0, max(height - LOOKED_AT_PX, 0), LOOKED_AT)}:
+        for left in {round(x) for x in np.linspace(0, max(width - LOOKED_AT_PX, 0), LOOKED_AT)}:
+            box = Box(left, top, min(left + LOOKED_AT_PX, width), min(top + LOOKED_AT_PX, height))
+            pixels = source.read(box, 0)
+            if source.with_empty:
+                pixels = pixels[..., :-1][pixels[..., -1] == 0]
+            if pixels.size:
+                most = max(most or 0.0, float(pixels.max()) * 257)
+    return most
 
 
 _last: list[tuple[Place, Reading, Source]] = []

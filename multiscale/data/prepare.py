@@ -41,6 +41,8 @@ MAX_PATCHES = 10_000_000
 PART_OF_AN_OCTAVE = 0.75
 """Of the finest octave, that a picture must have for it to be one, where the number of octaves is given."""
 
+LEAST_CONTRAST = 48
+"""Of 255, between the 0.1 and 99.9 percentiles of a sample of a set: 12 bits of 16 that are shown as they are have 16."""
 SMALL_NAMED = 10
 """Images with too few octaves that are named; the others are counted."""
 SHEET_COLUMNS = 8
@@ -156,7 +158,8 @@ def make_from_photographs(
     dest, processes = Path(dest), process_count(workers)
     reading, tiles = reading or Reading(), tiles or Tiles()
     forget_sources()
-    check_dest(dest, force=force)
+    if not tiles.dry_run:
+        check_dest(dest, force=force)
     check_resolution(resolution)
     wanted = min(octaves or len(counts or ()), MAX_OCTAVES)
     least_px = int(resolution * 2 ** (wanted - 1 + PART_OF_AN_OCTAVE)) if wanted else 0
@@ -180,6 +183,8 @@ def make_from_photographs(
                 f"{resolution} pixels, a zoom of {2**octaves}x; --resolution {finer} gives "
                 f"{min(octaves_at(smallest, finer), DEFAULT_OCTAVES)}."
             )
+        elif counts is not None:
+            say_fewer(counts, available, "the picture reaches" if len(pictures) == 1 else "all pictures reach")
     _check_depth(pictures, octaves, resolution)
     counts = resolved_counts(counts, octaves, default_counts)
     mode = "L" if all(picture.grey for picture in pictures) else "RGB"
@@ -190,8 +195,8 @@ def make_from_photographs(
     if remote is not None:
         remote = fetch_tiles(remote, tiles_of(remote, parts_of(remote, jobs)), dry_run=tiles.dry_run)
         jobs = [job._replace(place=remote, mode="L" if remote.grey else "RGB") for job in jobs]
+    say_plan(dest, counts, resolution, jobs[0].mode, dry_run=tiles.dry_run)
     if tiles.dry_run:
-        print(f"{dest} would hold {sum(counts):,} patches, by octave {', '.join(f'{count:,}' for count in counts)}")
         return
     write_patches(dest, cut_patches, jobs, counts, workers=processes, force=force)
     forget_sources()
@@ -226,8 +231,10 @@ def inspect_patches(path: str | Path, *, sheet: str | Path | None = None, worker
     problems = [f"octave {octave} holds no patch" for octave in np.flatnonzero(dataset.counts() == 0)]
     problems += [f"{name} {problem}" for name, problem in bad]
     print("\n".join(problems) if problems else "no problems")
+    broken = {name for name, _ in bad}
+    _print_contrast(dataset, broken)
     if sheet is not None:
-        _write_sheet(dataset, {name for name, _ in bad}, Path(sheet))
+        _write_sheet(dataset, broken, Path(sheet))
         print(f"contact sheet: {sheet}")
     if problems:
         raise UserError(f"{dataset.path} has {len(problems)} problem{'s' * (len(problems) > 1)} (listed above).")
@@ -237,16 +244,34 @@ def _zooms(octave: int) -> str:
     return f"{2**octave}x - {2 ** (octave + 1)}x"
 
 
+def _sample(dataset: PatchDataset, bad: set[str]) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Of each octave a few patches that are whole, spread evenly over its scales."""
+    for octave in range(dataset.octaves):
+        members = [int(i) for i in np.flatnonzero(dataset.patch_octaves == octave) if dataset.names[i] not in bad]
+        if members:
+            members.sort(key=lambda i: dataset.labels[i])
+            places = np.linspace(0, len(members) - 1, min(SHEET_COLUMNS, len(members))).round().astype(int)
+            yield octave, [dataset[members[place]][0] for place in places]
+
+
+def _print_contrast(dataset: PatchDataset, bad: set[str]) -> None:
+    """Say so where nearly all of a sample has the same brightness."""
+    images = [image for _, sampled in _sample(dataset, bad) for image in sampled]
+    if not images:
+        return
+    low, high = np.percentile(np.concatenate([image.ravel() for image in images]), (0.1, 99.9))
+    if high - low < LEAST_CONTRAST:
+        print(
+            f"very low contrast: of {counted(len(images), 'patch')} nearly all numbers lie between {low:.0f} and "
+            f"{high:.0f} of 255; were the pictures of more than 8 bits, make it anew with --range LOW,HIGH"
+        )
+
+
 def _write_sheet(dataset: PatchDataset, bad: set[str], sheet: Path) -> None:
     """One row an octave: patches spread evenly over its scales."""
     rows, titles = [], []
-    for octave in range(dataset.octaves):
-        members = [int(i) for i in np.flatnonzero(dataset.patch_octaves == octave) if dataset.names[i] not in bad]
-        if not members:
-            continue
-        members.sort(key=lambda i: dataset.labels[i])
-        places = np.linspace(0, len(members) - 1, min(SHEET_COLUMNS, len(members))).round().astype(int)
-        rows.append([dataset[members[place]][0].transpose(1, 2, 0) for place in places])
+    for octave, images in _sample(dataset, bad):
+        rows.append([image.transpose(1, 2, 0) for image in images])
         titles.append(_zooms(octave))
     if not rows:
         raise UserError(f"No patch of {dataset.path} can be shown on a sheet.")
@@ -273,6 +298,25 @@ def resolved_counts(
         given = ",".join(map(str, counts))
         raise UserError(f"--counts {given} has {len(counts)} numbers for {octaves} octaves; give one for each octave.")
     return tuple(counts)
+
+
+def say_fewer(counts: Sequence[int], available: int, whose: str) -> None:
+    """Say where ``counts`` alone make fewer octaves than ``whose``, such as "the picture reaches"."""
+    if len(counts) < available:
+        print(
+            f"{counted(len(counts), 'octave')} of the {available} that {whose}, as --counts has "
+            f"{counted(len(counts), 'number')}."
+        )
+
+
+def say_plan(dest: Path, counts: Sequence[int], resolution: int, mode: str, *, dry_run: bool = False) -> None:
+    """Say what will be cut, before it is, and the bytes that it takes at most: those of its pixels (PNG takes less)."""
+    size = sum(counts) * resolution**2 * len(mode)
+    unit, name = next(pair for pair in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= pair[0] or pair[1] == "kB")
+    print(
+        f"{dest} {'would' if dry_run else 'will'} hold {sum(counts):,} patches, by octave "
+        f"{', '.join(f'{count:,}' for count in counts)}: {counted(len(counts), 'octave')}, up to {size / unit:,.1f} {name}"
+    )
 
 
 def write_patches(

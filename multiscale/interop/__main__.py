@@ -25,7 +25,7 @@ def main(pickle: str, snapshot: str) -> None:
     if path.suffix != ".safetensors":
         raise UserError(f"{path} does not end in .safetensors; give a name that does.")
     check_writable(path)
-    source = existing_path(pickle, "a .pkl of the published code")
+    source = existing_path(pickle, "a .pkl of the published code", bundled=False)
     from multiscale.interop.pickles import load_published  # here: PyTorch takes seconds
     from multiscale.runs.snapshots import save_snapshot
 

@@ -39,7 +39,7 @@ def octave_curves(networks: Mapping[str, Results], curves: Mapping[str, Mapping[
         (name, key, suffix)
         for name, result in _first(networks).items()
         for key, suffix in curves[name].items()
-        if key in result
+        if result.get(key)
     ]
     if not curved:
         return None
@@ -92,7 +92,10 @@ def consistency_matrices(networks: Mapping[str, Results], name: str) -> bytes:
     named = list(networks.items())
     figure, grid = panels(len(named), columns=min(len(named), 3), height=3.6)
     matrices = [np.array(results[name]["psnr"], dtype=float) for _, results in named]
-    low, high = min(np.nanmin(m) for m in matrices), max(np.nanmax(m) for m in matrices)
+    known = np.concatenate(
+        [matrix[np.isfinite(matrix)] for matrix in matrices]
+    )  # none of a network that gives no numbers
+    low, high = (known.min(), known.max()) if len(known) else (0, 0)
     for axes, (label, results), matrix in zip(grid, named, matrices, strict=True):
         axes.grid(False)
         image = axes.imshow(matrix, cmap="viridis", vmin=low, vmax=max(high, low + 1))
@@ -117,8 +120,9 @@ def training_curves(histories: Mapping[str, Sequence[tuple[float, Results]]]) ->
     names = {
         name: None
         for history in histories.values()
-        for name in (history[0][1] if len(history) > 1 else ())
-        if sum(name in results for _, results in history) > 1
+        for _, results in history
+        for name in results
+        if sum(name in others for _, others in history) > 1
     }
     if not names:
         return None
@@ -126,7 +130,8 @@ def training_curves(histories: Mapping[str, Sequence[tuple[float, Results]]]) ->
     for axes, name in zip(grid, names, strict=True):
         for colour, (run, history) in zip(colours(len(histories)), histories.items(), strict=True):
             points = [(kimg, results[name]["value"]) for kimg, results in history if name in results]
-            axes.plot(*zip(*points, strict=True), "o-", ms=3.5, lw=1.4, color=colour, label=run)
+            if points:  # the others have no legend entry either
+                axes.plot(*zip(*points, strict=True), "o-", ms=3.5, lw=1.4, color=colour, label=run)
         put_title(axes, name)
         axes.set_xlabel("kimg", fontsize=8)
     return _finished(figure, grid, histories if len(histories) > 1 else {})

@@ -103,7 +103,7 @@ class FeatureInjection(nn.Module):
             # Not as matrix products, which some GPUs would round to TF32, and autocast to half precision.
             means = (members * energy).sum(dim=1) / members.sum(dim=1).clamp(min=1)
             mean = (members * means[:, None]).sum(dim=0)
-            mixing = mixing * torch.where(self.anchored, 1.0, (mean / energy.clamp(min=1e-20)).sqrt())
+            mixing = mixing * torch.where(self.anchored, 1.0, _root(mean / energy.clamp(min=1e-20)))
         return mixing / math.sqrt(mixing.shape[1])
 
     @property
@@ -115,7 +115,7 @@ class FeatureInjection(nn.Module):
     def length(self) -> torch.Tensor:
         """Of (A, B) by the root mean square of w's elements, averaged over all directions of w, [K]."""
         assert self.style is not None
-        return self.style.square().mean(dim=1).unflatten(0, (-1, 2)).sum(dim=1).sqrt()
+        return _root(self.style.square().mean(dim=1).unflatten(0, (-1, 2)).sum(dim=1))
 
     def styled(self, waves: Waves, w: torch.Tensor | None) -> Waves:
         """Waves of all worlds as those of the worlds of ``w`` [B, D]."""
@@ -123,7 +123,7 @@ class FeatureInjection(nn.Module):
             assert w is not None
             amplitude = (w @ (self.style / math.sqrt(w.shape[1])).t()).unflatten(1, (-1, 2))
             if self.config.even_features:
-                size = w.square().mean(dim=1).sqrt()[:, None] * self.length  # [B, K]
+                size = _root(w.square().mean(dim=1))[:, None] * self.length  # [B, K]
                 amplitude = F.normalize(amplitude, dim=2) * size[..., None]
             anchored = self.anchored.to(amplitude)[:, None]  # [K, 1]
             waves = waves.styled(amplitude * (1 - anchored) + F.pad(anchored, (0, 1)))
@@ -388,6 +388,11 @@ class Generator(nn.Module):
             count = self.plan.layers[i].in_channels * sum(x[:, 0].numel() for x, _ in maps)
             layer.magnitude_ema.copy_(mean_square([m for pair in maps for m in pair if m is not None], count))  # type: ignore[operator]
             maps = [self.synthesis.next_maps(i, m, w, waves) for m, (waves, w) in zip(maps, parts, strict=True)]
+
+
+def _root(square: torch.Tensor) -> torch.Tensor:
+    """Square roots, with a gradient of 0 at 0, where that of the root is infinite and its product with 0 no number."""
+    return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
 
 
 def _in_float64(transform: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,11 @@ from multiscale.runs.snapshots import load_snapshot
 from multiscale.view import Region
 from torch_utils.devices import default_device, keep_freed_memory
 
+T = TypeVar("T")
+
+LONG_SEC = 2.0
+"""From when on a single picture has a bar of progress."""
+PERCENT = "{desc} {percentage:3.0f}% {remaining}"
 ENLARGE = "or enlarge its finest pixels (--enlarge), or have it invent finer ones (--extrapolate)"
 
 
@@ -62,7 +67,7 @@ class _Maker:
         """A PNG for each world."""
         paths = picture_paths(self.request)
         self._check_views()
-        for world, path in zip(self.request.worlds, _bar(paths, "image"), strict=True):
+        for world, path in zip(self.request.worlds, self._each(paths), strict=True):
             save_png(path, self._picture(world), self._facts(world))
         return paths
 
@@ -71,7 +76,7 @@ class _Maker:
         path = grid_path(self.request)
         worlds = self.request.worlds
         self._check_views()
-        cells = [self._picture(world) for world in _bar(worlds, "image")]
+        cells = [self._picture(world) for world in self._each(worlds)]
         columns = int(np.ceil(np.sqrt(len(cells))))
         starts = range(0, len(cells), columns)
         rows = [cells[i : i + columns] for i in starts]
@@ -80,6 +85,24 @@ class _Maker:
         save_png(path, grid(rows, captions=captions), facts | {"world": [str(world) for world in worlds]})
         return [path]
 
+    def _each(self, things: Sequence[T]) -> Iterator[T]:
+        """The things to render, with a bar of progress over their tiles if they are several, or one takes long."""
+        views = self.renderer.generator.config.octaves + 1 if self.request.strip else 1
+        delay = 0.0 if len(things) > 1 else LONG_SEC
+        with progress_bar(
+            total=float(len(things)),
+            desc=f"{len(things)} image{'s' * (len(things) > 1)}",
+            bar_format=PERCENT,
+            delay=delay,
+        ) as bar:
+            self.renderer.on_tile = lambda tiles: bar.update(1 / (views * tiles))
+            try:
+                for done, thing in enumerate(things, start=1):
+                    yield thing
+                    bar.update(done - bar.n)
+            finally:
+                self.renderer.on_tile = None
+
     def film(self, path: Path) -> list[Path]:
         """A flight as MP4."""
         request = self.request
@@ -87,9 +110,7 @@ class _Maker:
         check_film(self.renderer, request.flight, width=width, height=height, fps=request.fps, seconds=request.seconds)
         facts = {"world": str(request.worlds[0]), "truncation_psi": request.truncation_psi}
         facts |= {"flight": [[k.zoom, k.x, k.y] for k in request.flight], **self.network}
-        with progress_bar(
-            total=1.0, unit="film", desc=path.name, bar_format="{desc} {percentage:3.0f}% {remaining}"
-        ) as bar:
+        with progress_bar(total=1.0, unit="film", desc=path.name, bar_format=PERCENT) as bar:
             write_film(
                 path,
                 self.renderer,
@@ -180,8 +201,3 @@ class _Maker:
     def _facts(self, world: World) -> dict[str, Any]:
         view = {"strip_to_scale": self.renderer.max_zoom} if self.request.strip else {"scale": self.scale}
         return {**view, "centre": list(self.request.centre), **self._world(world)}
-
-
-def _bar(things: Sequence[Any], unit: str) -> Any:
-    """The things with a progress bar, if they are several."""
-    return progress_bar(iterable=things, unit=unit, disable=len(things) < 2)

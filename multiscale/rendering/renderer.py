@@ -24,7 +24,7 @@ from multiscale.networks.generator import Generator
 from multiscale.rendering.cuda_graphs import Replay
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import Snapshot
-from multiscale.view import Region, centre_limit, view_transform
+from multiscale.view import Region, centre_limit, legal_range, view_transform
 from torch_utils.devices import float32_products
 
 RENDER_BATCH = 16
@@ -75,6 +75,8 @@ class Renderer:
         self._replay = Replay(generator.synthesis) if replay and device.type == "cuda" else None
         self._styles: OrderedDict[tuple[str, float], torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
+        self.on_tile: Callable[[int], object] | None = None
+        """Told, as each tile of an image of any size is done, how many the image has; for bars of progress."""
 
     @property
     def max_zoom(self) -> float:
@@ -226,6 +228,7 @@ class Renderer:
         if factor > 1:  # coarser than the model's coarsest view: render that and average; the result is small
             fine = region.finer(factor)
             pixels = self._evaluate(ws, [(fine, 0, 0)], (fine.width, fine.height), give_up)
+            self._tell(1)
             yield Tile(0, 0, torch.nn.functional.avg_pool2d(pixels, factor)[0])
             return
         width, height, together = self._tile_size(region)
@@ -234,7 +237,12 @@ class Renderer:
             batch = places[i : i + together]
             images = self._evaluate(ws.expand(len(batch), -1, -1), batch, (width, height), give_up)
             for (_, x, y), pixels in zip(batch, images, strict=True):
+                self._tell(len(places))
                 yield Tile(x, y, pixels[:, : region.height - y, : region.width - x])
+
+    def _tell(self, tiles: int) -> None:
+        if self.on_tile is not None:
+            self.on_tile(tiles)
 
     def check_view(
         self,
@@ -274,7 +282,7 @@ class Renderer:
             reach = [max(0.5 - region.pitch * side / 2, 0.0) for side in (region.width, region.height)]
             raise UserError(
                 f"Centre ({x:g}, {y:g}) puts this {region.zoom:g}x view outside the world; "
-                f"x must lie in [{-reach[0]:g}, {reach[0]:g}] and y in [{-reach[1]:g}, {reach[1]:g}]."
+                f"{legal_range('x', reach[0])} and {legal_range('y', reach[1])}."
             )
         beyond = self.extrapolation(region)
         if beyond > MAX_EXTRAPOLATION:

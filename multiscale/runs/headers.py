@@ -17,7 +17,7 @@ from dnnlib.errors import REFUSED, UserError
 from dnnlib.reading import HEAD_BYTES, each_once, from_json, kind_of, parsed, regular_size
 from multiscale.config import GeneratorConfig
 from multiscale.runs.migrations import check_version, read_stored
-from multiscale.runs.remote import existing_path, is_remote
+from multiscale.runs.remote import BUNDLED_FOLDER, bundled_networks, existing_path, is_remote
 
 FORMAT = "multiscale-generator"
 PATTERN = "generator-*.safetensors"
@@ -31,7 +31,7 @@ CHECKSUM = "sha256"
 HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its format allows."""
 
-BUNDLED = Path(__file__).parent / "bundled" / "earth64.safetensors"
+BUNDLED = BUNDLED_FOLDER / "earth64.safetensors"
 """The bundled model, trained on the Earth (docs/lab/earth64.md): 64 x 64 pixels, 6 octaves; parameters in half precision,
 training settings in its metadata."""
 
@@ -147,7 +147,8 @@ def find_network(network: str | Path | None, tell: Callable[[str], object] | Non
     """The file meant by ``--network``: a file, the newest of a run's folder, a name to fetch, or (None) the one written last
     by any run in ``runs``.
 
-    Names are ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.remote`). Without any run it is the bundled model.
+    Names are ``earth``, ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.remote`). Without any run it is the
+    bundled model.
 
     Args:
         network: As the user typed it; None: nothing was typed.
@@ -207,7 +208,7 @@ def choice(path: Path, option: str = "--network") -> str:
     if kimg == 0:
         return (
             f"Using {path}, the snapshot written last in runs, which is untrained (0 kimg) and shows noise; "
-            f"{option} takes another, such as the bundled model, {BUNDLED}."
+            f"{option} takes another, such as the bundled model, {next(iter(bundled_networks()))}."
         )
     return f"Using {path}{trained}, the snapshot written last in runs; {option} takes another."
 

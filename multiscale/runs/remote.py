@@ -1,4 +1,5 @@
-"""Networks by name in place of a path: ``https://...`` and ``hf://owner/repo``, fetched once and kept in the cache folder."""
+"""Networks by name in place of a path: ``https://...`` and ``hf://owner/repo``, fetched once and kept in the cache folder, and
+those that come with the package, such as ``earth``."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from dnnlib.reading import short_reason
 
 HUB = "hf://"
 HUB_SYNTAX = "hf://owner/repo, with /file and @revision if you like"
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 SUFFIXES = (".safetensors", ".pkl")
 _NEEDS_HUB = "hf:// needs the package huggingface_hub: pip install huggingface_hub."
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"
@@ -66,20 +68,32 @@ def local_path(name: str | Path) -> Path:
     return fetch(name, cache_folder() / "networks")
 
 
-def existing_path(name: str | Path, wanted: str) -> Path:
+def bundled_networks() -> dict[str, Path]:
+    """The networks that come with the package by name: of ``earth64.safetensors`` it is ``earth64``, and ``earth``."""
+    files = sorted(BUNDLED_FOLDER.glob("*.safetensors"))
+    short = {file.stem.rstrip("0123456789"): file for file in files}
+    return short | {file.stem: file for file in files}
+
+
+def existing_path(name: str | Path, wanted: str, *, bundled: bool = True) -> Path:
     """:func:`local_path` of a network that is there.
 
     Args:
         name: As a user typed it.
         wanted: What could be given, for the message.
+        bundled: Whether a name of :func:`bundled_networks` will do, where there is no such path.
 
     Raises:
         UserError: there is none; as :func:`local_path`.
     """
     path = local_path(name)
-    if not path.exists():
-        raise UserError(f"There is no network {path}; give {wanted}.")
-    return path
+    if path.exists():
+        return path
+    names = bundled_networks() if bundled else {}
+    if str(name) in names:
+        return names[str(name)]
+    known = f", or a bundled one by name ({', '.join(names)})" if names else ""
+    raise UserError(f"There is no network {path}; give {wanted}{known}.")
 
 
 def hub() -> Any:
@@ -90,6 +104,7 @@ def hub() -> Any:
     """
     try:
         import huggingface_hub
+        import huggingface_hub.errors  # of which the package itself loads only what is asked of it
     except ImportError as error:
         raise UserError(_NEEDS_HUB) from error
     return huggingface_hub
@@ -110,7 +125,8 @@ def hub_errors(name: HubName) -> Iterator[None]:
     except errors.LocalEntryNotFoundError as error:
         raise UserError(f"Cannot get {name}: there is no connection, and nothing of it was kept.") from error
     except Exception as error:  # of the several HTTP libraries that it has used
-        raise UserError(f"Cannot reach {name}: {short_reason(error)}.") from error
+        reason = re.sub(r"^\[Errno -?\d+\] ", "", short_reason(error))
+        raise UserError(f"Cannot reach {name}: {reason}.") from error
 
 
 def _from_hub(name: HubName) -> Path:
@@ -121,7 +137,9 @@ def _from_hub(name: HubName) -> Path:
 
 def _only_network(name: HubName) -> str:
     """The newest snapshot of a repository, or the only network there."""
-    files = [str(file) for file in hub().list_repo_files(name.repo, revision=name.revision)]
+    # Asked once: list_repo_files would try for half a minute where there is no connection.
+    listing = hub().model_info(name.repo, revision=name.revision).siblings or []
+    files = [str(file.rfilename) for file in listing]
     networks = sorted(file for file in files if file.endswith(SUFFIXES))
     numbered = [(int(m[1]), file) for file in networks if (m := re.search(r"generator-(\d+)\.safetensors$", file))]
     if numbered:

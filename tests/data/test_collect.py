@@ -70,6 +70,8 @@ def test_labels_are_those_of_the_scene(scene, tmp_path, monkeypatch):
         made.append(dest.read_bytes())
     assert made[0] == made[1]
     assert "from 12 pictures of extents" in result.output
+    assert f"{dest} will hold 27 patches, by octave 4, 6, 8, 6, 3: 5 octaves, up to" in result.output
+    assert "reach, as --counts has 5 numbers." in result.output
     dataset = PatchDataset(dest)
     assert dataset.counts().tolist() == [4, 6, 8, 6, 3]
     spans = np.stack([np.log2(zooms), np.log2(zooms * SIDE / N)], axis=1)

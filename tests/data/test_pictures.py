@@ -89,6 +89,24 @@ def test_a_small_picture_is_answered_with_the_resolution_that_gives_octaves(tmp_
         assert "--resolution" not in again.output
 
 
+def test_a_dry_run_writes_nothing_whatever_stands_there_and_says_what_a_run_says(tmp_path):
+    path, dest = tmp_path / "a.png", tmp_path / "d.zip"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 700, 3), np.uint8)).save(path)
+    options = ["make", "--source", path, "--dest", dest, "--workers", 1, "--resolution", 32, "--counts", "3,4"]
+    assert invoke(*options).exit_code == 0
+    before = dest.read_bytes()
+    done = invoke(*options, "--dry-run", "--seed", 1)
+    plan = "2 octaves of the 4 that the picture reaches, as --counts has 2 numbers.\n"
+    plan += f"{dest} would hold 7 patches, by octave 3, 4: 2 octaves, up to 21.5 kB\n"
+    assert (done.exit_code, plan in done.output) == (0, True), done.output
+    assert dest.read_bytes() == before
+    assert "d.zip exists; pass --force" in refusal(*options)
+    assert plan.replace("would", "will") in invoke(*options, "--force").output
+    said = invoke(*options[:-1], "3,3,3,3", "--dry-run").output
+    assert "as --counts has" not in said
+    assert "would hold 12 patches, by octave 3, 3, 3, 3: 4 octaves" in said
+
+
 # The same patches by every way ----------------------------------------------------------------------------------------
 
 

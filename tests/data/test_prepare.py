@@ -223,10 +223,19 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_set_with_hardly_any_contrast_is_called_so(tmp_path, capsys):
+    Image.fromarray(np.random.default_rng(0).integers(3, 17, (64, 64), np.uint8)).save(tmp_path / "dark.png")
+    make_from_photographs(tmp_path / "dark.png", tmp_path / "set.zip", resolution=16, counts=(4, 4), workers=1)
+    inspect_patches(tmp_path / "set.zip", workers=1)
+    assert "very low contrast: of 8 patches nearly all numbers lie between 3 and 16 of 255" in capsys.readouterr().out
+
+
 def test_the_contact_sheet_has_a_row_for_each_octave(tmp_path, capsys):
     make_demo(tmp_path / "set.zip", resolution=16, counts=(9, 3, 12), workers=1)
     inspect_patches(tmp_path / "set.zip", sheet=tmp_path / "sheet.png", workers=1)
-    assert "no problems" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no problems" in said
+    assert "low contrast" not in said
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert 3 * 128 <= sheet.height < 4 * 128
         assert 8 * 128 <= sheet.width < 9 * 128

@@ -225,12 +225,36 @@ def test_floating_point_numbers_have_the_range_of_nearly_all(tmp_path):
     assert np.abs(patches - patches_of(shown, tmp_path)).max() <= 1
 
 
+@pytest.mark.parametrize(
+    "most, suggested",
+    [(255, 255), (1023, 1023), (4095, 4095), (3000, 4095), (16383, 16383), (17000, None), (65535, None)],
+)
+def test_16_bits_of_which_few_are_used_are_answered_with_their_range(tmp_path, most, suggested):
+    values = np.linspace(0, most, GREY.size).round().astype(np.uint16).reshape(GREY.shape)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    said = make(tmp_path / "a.tif")[0]
+    assert (f"--range 0,{suggested} makes that white" in said) == (suggested is not None), said
+    assert ("almost black" in said) == (suggested is not None)
+
+
+def test_a_large_picture_is_looked_at_in_parts_and_a_bright_one_beside_it_says_that_all_bits_are_used(tmp_path):
+    values = np.zeros((3000, 4000), np.uint16)
+    values[2900:, 3900:] = 4095
+    (tmp_path / "set").mkdir()
+    tifffile.imwrite(tmp_path / "set" / "a.tif", values, tile=(256, 256))
+    assert "0,4095 makes that white" in make(tmp_path / "set")[0]
+    tifffile.imwrite(tmp_path / "set" / "b.tif", np.full((100, 100), 60000, np.uint16))
+    assert "almost black" not in make(tmp_path / "set")[0]
+
+
 def test_the_range_of_16_bits_is_said_and_can_be_given(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", GREY.astype(np.uint16) * 16)
     said, patches = make(tmp_path / "a.tif")
     assert "a.tif: 16 bits, 0 becomes black and 65535 white (--range)." in said
     assert patches.max() <= 16
+    assert "is above about 4095, so that patches will be almost black; --range 0,4095 makes that white." in said
     said, patches = make(tmp_path / "a.tif", "--range", "0,4080")
+    assert "almost black" not in said
     assert "0 becomes black and 4080 white" in said
     assert np.array_equal(patches, patches_of(GREY, tmp_path))
 

@@ -177,6 +177,29 @@ def test_curves_over_training_take_what_can_be_compared(place, tmp_path):
     assert plots.training_curves({"run": found[:1]}) is None
 
 
+def test_plots_leave_out_what_has_no_points(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "as_png", lambda figure: drawn.append(figure) or b"")
+    plots.training_curves(
+        {
+            "whole": [(1.0, {"swd": {"value": 2.0}}), (2.0, {"swd": {"value": 1.0}, "msfid": {"value": 3.0}})],
+            "none": [],
+            "other": [(1.0, {"kid": {"value": 1.0}})],
+            "late": [(1.0, {}), (2.0, {"msfid": {"value": 3.0}}), (3.0, {"msfid": {"value": 1.0}})],
+        }
+    )
+    axes = {ax.get_title(loc="left"): ax for ax in drawn[0].axes if ax.get_visible()}
+    assert list(axes) == ["swd", "msfid"]
+    assert [line.get_label() for line in axes["swd"].lines] == ["whole"]
+    assert [list(line.get_xdata()) for line in axes["msfid"].lines] == [[2.0], [2.0, 3.0]]
+    for ax in axes.values():
+        assert all(0 < low < high < 4 for low, high in (ax.get_xlim(), ax.get_ylim())), "an axis of names counts from 0"
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["whole", "late"]
+    nothing = [[float("nan")] * 2] * 2
+    plots.consistency_matrices({"broken": {"consistency": {"value": float("nan"), "psnr": nothing}}}, "consistency")
+    assert plots.octave_curves({"n": {"swd": {"value": 1.0, "octaves": []}}}, {"swd": {"octaves": ""}}) is None
+
+
 def test_copies_of_real_patches_are_found_out(place):
     dataset = PatchDataset(place / "p.zip")
     features = load_features("random", dataset.resolution, CPU.device)

@@ -158,6 +158,23 @@ def test_even_features_count_alike_in_every_world_and_in_all():
         torch.testing.assert_close(energy[~free], before[~free])
 
 
+@pytest.mark.parametrize("changes", [{}, STYLED, {"even_features": True, **STYLED}])
+def test_gradients_are_finite_at_the_latent_0_and_the_style_0(changes):
+    """Where roots of squares have none of their own: inversions and mean worlds begin there."""
+    generator = Generator(small_config(img_resolution=64, **changes))
+    config, view = generator.config, view_transform([2.0], [[0.1, 0]])
+    for given, image in (
+        (torch.zeros(1, config.z_dim, requires_grad=True), lambda z: generator(z, view)),
+        (
+            torch.zeros(1, generator.mapping.num_ws, config.w_dim, requires_grad=True),
+            lambda ws: generator.synthesis(ws, view),
+        ),
+    ):
+        found = torch.autograd.grad(image(given).square().mean(), [given, *generator.parameters()], allow_unused=True)
+        assert all(gradient.isfinite().all() for gradient in found if gradient is not None)
+        assert found[0].any()
+
+
 def test_gradients_reach_styles_mixing_and_frame():
     generator = Generator(small_config(img_resolution=64, **STYLED))
     generator(torch.randn(4, 16), view_transform([1.0, 2.0, 9.0, 60.0], [[0, 0]] * 4)).square().mean().backward()

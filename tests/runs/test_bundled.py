@@ -8,9 +8,12 @@ import torch
 from click.testing import CliRunner
 from conftest import calibrated_generator, small_config
 
+import multiscale
+from dnnlib.errors import UserError
 from multiscale.cli.pack import main as pack
 from multiscale.rendering.renderer import Renderer
-from multiscale.runs.headers import BUNDLED
+from multiscale.runs.headers import BUNDLED, find_network, find_networks
+from multiscale.runs.remote import bundled_networks, existing_path
 from multiscale.runs.snapshots import load_snapshot, save_snapshot
 
 
@@ -41,6 +44,23 @@ def test_it_shows_something_at_every_zoom(bundled):
         pixels = renderer.render([0, 1], [2.0**octave] * 2, [(0.1, -0.07) if octave > 2 else (0, 0)] * 2)
         assert pixels.std() > 15
         assert (pixels == 255).mean() < 0.05
+
+
+def test_it_has_a_name_wherever_a_network_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert bundled_networks() == {"earth": BUNDLED, "earth64": BUNDLED}
+    for name in ("earth", "earth64"):
+        assert find_network(name) == find_networks([name])[0] == multiscale.load(name).path == BUNDLED
+    with pytest.raises(
+        UserError, match=r"There is no network mars; give .*, or a bundled one by name \(earth, earth64\)"
+    ):
+        find_network("mars")
+    with pytest.raises(UserError, match=r"There is no network earth; give a \.pkl of the published code\.$"):
+        existing_path("earth", "a .pkl of the published code", bundled=False)
+    own = tmp_path / "earth" / "generator-000000001.safetensors"
+    own.parent.mkdir()
+    own.touch()
+    assert find_network("earth").absolute() == own, "what lies there comes first"
 
 
 def test_packing_keeps_the_pictures(tmp_path):

@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -66,10 +67,8 @@ def hub():
                 data = files[match[1]]
                 mark = hashlib.sha1(data).hexdigest()
                 return self._answer(data, ETag=f'"{mark}"', X_Repo_Commit=COMMIT)
-            if self.path.startswith("/api/models/me/world/tree/"):
-                return self._answer(
-                    [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files.items()]
-                )
+            if re.fullmatch(r"/api/models/me/world(/revision/main)?", self.path.partition("?")[0]):
+                return self._answer({"id": "me/world", "siblings": [{"rfilename": name} for name in files]})
             return self._answer({}, 404, X_Error_Code="RepoNotFound")
 
         do_HEAD = do_GET
@@ -165,6 +164,19 @@ def test_a_card_says_what_it_is(tmp_path):
     again = CliRunner().invoke(main, options)
     assert again.exit_code == 2
     assert "is not an empty folder" in again.output
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence_in_a_fresh_process(tmp_path):
+    """In this one other tests have loaded more of huggingface_hub than it does by itself."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    code = (
+        "from multiscale.runs.remote import local_path\ntry: local_path('{}')\nexcept ValueError as error: print(error)"
+    )
+    done = with_hub(address, tmp_path, "-c", code.format("hf://me/my-world"))
+    assert re.fullmatch(r"Cannot reach hf://me/my-world: .+\.\n", done.stdout), done
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_is_not_there_is_said_before_the_package_is_asked_for(monkeypatch):
