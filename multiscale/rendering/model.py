@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 
 from dnnlib.errors import UserError, shown
@@ -72,9 +72,7 @@ class Model:
         """Side N in pixels of a view of its own size."""
         return self.generator.config.img_resolution
 
-    def world(
-        self, seed: int | str | NDArray[Any] | torch.Tensor = 0, truncation_psi: Number = 1.0
-    ) -> PlacedWorld:
+    def world(self, seed: int | str | NDArray[Any] | torch.Tensor = 0, truncation_psi: Number = 1.0) -> PlacedWorld:
         """One of its worlds.
 
         Args:
@@ -96,7 +94,9 @@ class Model:
         if not isinstance(seed, np.ndarray | torch.Tensor):
             return World.parse(seed)
         z_dim = self.generator.config.z_dim
-        sentence = f"A latent of this model is a tensor or array [{z_dim}] of finite numbers; given: {_described(seed)}."
+        sentence = (
+            f"A latent of this model is a tensor or array [{z_dim}] of finite numbers; given: {_described(seed)}."
+        )
         return World(GivenLatent(_numbers(seed, z_dim, sentence)))
 
     def __repr__(self) -> str:
@@ -294,7 +294,7 @@ def load_model(network: str | Path | None = None, device: str | torch.device | N
 # ----- What users give: numbers of Python, NumPy and PyTorch ----------------------------------------------------------
 
 
-def _numbers(values: ArrayLike | torch.Tensor, count: int, sentence: str) -> tuple[float, ...]:
+def _numbers(values: Any, count: int, sentence: str) -> tuple[float, ...]:
     """``count`` finite numbers, of a sequence, an array or a tensor on any device; a UserError with ``sentence`` for others."""
     return tuple(map(float, _checked(values, (count,), "iuf", sentence)))
 
