@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, check_writable
+from dnnlib.machine import processor
 
 
 def describe(threads: int, device: str = "cpu") -> dict[str, object]:
@@ -29,15 +29,6 @@ def environment_of_checkout() -> dict[str, str]:
     """The environment in which Python finds this checkout's code first, then what it finds now."""
     places = filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")])
     return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
-
-
-def processor() -> str:
-    """Model name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def result_file(text: str) -> Path:

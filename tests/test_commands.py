@@ -30,6 +30,7 @@ from multiscale.cli import dataset_tool, generate, train
 from multiscale.runs import folder as folder_module
 from multiscale.runs.folder import LOCK, held
 from multiscale.runs.headers import BUNDLED, find_network, find_networks, snapshots_of
+from multiscale.runs.history import read_starts
 from multiscale.runs.migrations import FORMAT_VERSION
 from multiscale.runs.snapshots import load_snapshot, save_snapshot
 from multiscale.runs.states import load_state, states_of
@@ -264,11 +265,16 @@ def test_the_same_command_goes_on_with_its_run(tmp_path):
     before = contents(folder)
     assert "is trained: 0.016 of 0.016 kimg" in quick_output(data, folder)
     after = contents(folder)
-    assert {name for name in before if before[name] != after[name]} <= {"environment.json"}
+    assert {name for name in before if before[name] != after[name]} <= {"environment.json", "history.jsonl"}
     longer = quick_output(data, folder, "--kimg", "0.024")
-    assert "Changed since the run began: training.kimg: 0.016 -> 0.024" in longer
+    assert "Changed settings: training.kimg: 0.016 -> 0.024" in longer
     assert "Resuming from" in longer
     assert {path.name for path in states_of(folder)} == {"state-000000016.pt", "state-000000024.pt"}
+    starts = read_starts(folder)
+    assert [start["kimg"] for start in starts] == [0, 0.016, 0.016]
+    assert [start["changed"] for start in starts] == [{}, {}, {"training.kimg": [0.016, 0.024]}]
+    assert (starts[0]["program"], starts[0]["torch"]) == (multiscale.__version__, torch.__version__)
+    assert json.loads((folder / "environment.json").read_text())["cpu"] == starts[0]["cpu"] != ""
 
 
 def test_a_run_begins_with_the_state_of_another(tmp_path):
@@ -294,7 +300,9 @@ def test_a_run_begins_with_the_networks_of_another(tmp_path):
     snapshot, state = snapshots_of(folder)[-1], states_of(folder)[-1]
     for file, what in ((snapshot, "generator"), (state, "networks")):
         other = tmp_path / what
-        assert f"Beginning with the {what} of {file}." in quick_output(other_data, other, "--transfer", file, *still)
+        given = folder if file == state else file  # of a run's folder it is the newest state
+        assert f"Beginning with the {what} of {file}." in quick_output(other_data, other, "--transfer", given, *still)
+        assert [start.get("begins_with") for start in read_starts(other)] == [str(file)]
         learned = load_state(state)["G" if what == "networks" else "G_ema"]
         for name, tensor in load_state(states_of(other)[-1])["G"].items():
             if not name.endswith(("magnitude_ema", "w_avg")):  # these move without a learning rate
@@ -318,8 +326,9 @@ def test_networks_that_do_not_fit_are_not_transferred(tmp_path):
     fewer = small_patches(tmp_path / "fewer.zip", octaves=2)
     assert "generator.octaves=3 but the patches of" in refused(train, "--data", fewer, *options, snapshot)
     assert "There is no network" in refused(train, "--data", data, *options, tmp_path / "none.pt")
-    folder = refused(train, "--data", data, *options, state.parent)
-    assert f"is a folder, not a training state; give a file in it, such as {state.parent}" in folder
+    message = refused(train, "--data", data, *options, snapshot.parent.parent)
+    assert "holds no training state (state-*.pt); give the folder of a run" in message
+    assert "hf://owner/repo" in message
     assert "Both --resume and --transfer" in refused(train, "--data", data, *options, state, "--resume", state)
     assert not (tmp_path / "x").exists()
 
@@ -784,3 +793,18 @@ def test_a_training_state_and_a_snapshot_in_place_of_each_other_are_told_apart(t
 def test_an_output_folder_that_cannot_be_made_is_named(trained, tmp_path):
     (tmp_path / "file").write_text("")
     assert "Cannot write" in refused(generate, "--network", trained, "--out", tmp_path / "file" / "deeper")
+
+
+def test_pairs_with_unequal_penalties_are_remarked_upon(tmp_path):
+    words = (
+        "--data",
+        small_patches(tmp_path / "p.zip"),
+        "--outdir",
+        tmp_path / "x",
+        "--dry-run",
+        "--set",
+        "training.adversarial=pairs",
+    )
+    for more, remarked in (("training.r1_gamma=2", True), ("training.r2_gamma=0.15", False)):
+        result = run(train, *words, "--set", "training.r1_gamma=0.15", "--set", more)
+        assert ("Remark: training.adversarial=pairs" in result.output) == remarked, result.output

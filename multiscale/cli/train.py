@@ -20,8 +20,9 @@ from multiscale.training.status import report_status
 @optgroup.option("--resume", metavar="FILE", help="Start a new run from the training state (state-*.pt) of another.")
 @optgroup.option(
     "--transfer",
-    metavar="FILE|NAME",
-    help="Start a new run from networks only: a state-*.pt, a generator-*.safetensors or a published .pkl.",
+    metavar="RUN|FILE|NAME",
+    help="Start a new run from networks only: a run (its newest state), a state-*.pt, a generator-*.safetensors, a "
+    "published .pkl, https://... or hf://owner/repo.",
 )
 @optgroup.option("--fresh", is_flag=True, help="Start another run; without it the same command resumes its run.")
 @optgroup.group("Machine")

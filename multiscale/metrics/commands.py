@@ -18,10 +18,11 @@ from multiscale.metrics.measure import Metric
 from multiscale.metrics.parse import DEFAULT, parse_metrics
 from multiscale.metrics.pools import Patches
 from multiscale.metrics.reals import content_digest
-from multiscale.metrics.report import Measured, table_lines, write_report
+from multiscale.metrics.report import Measured, table_lines, trained_apart, write_report
 from multiscale.metrics.samples import patch_views, quantised
 from multiscale.metrics.scales import Evaluation
 from multiscale.networks.generator import Generator
+from multiscale.runs.folder import preset_of
 from multiscale.runs.snapshots import Snapshot, load_snapshot
 from torch_utils import distributed
 from torch_utils.devices import choose_devices, float32_products
@@ -98,6 +99,16 @@ def labels_of(snapshots: Sequence[Snapshot]) -> list[str]:
     return labels
 
 
+def training_of(snapshot: Snapshot) -> str:
+    """How long, on what data and with which preset a network was trained, as far as its file and its run's folder say."""
+    info = snapshot.info
+    kimg, data, patches, preset = *map(info.get, ("kimg", "data", "patches")), preset_of(snapshot.path.resolve().parent)
+    length = f"{kimg:g} kimg" if isinstance(kimg, int | float) else "unknown length"
+    on = f"on {data}" if isinstance(data, str) else "on unknown data"
+    of = f" ({patches:,} patches)" if isinstance(patches, int) else ""
+    return f"{length} {on}{of}{'' if preset is None else f', preset {preset}'}"
+
+
 def _evaluation(
     request: Request, metrics: Sequence[Metric], dataset: PatchDataset, process: Process, digest: str | None
 ) -> Evaluation:
@@ -139,9 +150,23 @@ def _work(process: Process, job: Job) -> None:
                 for octave, kept in patches.items()
                 if octave is not None
             }
-            measured.append(Measured(label, path, snapshot.digest, kimg, results, pictured, seconds))
+            measured.append(
+                Measured(
+                    label,
+                    path,
+                    snapshot.digest,
+                    kimg,
+                    snapshot.info.get("data"),
+                    training_of(snapshot),
+                    results,
+                    pictured,
+                    seconds,
+                )
+            )
             print("\n".join(table_lines(measured[-1], job.metrics)), flush=True)
     if process.is_first:
+        if (remark := trained_apart(measured)) is not None:
+            print(remark)
         print(write_report(Path(request.out), measured, evaluation))
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from dnnlib.files import atomic_write
 from dnnlib.pictures import grid
+from dnnlib.reading import each_once
 from multiscale.metrics import plots
 from multiscale.metrics.frechet import nearest
 from multiscale.metrics.measure import Metric, Result
@@ -56,6 +57,10 @@ class Measured:
     path: Path
     digest: str
     kimg: float | None
+    data: str | None
+    """Name of the patches that it was trained on; None: its file does not say."""
+    training: str
+    """Its length, data and preset, as far as its file and folder say."""
     results: dict[str, Result]
     patches: dict[int, Patches]
     """Those of each octave that pictures are chosen from."""
@@ -78,7 +83,7 @@ class Neighbours:
 
 def table_lines(measured: Measured, metrics: Sequence[Metric]) -> Iterator[str]:
     """The results of a network as text."""
-    yield f"{measured.label} ({measured.path}), {measured.seconds:.0f} s"
+    yield f"{measured.label} ({measured.path}), {measured.training}, {measured.seconds:.0f} s"
     for metric in metrics:
         result = measured.results[metric.name]
         octaves = " ".join(f"{value:.4g}" for value in result.get("octaves", ()))
@@ -87,6 +92,17 @@ def table_lines(measured: Measured, metrics: Sequence[Metric]) -> Iterator[str]:
         yield f"  {metric.name:<20}{result['value']:>10.5g}{deviation}  ({metric.kind.better} is better)" + (
             f"  by octave {octaves}" if octaves else ""
         )
+
+
+def trained_apart(measured: Sequence[Measured]) -> str | None:
+    """A remark on networks that were not trained on the same data, whose numbers do not compare recipes; None: they were."""
+    data = each_once(m.data for m in measured)
+    if len(data) < 2:
+        return None
+    return (
+        f"Remark: these networks were trained on different data ({', '.join(d or 'unknown' for d in data)}): their numbers "
+        "say how near each is to --data, not which recipe is better."
+    )
 
 
 def write_report(folder: Path, measured: Sequence[Measured], evaluation: Evaluation) -> Path:
@@ -105,7 +121,11 @@ def write_report(folder: Path, measured: Sequence[Measured], evaluation: Evaluat
     """
     facts, dataset = evaluation.facts, evaluation.dataset
     lines = [
-        metrics_line(m.kimg, m.results, {**facts, "network": m.path.name, "sha256": m.digest, "seconds": m.seconds})
+        metrics_line(
+            m.kimg,
+            m.results,
+            {**facts, "network": m.path.name, "training": m.training, "sha256": m.digest, "seconds": m.seconds},
+        )
         for m in measured
     ]
     with atomic_write(folder / METRICS, "w") as stream:
@@ -235,6 +255,7 @@ def _page(
         f"<table>{facts}</table>",
         f"<h2>Numbers</h2><div class=scroll>{_table(measured, metrics)}</div>",
         f"<h2>Networks</h2><table>{''.join(_network_row(m) for m in measured)}</table>",
+        f"<p>{escape(trained_apart(measured) or '')}</p>",
     ]
     for name, title, text, png in sections:
         source = f"data:image/webp;base64,{base64.b64encode(_smaller(png)).decode()}"
@@ -273,8 +294,8 @@ def _table(measured: Sequence[Measured], metrics: Sequence[Metric]) -> str:
 
 
 def _network_row(measured: Measured) -> str:
-    kimg = "" if measured.kimg is None else f"{measured.kimg:g} kimg"
     return (
-        f"<tr><th>{escape(measured.label)}</th><td class=text>{escape(str(measured.path))}</td><td>{kimg}</td>"
+        f"<tr><th>{escape(measured.label)}</th><td class=text>{escape(str(measured.path))}</td>"
+        f"<td class=text>{escape(measured.training)}</td>"
         f"<td class='text quiet'>SHA-256 {measured.digest[:16]}</td></tr>"
     )

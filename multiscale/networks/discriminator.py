@@ -8,6 +8,7 @@ Shapes: B images, C image channels, N image side, G group of the minibatch stand
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -99,6 +100,10 @@ class Discriminator(nn.Module):
         self.config, self.octaves = config, octaves
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.register_buffer("logit_weights", torch.ones(1), persistent=False)
+
+    if TYPE_CHECKING:  # of nn.Module it takes and returns anything
+
+        def __call__(self, image: torch.Tensor, zoom_log2: torch.Tensor | None = None) -> torch.Tensor: ...
 
     def forward(self, image: torch.Tensor, zoom_log2: torch.Tensor | None = None) -> torch.Tensor:
         """Images [B, C, N, N] in [-1, 1] and their zooms s [B] -> logits [B, L]; a mean over L weighs by ``logit_weights``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 
 from multiscale.config import GeneratorConfig
 from multiscale.networks.fourier import Grid, Waves, draw_features, waves_of_views
-from multiscale.networks.layers import Linear, MappingNetwork, SynthesisLayer, mean_square
+from multiscale.networks.layers import Linear, MappingNetwork, SynthesisLayer, check_shape, mean_square
 from multiscale.networks.packets import draw_packets, widened
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
 from multiscale.view import AffineViews, turned
@@ -228,6 +228,18 @@ class SynthesisNetwork(nn.Module):
             with torch.no_grad():
                 self.frame.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
 
+    if TYPE_CHECKING:  # of nn.Module it takes and returns anything
+
+        def __call__(
+            self,
+            ws: torch.Tensor,
+            transform: torch.Tensor,
+            *,
+            size: Size | None = None,
+            observe: bool = False,
+            before_layer: Callable[[], None] | None = None,
+        ) -> torch.Tensor: ...
+
     def forward(
         self,
         ws: torch.Tensor,
@@ -240,15 +252,22 @@ class SynthesisNetwork(nn.Module):
         """Render styles through views.
 
         Args:
-            ws: One w a layer, [B, num_ws, D].
-            transform: World-from-view matrices of N x N pixels about the image's centre, [B, 3, 3].
+            ws: One w a layer, [B, num_ws, D], or [1, num_ws, D] for B views of one world.
+            transform: World-from-view matrices of N x N pixels about the image's centre, [B, 3, 3], or [1, 3, 3] for one
+                view of B worlds.
             size: Width and height of the image in pixels, each N plus a multiple of ``plan.step``; None: N x N.
             observe: Add what the layers see to their running sums.
             before_layer: Called before each layer; it may raise to give up.
 
         Returns:
             Float32 [B, C, height, width], nominally in [-1, 1].
+
+        Raises:
+            ValueError: ``ws`` or ``transform`` has another shape, their B do not go together, or the size is not on the grid.
         """
+        check_shape("ws", ws, "B, num_ws, w_dim", None, self.plan.num_ws, self.config.w_dim)
+        check_shape("transform", transform, "B, 3, 3", None, 3, 3)
+        ws, transform = _together(ws, transform)
         side, step = self.config.img_resolution, self.plan.step
         if size is not None and any(pixels < step or (pixels - side) % step for pixels in size):
             raise ValueError(
@@ -327,6 +346,17 @@ class Generator(nn.Module):
         self.mapping = MappingNetwork(config, self.plan.num_ws)
         self.synthesis = SynthesisNetwork(config, self.plan)
 
+    if TYPE_CHECKING:  # of nn.Module it takes and returns anything
+
+        def __call__(
+            self,
+            z: torch.Tensor,
+            transform: torch.Tensor,
+            truncation_psi: float = 1.0,
+            *,
+            update_means: bool | None = None,
+        ) -> torch.Tensor: ...
+
     def forward(
         self,
         z: torch.Tensor,
@@ -338,19 +368,22 @@ class Generator(nn.Module):
         """Render latents through views.
 
         Args:
-            z: Latents, [B, z_dim].
-            transform: World-from-view matrices, [B, 3, 3], float64 for deep zooms; any affine view is rendered, inside
-                the world or not (:func:`multiscale.view.view_transform` checks the range).
+            z: Latents, [B, z_dim], or [1, z_dim] for B views of one world.
+            transform: World-from-view matrices, [B, 3, 3], or [1, 3, 3] for one view of B worlds; float64 for deep zooms.
+                Any affine view is rendered, inside the world or not (:func:`multiscale.view.view_transform` checks the range).
             truncation_psi: 1 as trained, towards 0 closer to the mean latent.
             update_means: Update the running means; None: in training mode.
 
         Returns:
             Float32 [B, C, N, N], nominally in [-1, 1].
+
+        Raises:
+            ValueError: ``z`` or ``transform`` has another shape, or their B do not go together.
         """
         update = self.training if update_means is None else update_means
         image = self.synthesis(self.mapping(z, truncation_psi, observe=update), transform, observe=update)
         if update:
-            self.update_running_means(len(z))
+            self.update_running_means(len(image))
         return image
 
     def running_means(self) -> list[torch.Tensor]:
@@ -393,6 +426,18 @@ class Generator(nn.Module):
 def _root(square: torch.Tensor) -> torch.Tensor:
     """Square roots, with a gradient of 0 at 0, where that of the root is infinite and its product with 0 no number."""
     return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
+
+
+def _together(ws: torch.Tensor, transform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both for B images, where either may be for one."""
+    worlds, views = ws.shape[0], transform.shape[0]
+    if worlds == views:
+        return ws, transform
+    if worlds == 1:
+        return ws.expand(views, -1, -1), transform
+    if views == 1:
+        return ws, transform.expand(worlds, -1, -1)
+    raise ValueError(f"{worlds} worlds and {views} views were given; give as many of both, or one of either.")
 
 
 def _in_float64(transform: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,29 @@ from torch_utils.ops.upfirdn2d import upfirdn2d
 SQRT2 = math.sqrt(2)
 CHANNEL_STEP = 8
 """Numbers of two bytes to the 16 bytes that tensor cores load at a time."""
+
+
+def check_shape(name: str, value: object, dims: str, *sizes: int | None) -> None:
+    """Refuse what is not a tensor of one shape; only the shape is looked at, never a number.
+
+    Args:
+        name: Of the argument.
+        value: The argument.
+        dims: Names of the dimensions, for the message.
+        sizes: Of the dimensions; None: any.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.ndim == len(sizes) and all(n is None or m == n for m, n in zip(value.shape, sizes, strict=True)):
+            return
+        given = f"has shape {list(value.shape)}"
+    else:
+        given = f"is of type {type(value).__name__}"
+    wanted = ", ".join("B" if size is None else str(size) for size in sizes)
+    here = "" if wanted == dims else f", here [{wanted}]"
+    raise ValueError(f"{name} {given}; give a tensor [{dims}]{here}.")
 
 
 class Linear(nn.Module):
@@ -95,7 +119,7 @@ class MappingNetwork(nn.Module):
 
     def __init__(self, config: GeneratorConfig, num_ws: int) -> None:
         super().__init__()
-        self.num_ws = num_ws
+        self.num_ws, self.z_dim = num_ws, config.z_dim
         widths = [config.z_dim] + [config.w_dim] * config.mapping_layers
         self.layers = nn.ModuleList(
             Linear(a, b, act="lrelu", lr_mult=0.01) for a, b in zip(widths[:-1], widths[1:], strict=True)
@@ -104,12 +128,20 @@ class MappingNetwork(nn.Module):
         self.register_buffer("w_seen", torch.zeros(config.w_dim), persistent=False)
         self.layout = nn.Parameter(torch.randn(config.w_dim, config.z_dim)) if config.feature_style else None
 
+    if TYPE_CHECKING:  # of nn.Module it takes and returns anything
+
+        def __call__(self, z: torch.Tensor, truncation_psi: float = 1.0, *, observe: bool = False) -> torch.Tensor: ...
+
     def forward(self, z: torch.Tensor, truncation_psi: float = 1.0, *, observe: bool = False) -> torch.Tensor:
         """z [B, z_dim] -> ws [B, num_ws, w_dim]; truncation: w_avg + psi (w - w_avg). ``observe``: add mean w to ``w_seen``.
 
         With ``feature_style`` the first of the ws, which the features follow, is linear in z and not truncated: its mean over
         worlds is 0, so that what is laid out by it is laid out anew in every world.
+
+        Raises:
+            ValueError: z has another shape.
         """
+        check_shape("z", z, "B, z_dim", None, self.z_dim)
         x = z.float()
         code = x = x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
         for layer in self.layers:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from dnnlib.errors import UserError, shown
@@ -24,7 +26,7 @@ from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.sheets import zoom_strip
 from multiscale.rendering.video import write_film
-from multiscale.rendering.worlds import World
+from multiscale.rendering.worlds import GivenLatent, World
 from multiscale.runs.headers import choice, find_network, kimg_of
 from multiscale.runs.snapshots import Snapshot, load_snapshot
 from multiscale.view import Region
@@ -32,6 +34,13 @@ from torch_utils.devices import default_device
 
 FILM_PX = 512
 """Side of a film of a smaller network, as ``generate.py`` has it."""
+
+Number: TypeAlias = float | np.number[Any] | NDArray[Any] | torch.Tensor
+"""Of Python or NumPy, or a tensor or array without dimensions."""
+Point: TypeAlias = Sequence[Number] | NDArray[Any] | torch.Tensor
+"""World coordinates (x, y): x to the right, y down."""
+Size: TypeAlias = Sequence[Number] | Number
+"""Width and height in pixels, or one side of a square."""
 
 
 class Model:
@@ -66,23 +75,32 @@ class Model:
         """Side N in pixels of a view of its own size."""
         return self.generator.config.img_resolution
 
-    def world(self, seed: int | str = 0, truncation_psi: float = 1.0) -> PlacedWorld:
+    def world(self, seed: int | str | NDArray[Any] | torch.Tensor = 0, truncation_psi: Number = 1.0) -> PlacedWorld:
         """One of its worlds.
 
         Args:
-            seed: A seed from 0 to 2^32 - 1, or a world in writing, such as ``"3~7:0.25"`` (docs/exploring.md).
+            seed: A seed from 0 to 2^32 - 1; a world in writing, such as ``"3~7:0.25"`` (docs/exploring.md); or a latent z,
+                a tensor or array [z_dim] of finite numbers, drawn from N(0, 1) or found, whose length makes no difference.
             truncation_psi: 1 as trained, 0 the mean world; from -2 to 2.
 
         Raises:
             UserError: it cannot be read, or the truncation is out of range.
         """
-        world = World.parse(seed)
-        if not -2 <= truncation_psi <= 2:
-            raise UserError(
-                f"Truncation {truncation_psi:g} is out of range; give -2 to 2: 1 as trained, 0 the mean world."
-            )
+        world = self._world(seed)
+        psi = _number(truncation_psi, "Truncation")
+        if not -2 <= psi <= 2:
+            raise UserError(f"Truncation {psi:g} is out of range; give -2 to 2: 1 as trained, 0 the mean world.")
         world.ws(self.generator)  # refuses layers that it does not have
-        return PlacedWorld(self, world, float(truncation_psi))
+        return PlacedWorld(self, world, psi)
+
+    def _world(self, seed: Any) -> World:
+        if not isinstance(seed, np.ndarray | torch.Tensor):
+            return World.parse(seed)
+        z_dim = self.generator.config.z_dim
+        sentence = (
+            f"A latent of this model is a tensor or array [{z_dim}] of finite numbers; given: {_described(seed)}."
+        )
+        return World(GivenLatent(_numbers(seed, z_dim, sentence)))
 
     def __repr__(self) -> str:
         side = self.resolution
@@ -97,11 +115,16 @@ class PlacedWorld:
     world: World
     truncation_psi: float = 1.0
 
+    @property
+    def ws(self) -> torch.Tensor:
+        """The w of each layer, truncated, float32 [1, num_ws, w_dim], for ``model.generator.synthesis(ws, transform)``."""
+        return self.model.renderer.styles(self.world, self.truncation_psi).clone()
+
     def view(
         self,
-        scale: float = 1,
-        centre: tuple[float, float] = (0, 0),
-        size: tuple[int, int] | int | None = None,
+        scale: Number = 1,
+        centre: Point = (0, 0),
+        size: Size | None = None,
         *,
         extrapolate: bool = False,
     ) -> Image.Image:
@@ -123,53 +146,54 @@ class PlacedWorld:
             UserError: a view that leaves the world, or a scale beyond the model's.
         """
         renderer, sides, psi = self.model.renderer, None if size is None else _sides(size), self.truncation_psi
+        zoom, place = _number(scale, "Scale"), _point(centre)
         if extrapolate:
-            pixels = renderer.view(self.world, scale, centre, sides, psi, extrapolate=True)
+            pixels = renderer.view(self.world, zoom, place, sides, psi, extrapolate=True)
         else:
-            pixels = enlarged_view(renderer, self.world, scale, centre, sides, psi)
+            pixels = enlarged_view(renderer, self.world, zoom, place, sides, psi)
         return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
     def array(
         self,
-        scale: float = 1,
-        centre: tuple[float, float] = (0, 0),
-        size: tuple[int, int] | int | None = None,
+        scale: Number = 1,
+        centre: Point = (0, 0),
+        size: Size | None = None,
         *,
         extrapolate: bool = False,
-    ) -> np.ndarray:
+    ) -> NDArray[np.float32]:
         """As :meth:`view`, but as the network gives it: float32 [H, W, C], nominally in [-1, 1], neither rounded nor enlarged.
 
         Raises:
             UserError: a view that leaves the world, or is finer than the model.
         """
-        width, height = _sides(size or self.model.resolution)
-        region = Region.of_view(_positive(scale), centre, width, height)
+        width, height = _sides(self.model.resolution if size is None else size)
+        region = Region.of_view(_positive(scale), _point(centre), width, height)
         image = self.model.renderer.image(self.world, region, self.truncation_psi, extrapolate=extrapolate)
-        return image.movedim(0, -1).numpy()
+        array: NDArray[np.float32] = image.movedim(0, -1).numpy()
+        return array
 
-    def mixed(self, other: PlacedWorld | int, weight: float = 0.5) -> PlacedWorld:
+    def mixed(self, other: PlacedWorld | int | str | NDArray[Any] | torch.Tensor, weight: Number = 0.5) -> PlacedWorld:
         """The world that lies ``weight`` of the way from this one to another of the same model, in w.
 
         Args:
-            other: A world of a seed, or a seed; not a mixture itself.
+            other: A world of a seed or latent, or as for :meth:`Model.world`; not a mixture itself.
             weight: 0 is this world, 1 the other; from -100 to 100.
 
         Raises:
-            UserError: ``other`` is a mixture or of another model.
+            UserError: ``other`` is a mixture or of another model, or the weight is out of range.
         """
         if isinstance(other, PlacedWorld) and other.model is not self.model:
             raise UserError("Worlds of two models cannot be mixed; give one of the same model.")
-        world = other.world if isinstance(other, PlacedWorld) else World.parse(other)
+        world = other.world if isinstance(other, PlacedWorld) else self.model.world(other).world
         if world.mixed or world.styles:
             raise UserError(
                 f"World {world} is itself a mixture; mix the plain worlds of seeds into another one after the other."
             )
-        mixture = dataclasses.replace(self.world, mixed=(*self.world.mixed, (world.latent, float(weight))))
-        return dataclasses.replace(self, world=World.parse(str(mixture)))
+        return dataclasses.replace(self, world=self.world.mixed_with(world.latent, _number(weight, "Weight")))
 
-    def strip(self, centre: tuple[float, float] = (0, 0)) -> Image.Image:
+    def strip(self, centre: Point = (0, 0)) -> Image.Image:
         """Views at 1x, 2x, ... to the model's zoom about one point, each outlined in the one before."""
-        return Image.fromarray(zoom_strip(self.model.renderer, self.world, centre, self.truncation_psi))
+        return Image.fromarray(zoom_strip(self.model.renderer, self.world, _point(centre), self.truncation_psi))
 
     def pyramid(self, path: str | Path, advance: Callable[[int], object] = lambda tiles: None) -> Path:
         """Write the whole world at every zoom as Deep Zoom tiles; goes on with a half-made pyramid of the same world.
@@ -192,12 +216,12 @@ class PlacedWorld:
     def film(
         self,
         path: str | Path,
-        to: Sequence[float] | Sequence[Sequence[float]],
+        to: Point | Sequence[Point],
         *,
-        start: Sequence[float] = (1, 0, 0),
-        seconds: float = 20,
+        start: Point = (1, 0, 0),
+        seconds: Number = 20,
         fps: int = 30,
-        size: tuple[int, int] | int | None = None,
+        size: Size | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> Path:
         """Write a flight through the world as MP4 (H.264).
@@ -218,9 +242,12 @@ class PlacedWorld:
             UserError: something out of range, or the file cannot be written.
         """
         path = _ending(path, ".mp4")
-        several = list(to) if len(to) and isinstance(to[0], Sequence) else [to]
-        places = [_keyframe(place) for place in (start, *several)]
-        width, height = _sides(size or max(self.model.resolution, FILM_PX))
+        places = [Keyframe(*place) for place in (_numbers(start, 3, _not_a_place(start)), *_places(to))]
+        width, height = _sides(max(self.model.resolution, FILM_PX) if size is None else size)
+        length = _number(seconds, "The length in seconds")
+        if not math.isfinite(length):
+            raise UserError(f"A film of {length:g} seconds is not possible; give its length.")
+        rate = _whole(fps, f"{shown(fps)} frames a second are not possible; give a whole number from 1 to 240.")
         write_film(
             path,
             self.model.renderer,
@@ -229,15 +256,18 @@ class PlacedWorld:
             places,
             width=width,
             height=height,
-            fps=fps,
-            seconds=seconds,
+            fps=rate,
+            seconds=length,
             facts={"flight": [[place.zoom, place.x, place.y] for place in places], **self._facts()},
             progress=progress,
         )
         return path
 
     def _facts(self) -> dict[str, Any]:
-        return {"world": str(self.world), "truncation_psi": self.truncation_psi, **self.model.provenance}
+        latents = (self.world.latent, *(latent for latent, _ in self.world.mixed))
+        given = {str(latent): latent.numbers for latent in latents if isinstance(latent, GivenLatent)}
+        facts = {"world": str(self.world), "truncation_psi": self.truncation_psi, **self.model.provenance}
+        return facts | {"latents": given} if given else facts
 
     def _repr_png_(self) -> bytes:
         """What notebooks show of it: the view at 1x."""
@@ -264,29 +294,79 @@ def load_model(network: str | Path | None = None, device: str | torch.device | N
     return Model(load_snapshot(path), place)
 
 
-def _sides(size: tuple[int, int] | int) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise UserError(f"Size {shown(size)} is not allowed; give (width, height) in pixels, or one side.")
+# ----- What users give: numbers of Python, NumPy and PyTorch ----------------------------------------------------------
+
+
+def _numbers(values: Any, count: int, sentence: str) -> tuple[float, ...]:
+    """``count`` finite numbers, of a sequence, an array or a tensor on any device; a UserError with ``sentence`` for others."""
+    return tuple(map(float, _checked(values, (count,), "iuf", sentence)))
+
+
+def _checked(values: Any, shape: tuple[int, ...], kinds: str, sentence: str) -> Any:
+    """Values of a shape and of NumPy's ``kinds`` of numbers, finite, as plain ones; neither text nor truth is a number."""
+
+    def read() -> Any:
+        array = np.asarray(values.tolist() if isinstance(values, torch.Tensor) else values)
+        if array.shape != shape or array.dtype.kind not in kinds or not np.isfinite(array).all():
+            raise ValueError
+        return array.tolist()
+
+    return parsed(read, sentence)
+
+
+def _described(value: Any) -> str:
+    """A value as a message quotes it, on one line; large ones by their shape."""
+    shape = tuple(getattr(value, "shape", ()))
+    large = math.prod(shape) > 3
+    return f"of shape {list(shape)} and {value.dtype}" if large else " ".join(shown(value).split())
+
+
+def _number(value: Any, name: str) -> float:
+    """A number; of what is not finite too, which ranges exclude and say so."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return value
+    return float(_checked(value, (), "iuf", f"{name} {_described(value)} is not a finite number; give one."))
+
+
+def _whole(value: Any, sentence: str) -> int:
+    return int(_checked(value, (), "iu", sentence))
+
+
+def _point(centre: Any) -> tuple[float, float]:
+    sentence = f"Centre {_described(centre)} is not a point; give two numbers (x, y), x to the right and y down."
+    x, y = _numbers(centre, 2, sentence)
+    return x, y
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    sentence = f"Size {_described(size)} is not allowed; give (width, height) in whole pixels, or one side."
+    several = isinstance(size, Sequence) or getattr(size, "shape", ()) != ()
+    sides = _checked(size, (2,), "iu", sentence) if several else [_whole(size, sentence)] * 2
+    if min(sides) < 1:
+        raise UserError(sentence)
     return sides[0], sides[1]
 
 
-def _positive(scale: float) -> float:
-    if not 1 <= scale < float("inf"):
-        raise UserError(f"Scale {scale:g} is out of range; give a zoom factor of 1 (the whole world) or more.")
-    return scale
+def _positive(scale: Any) -> float:
+    zoom = _number(scale, "Scale")
+    if not 1 <= zoom < float("inf"):
+        raise UserError(f"Scale {zoom:g} is out of range; give a zoom factor of 1 (the whole world) or more.")
+    return zoom
 
 
-def _keyframe(place: Any) -> Keyframe:
-    def read() -> Keyframe:
-        zoom, x, y = map(float, place)
-        return Keyframe(zoom, x, y)
+def _not_a_place(place: Any) -> str:
+    return f"The place {_described(place)} is not (zoom, x, y)."
 
-    return parsed(read, f"The place {shown(place)} is not (zoom, x, y).")
+
+def _places(to: Any) -> list[tuple[float, ...]]:
+    """One place (zoom, x, y), or several."""
+    entries = parsed(lambda: list(to), _not_a_place(to))
+    one = not entries or all(getattr(entry, "shape", ()) == () and not isinstance(entry, Sequence) for entry in entries)
+    return [_numbers(place, 3, _not_a_place(place)) for place in ([to] if one else entries)]
 
 
 def _ending(path: str | Path, suffix: str) -> Path:
-    path = Path(path)
+    path = parsed(lambda: Path(path), f"{shown(path)} is not the name of a file; give one that ends in {suffix}.")
     if path.suffix.lower() != suffix:
         raise UserError(f"{path} does not end in {suffix}; give a name that does.")
     return path

@@ -11,6 +11,8 @@ characters mean nothing special to a shell, a file system or a URL. To read them
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import math
 import re
 from dataclasses import dataclass, field
@@ -60,6 +62,24 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class GivenLatent:
+    """A latent that no seed gives. Its text ``z8c3f...`` tells it from others (SHA-256), but cannot be read back."""
+
+    numbers: tuple[float, ...]
+    """Float32 values, z_dim of them."""
+
+    def z(self, z_dim: int) -> torch.Tensor:
+        """Float32 [1, z_dim]."""
+        assert len(self.numbers) == z_dim
+        import torch  # here: it takes seconds
+
+        return torch.tensor([self.numbers], dtype=torch.float32)
+
+    def __str__(self) -> str:
+        return f"z{hashlib.sha256(self.z(len(self.numbers)).numpy().tobytes()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
 class Style:
     """Layers ``first`` to ``last`` (both counted, from 0; the last is toRGB) that take their w from another latent."""
 
@@ -75,8 +95,8 @@ class Style:
 class World:
     """A point of the space of worlds: a latent, others mixed in (each by a weight, in turn), styles of layers."""
 
-    latent: Latent
-    mixed: tuple[tuple[Latent, float], ...] = ()
+    latent: Latent | GivenLatent
+    mixed: tuple[tuple[Latent | GivenLatent, float], ...] = ()
     styles: tuple[Style, ...] = field(default=())
 
     @classmethod
@@ -100,6 +120,18 @@ class World:
     def __str__(self) -> str:
         mixed = "".join(f"~{latent}:{_short(weight)}" for latent, weight in self.mixed)
         return f"{self.latent}{mixed}" + "".join(f"_{style}" for style in self.styles)
+
+    def mixed_with(self, latent: Latent | GivenLatent, weight: float) -> World:
+        """This world, then ``weight`` of the way to another latent; the weight is rounded as texts write it.
+
+        Raises:
+            UserError: a weight beyond 100, or more than 16 terms.
+        """
+        if not abs(weight) <= MAX_DRIFT:
+            raise UserError(f"Weight {weight:g} is out of range; give -{MAX_DRIFT:g} to {MAX_DRIFT:g}.")
+        if len(self.mixed) + len(self.styles) + 1 >= MAX_TERMS:
+            raise UserError(f"World {self} has {MAX_TERMS} terms already, the most that are allowed; mix fewer.")
+        return dataclasses.replace(self, mixed=(*self.mixed, (latent, float(_short(weight)))))
 
     def ws(self, generator: Generator, truncation_psi: float = 1.0) -> torch.Tensor:
         """The styles of this world, [1, num_ws, w_dim], on the generator's device.

@@ -9,7 +9,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from filelock import FileLock, Timeout
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
+from dnnlib.machine import processor
 from dnnlib.reading import from_json, parsed, read_text
 from multiscale.config import RunConfig, load_yaml, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.headers import snapshots_of
+from multiscale.runs.history import git_commit, write_start
 from multiscale.runs.journal import read_stats
 from multiscale.runs.migrations import FORMAT_VERSION, check_version, read_stored
 from multiscale.runs.states import identity_of, states_of
@@ -102,20 +104,51 @@ def launcher() -> str:
 
 
 def write_beside(
-    folder: Path, config: RunConfig, dataset: PatchDataset, *, preset: str, devices: Sequence[torch.device]
+    folder: Path,
+    config: RunConfig,
+    dataset: PatchDataset,
+    *,
+    preset: str,
+    devices: Sequence[torch.device],
+    images: int = 0,
+    changed: Mapping[str, Any] | None = None,
+    begins_with: str | None = None,
 ) -> None:
-    """Write the resolved config, and the command and environment of its start, into a run's folder."""
+    """Write the resolved config, and the command and environment of its start, into a run's folder.
+
+    Config and environment are those of the last start; before they are replaced ``history.jsonl`` gets a line.
+
+    Args:
+        folder: Of the run.
+        config: Resolved.
+        dataset: The patches.
+        preset: Its name.
+        devices: Of all processes.
+        images: Seen so far.
+        changed, begins_with: As for :func:`multiscale.runs.history.write_start`.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
     packages = ("torch", "numpy", "scipy", "pillow", "safetensors", "pydantic")
-    environment = {
-        "format_version": FORMAT_VERSION,
+    program = {
         "command": sys.argv,
         "launcher": launcher(),
+        "program": sys.modules["multiscale"].__version__,  # not imported: it is above
+        "commit": git_commit(),
+        "devices": [torch.cuda.get_device_name(d) if d.type == "cuda" else d.type for d in devices],
+        "cpu": processor(),
+    }
+    environment = {
+        "format_version": FORMAT_VERSION,
+        **program,
         **data_facts(dataset),
         "preset": preset,
-        "devices": [torch.cuda.get_device_name(d) if d.type == "cuda" else d.type for d in devices],
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+    facts = {**program, "data": str(dataset.path), "torch": torch.__version__}
+    write_start(folder, kimg=images / 1000, changed=changed or {}, begins_with=begins_with, facts=facts)
     with atomic_write(folder / ENVIRONMENT, "w") as stream:
         json.dump(environment, stream, indent=1)
     with atomic_write(folder / CONFIG, "w") as stream:
@@ -135,6 +168,15 @@ def began_with(folder: Path) -> tuple[RunConfig, dict[str, Any]] | None:
         return config, facts | {key: environment[key] for key in ("content_crc32",) if key in environment}
     except (UserError, OSError, KeyError, TypeError):
         return None
+
+
+def preset_of(folder: Path) -> str | None:
+    """The preset of the run in a folder; None if the folder does not say."""
+    try:
+        preset = _environment(folder).get("preset")
+    except (UserError, OSError):
+        return None
+    return preset if isinstance(preset, str) else None
 
 
 def load_settings(path: str | Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from multiscale.runs.headers import PATTERN as SNAPSHOTS
 from multiscale.runs.migrations import measured_by_name
 from multiscale.runs.remote import existing_path
 from multiscale.runs.states import PATTERN as STATES
-from multiscale.runs.states import identity_of, load_newest_state, load_state
+from multiscale.runs.states import identity_of, load_newest_state, load_state, states_of
 from multiscale.training.estimate import (
     chooses_replays,
     describe_run,
@@ -34,7 +34,7 @@ from multiscale.training.estimate import (
 )
 from multiscale.training.evaluation import snapshot_evaluation
 from multiscale.training.perceptual import SMALLEST_SIDE_PX, load_lpips, missing_files
-from multiscale.training.resume import check_resumed, choose_folder, report_end, report_start
+from multiscale.training.resume import Changes, check_resumed, choose_folder, described, report_end, report_start
 from multiscale.training.trainer import Trainer
 from multiscale.training.transfer import Learned, load_learned
 from torch_utils import distributed
@@ -89,8 +89,8 @@ class Run:
     """Of all processes."""
     goes_on: bool
     """Whether the folder holds a run to resume."""
-    changes: list[str]
-    """Settings changed since the run began."""
+    changes: Changes
+    """Settings changed since the run's last start, or since the run whose state it starts from."""
     missing: list[MissingWeights]
     """Weight files without which it cannot start."""
 
@@ -151,7 +151,7 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
     run = resolve(request, devices)
     if run.missing and not dry_run:
         raise run.missing[0]
-    described = describe_run(
+    plan = describe_run(
         run.config,
         preset=run.preset,
         data=run.dataset,
@@ -162,7 +162,9 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
     )
     if dry_run:
         print(describe_settings(run.config))  # first: what is longer than a screen scrolls the rest off it
-    print(described)
+    print(plan)
+    if (remark := unequal_penalties(run.config)) is not None:
+        print(remark)
     if dry_run:
         for lack in run.missing:
             print(f"Missing before this run can start: {lack}")
@@ -172,11 +174,21 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
         if holds_run(run.folder) and not run.goes_on:
             raise UserError(f"{run.folder} has just been taken by another run; start this one again.")
         if run.changes:
-            print("Changed since the run began: " + "; ".join(run.changes))
-        write_beside(run.folder, run.config, run.dataset, preset=run.preset, devices=run.devices)
+            print("Changed settings: " + "; ".join(described(run.changes)))
         if run.devices[0].type == "cpu" and (advice := busy_advice()) is not None:
             print(advice)
         start = report_start(run.folder, run.job.resumed, run.config)
+        source = None if run.goes_on else run.job.resumed or run.job.transfer
+        write_beside(
+            run.folder,
+            run.config,
+            run.dataset,
+            preset=run.preset,
+            devices=run.devices,
+            images=start,
+            changed=run.changes,
+            begins_with=None if source is None else str(source),
+        )
         yield run, run.job if start < run.config.training.kimg * 1000 else None
 
 
@@ -226,6 +238,17 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
         goes_on=holds_run(folder),
         changes=changes,
         missing=missing,
+    )
+
+
+def unequal_penalties(config: RunConfig) -> str | None:
+    """A remark on ``pairs`` with penalties that the method does not have; None: all is as it should be."""
+    training = config.training
+    if training.adversarial != "pairs" or training.r1_gamma == training.r2_gamma:
+        return None
+    return (
+        f"Remark: training.adversarial=pairs is meant for equal penalties, and here training.r1_gamma is "
+        f"{training.r1_gamma:g} and training.r2_gamma {training.r2_gamma:g}; give both the same with --set."
     )
 
 
@@ -348,8 +371,17 @@ def _missing_weights(config: RunConfig, dataset: PatchDataset) -> Iterator[Missi
 
 
 def _learned(transfer: str) -> Learned:
-    wanted = f"a {STATES} or {SNAPSHOTS} file of a run, or a .pkl of the published code"
-    return load_learned(existing_path(transfer, wanted))
+    wanted = (
+        f"the folder of a run (its newest {STATES}), a {STATES} or {SNAPSHOTS} file, a .pkl of the published code, "
+        "https://... or hf://owner/repo"
+    )
+    path = existing_path(transfer, wanted)
+    if path.is_dir():
+        states = states_of(path)
+        if not states:
+            raise UserError(f"The folder {path} holds no training state ({STATES}); give {wanted}.")
+        path = states[-1]
+    return load_learned(path)
 
 
 def _refuse_other_data(given: Mapping[str, Any], dataset: PatchDataset, whose: str) -> None:

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from dnnlib.errors import UserError
 from multiscale.config import RunConfig, to_dict
@@ -19,13 +19,16 @@ from multiscale.training.status import command_to_resume
 FIXED = re.compile(r"(generator|discriminator)\.(?!num_half_res|half_dtype)|training\.batch:")
 """Settings that a run cannot change: those that shape the networks, and the batch in which its steps count."""
 
+Changes: TypeAlias = dict[str, tuple[Any, Any]]
+"""Old and new value of settings, by ``section.key``."""
+
 COMMAND = "MULTISCALE_COMMAND"
 """Environment variable: the command that the user typed, if that is another one than this program's (``make demo``)."""
 
 
 def choose_folder(
     outdir: str | None, name: str, config: RunConfig, dataset: PatchDataset, *, is_new: bool
-) -> tuple[Path, list[str]]:
+) -> tuple[Path, Changes]:
     """The folder that a command refers to, and which settings of the run there it changes.
 
     ``outdir`` if given, whose run is resumed if it holds one; else the newest run under ``runs/`` with the same settings
@@ -46,7 +49,7 @@ def choose_folder(
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--outdir {folder} is a file; give a folder.")
         if not holds_run(folder):
-            return folder, []
+            return folder, {}
         if is_new:
             raise UserError(
                 f"--outdir {folder} already holds a run; give another folder, or leave out --fresh or --resume."
@@ -71,7 +74,7 @@ def choose_folder(
             others.append(folder)
             continue
         if states_of(folder) or not holds_run(folder):
-            return folder, []
+            return folder, {}
     if others and holds_run(others[0]):
         print(
             f"The run in {others[0]} was trained on other patches, which {dataset.path} held then; this is another run."
@@ -79,25 +82,25 @@ def choose_folder(
     for folder in found:  # one that was taken, and given up before a run had begun
         same_name = re.fullmatch(rf"\d{{5}}-{re.escape(name)}", folder.name)
         if same_name and not holds_run(folder) and not is_held(folder):
-            return folder, []
+            return folder, {}
     numbers = [int(m[1]) for path in runs.glob("*") if (m := re.match(r"(\d{5})-", path.name))]
-    return runs / f"{max(numbers, default=-1) + 1:05d}-{name}", []
+    return runs / f"{max(numbers, default=-1) + 1:05d}-{name}", {}
 
 
-def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> list[str]:
+def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> Changes:
     """Settings that a run started from another's state changes; UserError if the model or the data do not fit."""
     state = load_state(path, needed=FIELDS)
     _check_data(state["data"], dataset, str(path))
     return check_changes(to_dict(state["config"]), to_dict(config), f"The run of {path}")
 
 
-def check_changes(began: Mapping[str, Any], now: Mapping[str, Any], whose: str) -> list[str]:
-    """``section.key: old -> new`` of the settings that changed; UserError if they are of the model.
+def check_changes(began: Mapping[str, Any], now: Mapping[str, Any], whose: str) -> Changes:
+    """The settings that changed; UserError if they are of the model.
 
     ``began`` is whole in each section that ``now`` has.
     """
     changed = differences(began, now)
-    fixed = [text for text in changed if FIXED.match(text)]
+    fixed = [text for text in described(changed) if FIXED.match(text)]
     if fixed:
         raise UserError(
             f"{whose} has another model or batch ({'; '.join(fixed)}); give its settings again, or train another run (--fresh)."
@@ -105,14 +108,19 @@ def check_changes(began: Mapping[str, Any], now: Mapping[str, Any], whose: str) 
     return changed
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, as ``section.key: old -> new``."""
-    return [
-        f"{section}.{key}: {old[section][key]} -> {value}"
+def described(changes: Changes) -> list[str]:
+    """Each change as ``section.key: old -> new``."""
+    return [f"{name}: {before} -> {after}" for name, (before, after) in changes.items()]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
+    """Settings that differ."""
+    return {
+        f"{section}.{key}": (old[section][key], value)
         for section, values in new.items()
         for key, value in values.items()
         if old[section][key] != value
-    ]
+    }
 
 
 def report_start(folder: Path, resumed: Path | None, config: RunConfig) -> int:

@@ -22,6 +22,7 @@ from dnnlib.files import atomic_write
 from dnnlib.plots import COLOURS, as_png, panels, put_title
 from dnnlib.reading import from_json, from_yaml, parsed, read_text
 from multiscale.metrics.parse import parse_metric
+from multiscale.runs.history import HISTORY, read_starts
 from multiscale.runs.journal import METRICS, STATS, read_metrics, read_stats
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ RUN_FILES = ("config.yaml", "environment.json", STATS)
 PLOT = "plot.png"
 MEASURE = "measure/"
 """Prefix of measures among the statistics that are drawn."""
+STARTS_SHOWN = 5
+"""Newest starts with changed settings that are listed; history.jsonl has all."""
 RECENT = 10
 """Newest lines of statistics that the speed is a mean of."""
 
@@ -49,7 +52,7 @@ def report_status(path: str | Path) -> None:
     print(folder)
     parsed(
         lambda: _report(folder, lines, measured),
-        f"{', '.join(RUN_FILES)} or {METRICS} in {folder} is damaged ({{reason}}).",
+        f"{', '.join((*RUN_FILES, METRICS))} or {HISTORY} in {folder} is damaged ({{reason}}).",
     )
 
 
@@ -146,8 +149,20 @@ def _facts(
             file = files[max(files)]
             yield title, f"{file.name}, {_duration(time.time() - _written(file))} old"
     yield from _measures(measured)
+    yield from _starts(read_starts(folder))
     if trains is False and images < total and environment.get("command"):
         yield "to resume", command_to_resume(environment["command"], folder, environment.get("launcher", "python"))
+
+
+def _starts(starts: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """How often a run was started, and the last starts that changed settings."""
+    if starts:
+        times = "once, on" if len(starts) == 1 else f"{len(starts)} times, last on"
+        yield "started", f"{times} {starts[-1]['time']} at {starts[-1]['kimg']:g} kimg"
+    changing = [start for start in starts if start["changed"]]
+    for number, start in enumerate(changing[-STARTS_SHOWN:]):
+        changes = (f"{name}: {old} -> {new}" for name, (old, new) in start["changed"].items())
+        yield "" if number else "changed", f"at {start['kimg']:g} kimg: {'; '.join(changes)}"
 
 
 def _measures(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -18,12 +18,12 @@ from dnnlib.errors import UserError
 from multiscale.cli import calc_metrics
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics import plots, reals
-from multiscale.metrics.commands import labels_of
+from multiscale.metrics.commands import labels_of, training_of
 from multiscale.metrics.compare import real_images
 from multiscale.metrics.features import load_features
 from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.pools import Patches
-from multiscale.metrics.report import histories, neighbours_of
+from multiscale.metrics.report import Measured, histories, neighbours_of, trained_apart
 from multiscale.metrics.scales import Evaluation
 from multiscale.runs.headers import find_networks
 from multiscale.runs.journal import METRICS, metrics_line
@@ -58,6 +58,22 @@ def command(*words: object) -> Result:
     return CliRunner().invoke(calc_metrics.main, [str(word) for word in words])
 
 
+def test_how_networks_were_trained_is_said(tmp_path):
+    generator = calibrated_generator(small_config(img_resolution=16, octaves=3, num_layers=6, margin=4))
+    measured = []
+    for name in ("moon", "earth"):
+        path = tmp_path / name / "generator-000002000.safetensors"
+        save_snapshot(path, generator, {"kimg": 2.0, "data": f"{name}.zip", "patches": 1234})
+        (path.parent / "environment.json").write_text(json.dumps({"preset": "small"}) if name == "moon" else "damaged")
+        measured.append(Measured(name, path, "", 2.0, f"{name}.zip", training_of(load_snapshot(path)), {}, {}, 0.0))
+    assert [m.training for m in measured] == [
+        "2 kimg on moon.zip (1,234 patches), preset small",
+        "2 kimg on earth.zip (1,234 patches)",
+    ]
+    assert trained_apart(measured[:1]) is None
+    assert "different data (moon.zip, earth.zip)" in trained_apart(measured)
+
+
 def test_two_snapshots_are_measured_and_reported(place, tmp_path):
     run, out = place / "run", tmp_path / "out"
     (run / METRICS).write_text(metrics_line(0.5, {"swd8": {"value": 9.0}}, {"features": "other"}))
@@ -73,7 +89,10 @@ def test_two_snapshots_are_measured_and_reported(place, tmp_path):
     assert lines[0]["sha256"] != lines[1]["sha256"]
     assert {line["features"] for line in lines} == {"random1-16"}
 
+    assert lines[0]["training"] == "1 kimg on unknown data"
     page = (out / "report.html").read_text("utf-8")
+    assert "1 kimg on unknown data" in page
+    assert "different data" not in page
     assert not re.search(r"(src|href)=['\"]?(?!data:)\w", page), "nothing outside of the page"
     assert "must not be reported as FID" in page
     pictures = {path.stem: path.read_bytes() for path in out.glob("*.png")}

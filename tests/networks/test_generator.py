@@ -268,6 +268,42 @@ def test_an_image_does_not_depend_on_its_batch(changes):
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("changes", [{}, {"feature_style": True, "fourier_features": 32, "world_frame": True}])
+def test_one_world_has_many_views_and_one_view_many_worlds(changes):
+    generator = (
+        worlds_apart(calibrated_generator(small_config(**changes))) if changes else calibrated_generator(small_config())
+    )
+    z, transform = (
+        torch.randn(3, generator.config.z_dim),
+        view_transform([1.0, 2.0, 4.0], [(0, 0), (0.1, 0), (0, -0.2)]),
+    )
+    with torch.no_grad():
+        for latents, views in ((z[:1], transform), (z, transform[1:2])):
+            together = generator(latents, views)
+            alone = generator(latents.expand(3, -1), views.expand(3, -1, -1))
+            assert together.shape == (3, 3, 32, 32)
+            torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda G, z, t: G(z[:, :7], t), r"^z has shape \[3, 7\]; give a tensor \[B, z_dim\], here \[B, 16\]\.$"),
+        (lambda G, z, t: G(z[0], t), r"^z has shape \[16\]"),
+        (lambda G, z, t: G.mapping(z.numpy()), r"^z is of type ndarray"),
+        (lambda G, z, t: G(z, t[:2]), "^3 worlds and 2 views were given"),
+        (lambda G, z, t: G(z, 4.0), r"^transform is of type float; give a tensor \[B, 3, 3\]\.$"),
+        (lambda G, z, t: G(z, t[0]), r"^transform has shape \[3, 3\]"),
+        (lambda G, z, t: G.synthesis(G.mapping(z)[:, 0], t), r"^ws has shape \[3, 16\]"),
+        (lambda G, z, t: G.synthesis(G.mapping(z)[:, 1:], t), r"^ws has shape \[3, \d+, 16\]; .*\[B, num_ws, w_dim\]"),
+    ],
+)
+def test_other_shapes_are_refused_in_a_sentence(call, sentence):
+    generator = Generator(small_config())
+    with pytest.raises(ValueError, match=sentence):
+        call(generator, torch.zeros(3, 16), view_transform([1.0, 2.0, 4.0], [(0, 0)] * 3))
+
+
 def test_rotated_views_are_rendered_as_one_world():
     """A quarter turn of the view turns the Fourier features, so the world is the same from any side."""
     point = Generator(small_config()).synthesis.input

@@ -1,8 +1,10 @@
 """Three lines of Python: the same pixels as the commands, worlds mixed, films and pyramids; and the guide's examples run."""
 
+import json
 import re
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,8 @@ from multiscale.cli.generate import main as generate
 from multiscale.rendering.renderer import to_uint8
 from multiscale.runs.headers import BUNDLED
 from multiscale.runs.snapshots import save_snapshot
+from multiscale.view import view_transform
+from torch_utils.random import latents
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +79,45 @@ def test_worlds_are_mixed(model):
         model.world(1).mixed(multiscale.load(model.path).world(2))
 
 
+def test_numbers_may_be_tensors_and_arrays(model):
+    world = model.world(3)
+    expected = world.view(2, (0.125, -0.125), (48, 32))
+    for kind in (np.array, torch.tensor, lambda values: [np.float32(v) if isinstance(v, float) else v for v in values]):
+        assert world.view(np.float32(2), kind([0.125, -0.125]), kind([48, 32])) == expected
+    assert world.view(torch.tensor(2), torch.tensor([0.125, -0.125]).requires_grad_(), (np.int64(48), 32)) == expected
+    assert world.strip(torch.tensor([0.125, -0.125])) == world.strip((0.125, -0.125))
+    assert world.mixed(7, torch.tensor(0.25)).world == world.mixed(7, 0.25).world
+
+
+def test_a_world_is_made_of_a_latent(model, tmp_path):
+    z = latents(3, model.generator.config.z_dim)[0]
+    world = model.world(z)
+    assert (
+        world.view()
+        == model.world(3).view()
+        == model.world(z.numpy()).view()
+        == model.world(z.clone().requires_grad_()).view()
+    )
+    assert world.mixed(7, 0.25).view() == model.world("3~7:0.25").view()
+    assert model.world(7).mixed(z, 0.25).view() == model.world("7~3:0.25").view()
+    assert model.world(-z).view() != world.view()
+    assert str(world.world) == str(model.world(z).world) != str(model.world(-z).world)
+    film = world.film(tmp_path / "a.mp4", (2, 0, 0), seconds=0.5, fps=4, size=32)
+    with av.open(film) as opened:
+        facts = json.loads(opened.metadata["comment"])
+    assert facts["world"] == str(world.world)
+    assert torch.equal(torch.tensor(facts["latents"][facts["world"]]), z)
+
+
+def test_worlds_have_the_styles_that_render_them(model):
+    worlds = [model.world("3~7:0.25", 0.5), model.world(5)]
+    images = model.generator.synthesis(torch.cat([world.ws for world in worlds]), view_transform(2.0, (0.1, 0)))
+    for world, image in zip(worlds, images, strict=True):
+        np.testing.assert_allclose(image.movedim(0, -1), world.array(2, (0.1, 0)), atol=2e-3)
+    worlds[0].ws.zero_()
+    assert worlds[0].ws.any()
+
+
 def test_films_and_pyramids(model, tmp_path):
     world = model.world(2)
     film = world.film(tmp_path / "a.mp4", to=[(4, 0.1, 0), (1, 0, 0)], seconds=0.5, fps=4, size=32)
@@ -97,6 +140,27 @@ def test_films_and_pyramids(model, tmp_path):
         (lambda model: model.world().view(scale=9), "Scale 9"),
         (lambda model: model.world().view(scale=2, centre=(0.4, 0)), "outside the world"),
         (lambda model: model.world().view(size=(0, 3)), r"Size \(0, 3\)"),
+        (lambda model: model.world().view(size=100.5), "Size 100.5"),
+        (lambda model: model.world().view(size="64"), "Size '64'"),
+        (lambda model: model.world().array(size=0), "Size 0"),
+        (lambda model: model.world().view(scale=[1, 2]), r"Scale \[1, 2\] is not a finite number"),
+        (lambda model: model.world().array(scale="2"), "Scale '2' is not"),
+        (lambda model: model.world().view(scale=True), "Scale True is not"),
+        (lambda model: model.world().view(scale=10**400), "is not a finite number"),
+        (lambda model: model.world().view(centre=(0.1, 0.1, 0.1)), r"Centre \(0.1, 0.1, 0.1\) is not a point"),
+        (lambda model: model.world().array(centre="0.1,0.1"), "Centre '0.1,0.1' is not a point"),
+        (lambda model: model.world().strip(torch.zeros(2, 2)), r"Centre of shape \[2, 2\] and torch.float32 is not"),
+        (lambda model: model.world(3, truncation_psi="a"), "Truncation 'a' is not"),
+        (lambda model: model.world(torch.zeros(7)), r"array \[16\] of finite numbers; given: of shape \[7\]"),
+        (lambda model: model.world(np.full(16, np.nan)), r"array \[16\] of finite numbers"),
+        (lambda model: model.world().mixed(7, "x"), "Weight 'x' is not"),
+        (lambda model: model.world().mixed(7, 101), "Weight 101 is out of range"),
+        (lambda model: model.world("~".join(["1", *["2:0.5"] * 15])).mixed(3), "has 16 terms already"),
+        (lambda model: model.world().film("a.mp4", 3), "The place 3 is not"),
+        (lambda model: model.world().film("a.mp4", [(2, 0, 0), "2,0"]), "The place '2,0' is not"),
+        (lambda model: model.world().film("a.mp4", (2, 0, 0), fps=2.5), "2.5 frames a second"),
+        (lambda model: model.world().film("a.mp4", (2, 0, 0), seconds=float("nan")), "A film of nan seconds"),
+        (lambda model: model.world().pyramid(None), "None is not the name of a file"),
         (lambda model: model.world().array(scale=8, size=64), "finer than"),
         (lambda model: model.world().film("a.avi", (2, 0, 0)), "does not end in .mp4"),
         (lambda model: model.world().film("a.mp4", (2, 0)), "not \\(zoom, x, y\\)"),
@@ -120,4 +184,4 @@ def test_the_guides_examples_run(tmp_path, monkeypatch, capsys):
     for line in capsys.readouterr().out.splitlines():
         if line.startswith(("<model", "torch.Size")):
             assert line in "\n".join(blocks)
-    assert {path.name for path in tmp_path.iterdir()} == {"view.png", "flight.mp4", "tour.mp4"}
+    assert {path.name for path in tmp_path.iterdir()} == {"view.png", "flight.mp4", "tour.mp4", "patches.zip"}

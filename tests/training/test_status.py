@@ -18,6 +18,7 @@ from dnnlib.errors import UserError
 from multiscale.cli import train
 from multiscale.config import RunConfig
 from multiscale.runs.folder import launcher
+from multiscale.runs.history import write_start
 from multiscale.training.resume import report_end
 from multiscale.training.status import command_to_resume, find_run, is_training, report_status, save_plot
 
@@ -98,6 +99,22 @@ def test_a_stopped_run_says_how_far_it_came_and_how_it_goes_on(run, capsys):
         rf"plot +{run / 'plot.png'}\n",
     ):
         assert re.search(expected, text), expected
+
+
+def test_starts_and_the_settings_that_they_changed_are_listed(run, capsys):
+    assert "started" not in printed(run, capsys)  # a run of an earlier version
+    for kimg, changed in (
+        (0, {}),
+        (8, {"training.r1_gamma": (1.0, 2.0)}),
+        (16, {}),
+        (24, {"training.kimg": (50, 100)}),
+    ):
+        write_start(run, kimg=kimg, changed=changed, begins_with=None, facts={})
+    text = printed(run, capsys)
+    assert re.search(r"started +4 times, last on \d{4}-\d\d-\d\dT\S+ at 24 kimg\n", text)
+    assert re.search(
+        r"changed +at 8 kimg: training.r1_gamma: 1.0 -> 2.0\n +at 24 kimg: training.kimg: 50 -> 100\n", text
+    )
 
 
 def test_a_run_that_trains_says_so_and_goes_on_undisturbed(run, capsys):
