@@ -70,9 +70,9 @@ class GivenLatent:
 
     def z(self, z_dim: int) -> torch.Tensor:
         """Float32 [1, z_dim]."""
-        assert len(self.numbers) == z_dim
         import torch  # here: it takes seconds
 
+        assert len(self.numbers) == z_dim
         return torch.tensor([self.numbers], dtype=torch.float32)
 
     def __str__(self) -> str:
