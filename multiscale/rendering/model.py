@@ -19,19 +19,17 @@ from dnnlib.reading import parsed
 from multiscale.networks.generator import Generator
 from multiscale.rendering.enlarging import enlarged_view
 from multiscale.rendering.files import encode_png
+from multiscale.rendering.film_files import kind_of_film
 from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.sheets import zoom_strip
-from multiscale.rendering.video import write_film
+from multiscale.rendering.video import FILM_PX, film_facts, write_film
 from multiscale.rendering.worlds import World
 from multiscale.runs.headers import choice, find_network, kimg_of
 from multiscale.runs.snapshots import Snapshot, load_snapshot
 from multiscale.view import Region
 from torch_utils.devices import default_device
-
-FILM_PX = 512
-"""Side of a film of a smaller network, as ``generate.py`` has it."""
 
 
 class Model:
@@ -192,23 +190,27 @@ class PlacedWorld:
     def film(
         self,
         path: str | Path,
-        to: Sequence[float] | Sequence[Sequence[float]],
+        to: Sequence[float] | Sequence[Sequence[float]] = (),
         *,
         start: Sequence[float] = (1, 0, 0),
+        worlds: Sequence[PlacedWorld | int | str] = (),
+        loop: bool = False,
         seconds: float = 20,
         fps: int = 30,
         size: tuple[int, int] | int | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> Path:
-        """Write a flight through the world as MP4 (H.264).
+        """Write a flight through the world, or a walk from it to other worlds, or both at once.
 
         Args:
-            path: The file, ending in .mp4.
-            to: Where it goes: (zoom factor, x, y), or several of these, one after the other.
+            path: The file, ending in .mp4, .webm, .gif or .webp; without an ending: a folder of PNG frames.
+            to: Where it goes: (zoom factor, x, y), or several of these, one after the other. May be left out with ``worlds``.
             start: Where it begins.
+            worlds: Which worlds this one turns into, one after the other; at this world's truncation.
+            loop: Go back to the beginning, so that after the last frame comes the first.
             seconds: Its length.
-            fps: Frames a second, 1 to 240.
-            size: Width and height in pixels, even, or one side; None: the network's own, at least 512.
+            fps: Frames a second, 1 to 240; in a GIF to 50.
+            size: Width and height in pixels, even in an MP4, or one side; None: the network's own, at least 512.
             progress: Told the share that is done, from 0 to 1.
 
         Returns:
@@ -217,21 +219,24 @@ class PlacedWorld:
         Raises:
             UserError: something out of range, or the file cannot be written.
         """
-        path = _ending(path, ".mp4")
-        several = list(to) if len(to) and isinstance(to[0], Sequence) else [to]
+        path = Path(path)
+        kind_of_film(path).check_place(path)
+        several = list(to) if not len(to) or isinstance(to[0], Sequence) else [to]
         places = [_keyframe(place) for place in (start, *several)]
+        passed = [self.world, *(each.world if isinstance(each, PlacedWorld) else World.parse(each) for each in worlds)]
         width, height = _sides(size or max(self.model.resolution, FILM_PX))
         write_film(
             path,
             self.model.renderer,
-            self.world,
+            passed,
             self.truncation_psi,
             places,
             width=width,
             height=height,
             fps=fps,
             seconds=seconds,
-            facts={"flight": [[place.zoom, place.x, place.y] for place in places], **self._facts()},
+            loop=loop,
+            facts=film_facts(passed, self.truncation_psi, places, loop=loop) | self.model.provenance,
             progress=progress,
         )
         return path
