@@ -155,9 +155,7 @@ class PlacedWorld:
         Raises:
             UserError: ``other`` is a mixture or of another model.
         """
-        if isinstance(other, PlacedWorld) and other.model is not self.model:
-            raise UserError("Worlds of two models cannot be mixed; give one of the same model.")
-        world = other.world if isinstance(other, PlacedWorld) else World.parse(other)
+        world = self._other(other)
         if world.mixed or world.styles:
             raise UserError(
                 f"World {world} is itself a mixture; mix the plain worlds of seeds into another one after the other."
@@ -223,7 +221,7 @@ class PlacedWorld:
         kind_of_film(path).check_place(path)
         several = list(to) if not len(to) or isinstance(to[0], Sequence) else [to]
         places = [_keyframe(place) for place in (start, *several)]
-        passed = [self.world, *(each.world if isinstance(each, PlacedWorld) else World.parse(each) for each in worlds)]
+        passed = [self.world, *map(self._other, worlds)]
         width, height = _sides(size or max(self.model.resolution, FILM_PX))
         write_film(
             path,
@@ -240,6 +238,12 @@ class PlacedWorld:
             progress=progress,
         )
         return path
+
+    def _other(self, world: PlacedWorld | int | str) -> World:
+        """Another world of the same model."""
+        if isinstance(world, PlacedWorld) and world.model is not self.model:
+            raise UserError("Worlds of two models cannot be mixed; give one of the same model.")
+        return world.world if isinstance(world, PlacedWorld) else World.parse(world)
 
     def _facts(self) -> dict[str, Any]:
         return {"world": str(self.world), "truncation_psi": self.truncation_psi, **self.model.provenance}
