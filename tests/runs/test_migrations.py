@@ -123,7 +123,7 @@ def test_a_config_that_is_given_back_means_what_the_run_had_whatever_presets_say
     monkeypatch.setattr(launch, "load_preset", lambda _: {"generator": {"feature_style": True, "fourier_features": 99}})
     settings = {"data": "patches.zip", "outdir": str(old), "gpus": 0, "kimg": 0.04}
     run = launch.resolve(launch.Request(config=str(old / "config.yaml"), **settings))
-    assert run.changes == ["training.kimg: 0.02 -> 0.04"]
+    assert run.changes == {"training.kimg": (0.02, 0.04)}
     with pytest.raises(UserError, match="has another model"):
         launch.resolve(launch.Request(**settings))
 
