@@ -230,7 +230,7 @@ def test_a_set_with_hardly_any_contrast_is_called_so(tmp_path, capsys):
     make_from_photographs(tmp_path / "dark.png", tmp_path / "set.zip", resolution=16, counts=(4, 4), workers=1)
     inspect_patches(tmp_path / "set.zip", workers=1)
     assert re.search(
-        r"very low contrast: of 8 patches nearly all numbers lie between [3-8] and 1\d of 255", capsys.readouterr().out
+        r"very low contrast: of 8 patches nearly all numbers lie between \d+ and 1\d of 255", capsys.readouterr().out
     )
 
 
