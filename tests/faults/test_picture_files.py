@@ -243,7 +243,7 @@ def test_a_large_picture_is_looked_at_in_parts_and_a_bright_one_beside_it_says_t
     (tmp_path / "set").mkdir()
     tifffile.imwrite(tmp_path / "set" / "a.tif", values, tile=(256, 256))
     assert "0,4095 makes that white" in make(tmp_path / "set")[0]
-    tifffile.imwrite(tmp_path / "set" / "b.tif", np.full((100, 100), 60000, np.uint16))
+    tifffile.imwrite(tmp_path / "set" / "b.tif", np.full((200, 200), 60000, np.uint16))
     assert "almost black" not in make(tmp_path / "set")[0]
 
 
