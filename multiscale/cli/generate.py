@@ -19,7 +19,7 @@ from multiscale.runs.headers import find_network
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("World")
 @optgroup.option("--seed", metavar="WORLD", help="A seed, or a world such as 3~7:0.25 or 3_7@4-8.  [default: 0]")
-@optgroup.option("--seeds", metavar="WORLDS", help="Several: 0-15 or 1,4~7:0.5,8-10; one file each.")
+@optgroup.option("--seeds", metavar="WORLDS", help="Several: 0-15 or 1,4~7:0.5,8-10; one file each, or a film.")
 @optgroup.option("--trunc", type=click.FloatRange(-2, 2), default=1.0, help="Truncation psi: 1 as trained, 0 the mean.")
 @optgroup.group("View")
 @optgroup.option("--scale", type=float, help="Zoom FACTOR, up to the model's 2^octaves.  [default: 1, the whole world]")
@@ -38,11 +38,17 @@ from multiscale.runs.headers import find_network
 @optgroup.option("--strip", is_flag=True, help="1x, 2x, ... to the model's zoom, each view outlined in the one before.")
 @optgroup.option("--grid", is_flag=True, help="All worlds on one sheet.")
 @optgroup.group("Film")
-@optgroup.option("--video", metavar="MP4", help="Fly through the world at constant zoom speed.")
+@optgroup.option(
+    "--video",
+    metavar="FILM",
+    help="Fly through the world, or with --seeds walk from world to world: .mp4, .webm, .gif, .webp; a name without an ending "
+    "is a folder of PNG frames, in which an unfinished film resumes.",
+)
 @optgroup.option("--from", "start", metavar="Z,X,Y", default="1,0,0", help="Where the film begins: zoom and centre.")
 @optgroup.option(
     "--to", "ends", metavar="Z,X,Y", multiple=True, help="Where it goes; may be repeated, for several in turn."
 )
+@optgroup.option("--loop", is_flag=True, help="Go back to the beginning, so that after the last frame comes the first.")
 @optgroup.option("--seconds", type=click.FloatRange(0, min_open=True), default=20.0, help="Its length.")
 @optgroup.option("--fps", type=click.IntRange(1, 240), default=30, help="Frames per second.")
 @optgroup.group("Large files")
@@ -56,7 +62,12 @@ from multiscale.runs.headers import find_network
     help="A run's folder, a snapshot, a published .pkl, https://..., hf://owner/repo, or earth, the bundled model.  "
     "[default: the snapshot written last in runs/, else the bundled model]",
 )
-@optgroup.option("--out", metavar="FILE|FOLDER", default="out", help="A .png file, or a folder for one file per seed.")
+@optgroup.option(
+    "--out",
+    metavar="FILE|FOLDER",
+    default="out",
+    help="A .png, .jpg, .webp or .tif file, or a folder for one .png per seed.",
+)
 @reports_user_errors
 def main(
     *,
@@ -76,7 +87,7 @@ def main(
         raise UserError("Both --seed and --seeds were given; give one of them.")
     flight: list[Keyframe] = [parse_keyframe(place) for place in (start, *ends)] if ends or start != "1,0,0" else []
     request = Request(
-        worlds=parse_worlds(seeds) if seeds is not None else [World.parse(seed or "0")],
+        worlds=parse_worlds(seeds, once=options["video"] is None) if seeds is not None else [World.parse(seed or "0")],
         truncation_psi=trunc,
         centre=parse_centre(centre),
         size=None if size is None else parse_size(size),

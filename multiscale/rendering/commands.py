@@ -12,12 +12,13 @@ from dnnlib.errors import UserError
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
 from multiscale.rendering.enlarging import enlarged_view
-from multiscale.rendering.files import save_png
+from multiscale.rendering.files import check_size, save_picture
+from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.pyramid import Pyramid, check_tiff, claim, tiff_tiles, write_deep_zoom, write_tiff
 from multiscale.rendering.renderer import EXTRAPOLATE, Renderer, provenance
 from multiscale.rendering.request import MAX_PNG_PX, Request, grid_path, picture_paths
 from multiscale.rendering.sheets import zoom_strip
-from multiscale.rendering.video import check_film, write_film
+from multiscale.rendering.video import FILM_PX, check_film, film_facts, write_film
 from multiscale.rendering.worlds import World
 from multiscale.runs.snapshots import load_snapshot
 from multiscale.view import Region
@@ -64,11 +65,11 @@ class _Maker:
             raise UserError(f"Scale {self.scale:g} is out of range: this model zooms from 1 to {renderer.max_zoom:g}.")
 
     def pictures(self) -> list[Path]:
-        """A PNG for each world."""
+        """A picture for each world."""
         paths = picture_paths(self.request)
         self._check_views()
         for world, path in zip(self.request.worlds, self._each(paths), strict=True):
-            save_png(path, self._picture(world), self._facts(world))
+            save_picture(path, self._picture(world), self._facts(world))
         return paths
 
     def grid(self) -> list[Path]:
@@ -82,7 +83,7 @@ class _Maker:
         rows = [cells[i : i + columns] for i in starts]
         captions = [[f"world {world}" for world in worlds[i : i + columns]] for i in starts]
         facts = self._facts(worlds[0])
-        save_png(path, grid(rows, captions=captions), facts | {"world": [str(world) for world in worlds]})
+        save_picture(path, grid(rows, captions=captions), facts | {"world": [str(world) for world in worlds]})
         return [path]
 
     def _each(self, things: Sequence[T]) -> Iterator[T]:
@@ -104,28 +105,27 @@ class _Maker:
                 self.renderer.on_tile = None
 
     def film(self, path: Path) -> list[Path]:
-        """A flight as MP4."""
+        """A flight, or a walk through worlds."""
         request = self.request
-        width, height = request.size or (max(self.renderer.resolution, 512),) * 2
-        check_film(self.renderer, request.flight, width=width, height=height, fps=request.fps, seconds=request.seconds)
-        facts = {"world": str(request.worlds[0]), "truncation_psi": request.truncation_psi}
-        facts |= {"flight": [[k.zoom, k.x, k.y] for k in request.flight], **self.network}
+        width, height = request.size or (max(self.renderer.resolution, FILM_PX),) * 2
+        flight = request.flight or [Keyframe(self.scale, *request.centre)]
+        film: dict[str, Any] = {"width": width, "height": height, "fps": request.fps, "seconds": request.seconds}
+        check_film(path, self.renderer, request.worlds, flight, **film)
+        facts = film_facts(request.worlds, request.truncation_psi, flight, loop=request.loop) | self.network
         with progress_bar(total=1.0, unit="film", desc=path.name, bar_format=PERCENT) as bar:
             write_film(
                 path,
                 self.renderer,
-                request.worlds[0],
+                request.worlds,
                 request.truncation_psi,
-                request.flight,
-                width=width,
-                height=height,
-                fps=request.fps,
-                seconds=request.seconds,
+                flight,
+                **film,
+                loop=request.loop,
                 facts=facts,
                 progress=lambda fraction: bar.update(fraction - bar.n),
             )
         finest = self.renderer.world_px / max(width, height)
-        if max(place.zoom for place in request.flight) > finest:
+        if max(place.zoom for place in flight) > finest:
             print(
                 f"From {finest:.3g}x on the film enlarges the model's finest pixels; a smaller --size is sharp for longer."
             )
@@ -171,6 +171,8 @@ class _Maker:
                 f"{views} views of {width} x {height} pixels are too many for one PNG; give a smaller --size"
                 f"{' or fewer --seeds' * request.grid}."
             )
+        if not (request.strip or request.grid):
+            check_size(picture_paths(request)[0], width, height)
         if not request.strip:
             renderer.check_view(self.scale, request.centre, request.size, **self._beyond())
         for world in request.worlds:

@@ -1,23 +1,34 @@
-"""Images as PNG files of 8 or 16 bits that say what they show."""
+"""Images as files that say what they show: PNG and TIFF of 8 or 16 bits, JPEG, WebP."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import png
+import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dnnlib.files import atomic_write
+from dnnlib.errors import UserError
+from dnnlib.files import AlreadyThere, atomic_write
 from dnnlib.pictures import PNG_STRATEGY
+from dnnlib.reading import read_text
 
 TEXT_CHUNK = "multiscale"
 """Keyword of the PNG's text chunk (iTXt) that holds the metadata as JSON."""
+SRGB = (b"sRGB", b"\0")
+"""The PNG's chunk that says what its colours are (sRGB, perceptual), so that programs that print need not guess."""
+QUALITY = 95
+"""Of JPEG and WebP."""
+EXIF_DESCRIPTION = 270
+EXIF_BYTES = 65_000
+"""Limit of what a JPEG file can say of itself."""
 
 
 def encode_png(pixels: np.ndarray, metadata: Mapping[str, Any] | None = None) -> bytes:
@@ -31,33 +42,79 @@ def encode_png(pixels: np.ndarray, metadata: Mapping[str, Any] | None = None) ->
     stream = io.BytesIO()
     if pixels.dtype == np.uint8:
         info = PngInfo()
+        info.add(*SRGB)
         if metadata is not None:
             info.add_itxt(TEXT_CHUNK, json.dumps(metadata))
         Image.fromarray(pixels).save(stream, "PNG", pnginfo=info, compress_type=PNG_STRATEGY)
         return stream.getvalue()
     height, width = pixels.shape[:2]
     png.Writer(width, height, greyscale=pixels.ndim == 2, bitdepth=16).write(stream, pixels.reshape(height, -1))
-    if metadata is None:
-        return stream.getvalue()
     header, *others = png.Reader(bytes=stream.getvalue()).chunks()
-    text = TEXT_CHUNK.encode() + bytes(5) + json.dumps(metadata).encode()  # not compressed, no language
+    chunks = [header, SRGB]
+    if metadata is not None:
+        text = TEXT_CHUNK.encode() + bytes(5) + json.dumps(metadata).encode()  # not compressed, no language
+        chunks.append((b"iTXt", text))
     stream = io.BytesIO()
-    png.write_chunks(stream, [header, (b"iTXt", text), *others])
+    png.write_chunks(stream, [*chunks, *others])
     return stream.getvalue()
 
 
-def encode_jpeg(pixels: np.ndarray, quality: int = 95, *, subsampling: int = 0) -> bytes:
+def encode_jpeg(
+    pixels: np.ndarray, quality: int = QUALITY, *, subsampling: int = 0, metadata: Mapping[str, Any] | None = None
+) -> bytes:
     """A JPEG file's bytes.
 
     Args:
         pixels: uint8 [H, W, 1] or [H, W, 3].
         quality: Of Pillow.
         subsampling: 0 keeps the resolution of colour, 2 halves it.
+        metadata: JSON values, kept as the EXIF description.
+
+    Raises:
+        UserError: the metadata are too long for JPEG.
     """
+    said = b"" if metadata is None else exif(json.dumps(metadata))
+    if len(said) > EXIF_BYTES:
+        raise UserError(
+            "A JPEG cannot say that it shows so many worlds; give a name that ends in .png, or fewer worlds."
+        )
     stream = io.BytesIO()
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    picture.save(stream, "jpeg", quality=quality, subsampling=subsampling)
+    _picture(pixels).save(stream, "jpeg", quality=quality, subsampling=subsampling, exif=said)
     return stream.getvalue()
+
+
+def encode_webp(pixels: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
+    """A lossy WebP file's bytes: of uint8 [H, W, 1] or [H, W, 3], with the metadata as EXIF description."""
+    stream = io.BytesIO()
+    _picture(pixels).convert("RGB").save(stream, "webp", quality=QUALITY, exif=exif(json.dumps(metadata)))
+    return stream.getvalue()
+
+
+def encode_tiff(pixels: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
+    """A TIFF file's bytes: of uint8 or uint16 [H, W, 1] or [H, W, 3], with the metadata as its description."""
+    stream = io.BytesIO()
+    tifffile.imwrite(
+        stream,
+        pixels,
+        photometric="minisblack" if pixels.shape[2] == 1 else "rgb",
+        planarconfig="contig",
+        compression="zlib",
+        description=json.dumps(metadata),
+        software=False,
+        metadata=None,
+    )
+    return stream.getvalue()
+
+
+def exif(description: str) -> bytes:
+    """EXIF that holds a description of ASCII characters, from the byte order on."""
+    tags = Image.Exif()
+    tags[EXIF_DESCRIPTION] = description
+    return tags.tobytes().removeprefix(b"Exif\0\0")
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def save_png(path: str | Path, pixels: np.ndarray, metadata: Mapping[str, Any]) -> None:
@@ -65,3 +122,61 @@ def save_png(path: str | Path, pixels: np.ndarray, metadata: Mapping[str, Any]) 
     data = encode_png(pixels, metadata)
     with atomic_write(path) as stream:
         stream.write(data)
+
+
+ENCODERS: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], bytes]] = {
+    ".png": encode_png,
+    ".jpg": lambda pixels, metadata: encode_jpeg(pixels, metadata=metadata),
+    ".jpeg": lambda pixels, metadata: encode_jpeg(pixels, metadata=metadata),
+    ".webp": encode_webp,
+    ".tif": encode_tiff,
+    ".tiff": encode_tiff,
+}
+"""Of pictures with metadata, by the ending of the name, as ``PICTURES`` (multiscale/rendering/request.py) lists them."""
+MAX_SIDES_PX = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    """UserError if a picture of this size cannot be in a file of this ending."""
+    most = MAX_SIDES_PX.get(path.suffix.lower(), max(width, height))
+    if max(width, height) > most:
+        raise UserError(
+            f"A picture of {width} x {height} pixels does not fit into {path}, which takes up to {most:,} a side; give a name "
+            "that ends in .png or .tif."
+        )
+
+
+def save_picture(path: Path, pixels: np.ndarray, metadata: Mapping[str, Any]) -> None:
+    """Write a picture atomically, in the format of its ending, one of ``ENCODERS``.
+
+    Args:
+        path: The file.
+        pixels: uint8 [H, W, 1] or [H, W, 3], or of PNG and TIFF uint16.
+        metadata: JSON values, kept in the file.
+
+    Raises:
+        UserError: it is too large for the format, or cannot be written.
+    """
+    check_size(path, pixels.shape[1], pixels.shape[0])
+    data = ENCODERS[path.suffix.lower()](pixels, metadata)
+    with atomic_write(path) as stream:
+        stream.write(data)
+
+
+def claimed(folder: Path, text: str) -> str:
+    """Have a folder say in ``made-of.json`` what its files follow from, if it is new or empty; returns what it says.
+
+    The caller refuses to add files to a folder that says something else, or nothing (``""``).
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    made_of = folder / "made-of.json"
+    if not folder.is_dir() or all(
+        path.suffix == ".tmp" for path in folder.iterdir()
+    ):  # no more than a full disk has left
+        with contextlib.suppress(AlreadyThere), atomic_write(made_of, "w", replace=False) as stream:
+            stream.write(text)
+    with contextlib.suppress(UserError):
+        return read_text(made_of, "the facts")
+    return ""

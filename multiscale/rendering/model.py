@@ -21,19 +21,17 @@ from dnnlib.reading import parsed
 from multiscale.networks.generator import Generator
 from multiscale.rendering.enlarging import enlarged_view
 from multiscale.rendering.files import encode_png
+from multiscale.rendering.film_files import kind_of_film
 from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.sheets import zoom_strip
-from multiscale.rendering.video import write_film
+from multiscale.rendering.video import FILM_PX, film_facts, write_film
 from multiscale.rendering.worlds import GivenLatent, World
 from multiscale.runs.headers import choice, find_network, kimg_of
 from multiscale.runs.snapshots import Snapshot, load_snapshot
 from multiscale.view import Region
 from torch_utils.devices import default_device
-
-FILM_PX = 512
-"""Side of a film of a smaller network, as ``generate.py`` has it."""
 
 Number: TypeAlias = float | np.number[Any] | NDArray[Any] | torch.Tensor
 """Of Python or NumPy, or a tensor or array without dimensions."""
@@ -182,9 +180,7 @@ class PlacedWorld:
         Raises:
             UserError: ``other`` is a mixture or of another model, or the weight is out of range.
         """
-        if isinstance(other, PlacedWorld) and other.model is not self.model:
-            raise UserError("Worlds of two models cannot be mixed; give one of the same model.")
-        world = other.world if isinstance(other, PlacedWorld) else self.model.world(other).world
+        world = self._other(other)
         if world.mixed or world.styles:
             raise UserError(
                 f"World {world} is itself a mixture; mix the plain worlds of seeds into another one after the other."
@@ -216,23 +212,27 @@ class PlacedWorld:
     def film(
         self,
         path: str | Path,
-        to: Point | Sequence[Point],
+        to: Point | Sequence[Point] = (),
         *,
         start: Point = (1, 0, 0),
+        worlds: Sequence[PlacedWorld | int | str] = (),
+        loop: bool = False,
         seconds: Number = 20,
         fps: int = 30,
         size: Size | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> Path:
-        """Write a flight through the world as MP4 (H.264).
+        """Write a flight through the world, or a walk from it to other worlds, or both at once.
 
         Args:
-            path: The file, ending in .mp4.
-            to: Where it goes: (zoom factor, x, y), or several of these, one after the other.
+            path: The file, ending in .mp4, .webm, .gif or .webp; without an ending: a folder of PNG frames.
+            to: Where it goes: (zoom factor, x, y), or several of these, one after the other. May be left out with ``worlds``.
             start: Where it begins.
+            worlds: Which worlds this one turns into, one after the other; at this world's truncation.
+            loop: Go back to the beginning, so that after the last frame comes the first.
             seconds: Its length.
-            fps: Frames a second, 1 to 240.
-            size: Width and height in pixels, even, or one side; None: the network's own, at least 512.
+            fps: Frames a second, 1 to 240; in a GIF to 50.
+            size: Width and height in pixels, even in an MP4, or one side; None: the network's own, at least 512.
             progress: Told the share that is done, from 0 to 1.
 
         Returns:
@@ -241,8 +241,16 @@ class PlacedWorld:
         Raises:
             UserError: something out of range, or the file cannot be written.
         """
-        path = _ending(path, ".mp4")
-        places = [Keyframe(*place) for place in (_numbers(start, 3, _not_a_place(start)), *_places(to))]
+        path = parsed(lambda: Path(path), f"{shown(path)} is not the name of a file; give one such as film.mp4.")
+        kind_of_film(path).check_place(path)
+        places = [
+            Keyframe(*place)
+            for place in (
+                _numbers(start, 3, _not_a_place(start)),
+                *([] if isinstance(to, tuple) and not to else _places(to)),
+            )
+        ]
+        passed = [self.world, *map(self._other, worlds)]
         width, height = _sides(max(self.model.resolution, FILM_PX) if size is None else size)
         length = _number(seconds, "The length in seconds")
         if not math.isfinite(length):
@@ -251,23 +259,33 @@ class PlacedWorld:
         write_film(
             path,
             self.model.renderer,
-            self.world,
+            passed,
             self.truncation_psi,
             places,
             width=width,
             height=height,
             fps=rate,
             seconds=length,
-            facts={"flight": [[place.zoom, place.x, place.y] for place in places], **self._facts()},
+            loop=loop,
+            facts=film_facts(passed, self.truncation_psi, places, loop=loop) | self._facts_of(passed),
             progress=progress,
         )
         return path
 
+    def _other(self, world: PlacedWorld | int | str) -> World:
+        """Another world of the same model."""
+        if isinstance(world, PlacedWorld) and world.model is not self.model:
+            raise UserError("Worlds of two models cannot be mixed; give one of the same model.")
+        return world.world if isinstance(world, PlacedWorld) else self.model.world(world).world
+
     def _facts(self) -> dict[str, Any]:
-        latents = (self.world.latent, *(latent for latent, _ in self.world.mixed))
+        return {"world": str(self.world), "truncation_psi": self.truncation_psi, **self._facts_of([self.world])}
+
+    def _facts_of(self, worlds: Sequence[World]) -> dict[str, Any]:
+        """The network, and the latents that texts of these worlds only name."""
+        latents = [latent for world in worlds for latent in (world.latent, *(latent for latent, _ in world.mixed))]
         given = {str(latent): latent.numbers for latent in latents if isinstance(latent, GivenLatent)}
-        facts = {"world": str(self.world), "truncation_psi": self.truncation_psi, **self.model.provenance}
-        return facts | {"latents": given} if given else facts
+        return self.model.provenance | ({"latents": given} if given else {})
 
     def _repr_png_(self) -> bytes:
         """What notebooks show of it: the view at 1x."""

@@ -9,7 +9,6 @@ otherwise have nothing to interpolate with at its border, and a crease would sho
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -21,10 +20,9 @@ import numpy as np
 import tifffile
 
 from dnnlib.errors import UserError
-from dnnlib.files import AlreadyThere, atomic_write
-from dnnlib.reading import read_text
+from dnnlib.files import atomic_write
 from multiscale.rendering.enlarging import enlarged, finest_pixels
-from multiscale.rendering.files import encode_png
+from multiscale.rendering.files import claimed, encode_png
 from multiscale.rendering.renderer import EXTRAPOLATE, Renderer
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
@@ -226,17 +224,9 @@ def write_deep_zoom(path: Path, pyramid: Pyramid, facts: dict[str, Any], advance
 def claim(path: Path, pyramid: Pyramid, facts: dict[str, Any]) -> None:
     """Have the folder of :func:`write_deep_zoom` say what its tiles follow from; UserError if it holds others."""
     folder = path.with_name(f"{path.stem}_files")
-    made_of = folder / "made-of.json"
     made = {**facts, "side": pyramid.side, "tile": pyramid.tile_px}
     text = json.dumps({**made, "overlap": OVERLAP_PX}, indent=1)
-    if not folder.is_dir() or all(
-        path.suffix == ".tmp" for path in folder.iterdir()
-    ):  # no more than a full disk has left
-        with contextlib.suppress(AlreadyThere), atomic_write(made_of, "w", replace=False) as stream:
-            stream.write(text)
-    found = ""
-    with contextlib.suppress(UserError):
-        found = read_text(made_of, "the facts")
+    found = claimed(folder, text)
     if found == json.dumps(made, indent=1):
         raise UserError(
             f"{folder} holds tiles without overlap, as an earlier version wrote them, and tiles of both kinds do not fit; "

@@ -19,7 +19,9 @@ from multiscale.rendering.worlds import World
 
 MAX_SEEDS = 100_000
 MAX_PNG_PX = 1 << 28
-OTHER_IMAGES = {".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".mp4", ".dzi"}
+PICTURES = {".png": 16, ".jpg": 8, ".jpeg": 8, ".webp": 8, ".tif": 16, ".tiff": 16}
+"""Endings of a picture's name, and the bits a channel that such a file can hold."""
+OTHER_FILES = {".gif", ".bmp", ".avif", ".jxl", ".mp4", ".webm", ".dzi"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Request:
     scale: float | None = None
     centre: tuple[float, float] = (0.0, 0.0)
     size: tuple[int, int] | None = None
-    """Width and height in pixels; None: the generator's own."""
+    """Width and height in pixels; None: the generator's own, of films at least 512 a side."""
     extrapolate: bool = False
     enlarge: bool = False
     bits: int = 8
@@ -41,13 +43,14 @@ class Request:
     flight: Sequence[Keyframe] = ()
     seconds: float = 20.0
     fps: int = 30
+    loop: bool = False
     pyramid: str | None = None
     tiff: str | None = None
     out: str = "out"
 
 
-def parse_worlds(text: str) -> list[World]:
-    """``"3"``, ``"0-15"``, ``"1,4~7:0.5,8-10"`` -> the worlds meant, in their order, each once.
+def parse_worlds(text: str, *, once: bool = True) -> list[World]:
+    """``"3"``, ``"0-15"``, ``"1,4~7:0.5,8-10"`` -> the worlds meant, in their order, each once or as often as it is named.
 
     Raises:
         UserError: anything else, a range that runs backwards, or more than 100,000 worlds.
@@ -64,7 +67,7 @@ def parse_worlds(text: str) -> list[World]:
         if len(worlds) + last - first + 1 > MAX_SEEDS:
             raise UserError(f"Seeds {text!r} are more than {MAX_SEEDS:,} images; ask for fewer at once.")
         worlds.extend(World.parse(seed) for seed in range(first, last + 1))
-    return each_once(worlds)
+    return each_once(worlds) if once else worlds
 
 
 def parse_centre(text: str) -> tuple[float, float]:
@@ -146,18 +149,19 @@ def _check_options(request: Request) -> None:
         "--extrapolate": request.extrapolate,
         "--enlarge": request.enlarge,
         "--from or --to": bool(request.flight),
+        "--loop": request.loop,
     }
     useless = {
         "--strip": ("--scale", "--bits 16", "--extrapolate", "--enlarge"),
         "--grid": ("--bits 16",),
-        "--video": ("--scale", "--centre", "--bits 16", "--extrapolate", "--enlarge"),
+        "--video": ("--bits 16", "--extrapolate", "--enlarge"),
         "--pyramid": ("--scale", "--size", "--centre", "--bits 16", "--extrapolate", "--enlarge"),
     }.get(kind, ())
     if wrong := [name for name in useless if options[name]]:
         reason = {
             "--strip": "shows every zoom",
             "--grid": "is a sheet of 8 bits",
-            "--video": "flies from --from to --to",
+            "--video": "has 8 bits, and enlarges the model's finest pixels where it has no finer ones",
         }
         raise UserError(f"{kind} {reason.get(kind, 'holds the whole world at every zoom')}; leave out {wrong[0]}.")
     if request.enlarge and request.extrapolate:
@@ -169,11 +173,18 @@ def _check_options(request: Request) -> None:
             f"--strip shows square views, not of {request.size[0]} x {request.size[1]} pixels; give one side, such as "
             f"--size {max(request.size)}."
         )
-    if kind == "--video" and len(request.flight) < 2:
-        raise UserError("A film needs a place to fly to; give --to zoom,x,y such as --to 64,0.1,-0.2.")
-    if kind != "--video" and options["--from or --to"]:
-        raise UserError("--from and --to are the flight of a film; give --video FILE.mp4 with them.")
-    if kind in ("--video", "--pyramid", "--tiff") and len(request.worlds) > 1:
+    if kind == "--video":
+        if wrong := [name for name in ("--scale", "--centre") if options[name] and request.flight]:
+            raise UserError(f"--video flies from --from to --to; leave out {wrong[0]}.")
+        if len(request.flight) < 2 and len(request.worlds) < 2:
+            raise UserError(
+                "A film needs a place to fly to, or worlds to pass through; give --to zoom,x,y such as --to 64,0.1,-0.2, or "
+                "--seeds such as --seeds 3-5."
+            )
+    elif wrong := [name for name in ("--from or --to", "--loop") if options[name]]:
+        verb = "belongs" if wrong[0] == "--loop" else "belong"
+        raise UserError(f"{wrong[0]} {verb} to a film; give --video FILE.mp4 with it.")
+    if kind in ("--pyramid", "--tiff") and len(request.worlds) > 1:
         raise UserError(f"{kind} shows one world and {len(request.worlds)} were given; give one.")
     if request.strip and max(map(abs, request.centre)) > 0.5:
         x, y = request.centre
@@ -187,11 +198,13 @@ def _check_options(request: Request) -> None:
 
 def _check_place(request: Request) -> None:
     """Refuse names and places to which the result could not be written."""
-    named = {
-        "--video": (request.video, (".mp4",)),
-        "--pyramid": (request.pyramid, (".dzi",)),
-        "--tiff": (request.tiff, (".tif", ".tiff")),
-    }
+    if request.video is not None:
+        from multiscale.rendering.film_files import kind_of_film  # here: PyAV takes a while
+
+        film = Path(request.video)
+        kind_of_film(film).check_place(film)
+        return
+    named = {"--pyramid": (request.pyramid, (".dzi",)), "--tiff": (request.tiff, (".tif", ".tiff"))}
     for option, (name, suffixes) in named.items():
         if name is None:
             continue
@@ -209,13 +222,13 @@ def _check_place(request: Request) -> None:
 def grid_path(request: Request) -> Path:
     """The file of ``--grid``."""
     out = _checked_out(request)
-    return out if out.suffix.lower() == ".png" else out / "grid.png"
+    return out if out.suffix.lower() in PICTURES else out / "grid.png"
 
 
 def picture_paths(request: Request) -> list[Path]:
     """A file for each world."""
     out, scale = _checked_out(request), 1.0 if request.scale is None else request.scale
-    if out.suffix.lower() == ".png":
+    if out.suffix.lower() in PICTURES:
         if len(request.worlds) > 1:
             raise UserError(
                 f"{len(request.worlds)} seeds cannot be written to the one file {out}; give a folder as --out."
@@ -233,12 +246,20 @@ def picture_paths(request: Request) -> list[Path]:
 
 def _checked_out(request: Request) -> Path:
     out = Path(request.out)
-    if out.suffix.lower() in OTHER_IMAGES:
+    ending = out.suffix.lower()
+    if ending in OTHER_FILES:
         raise UserError(
-            f"--out {out} asks for another format than PNG; give a .png file or a folder, or --tiff, --video, --pyramid."
+            f"--out {out} asks for a format that pictures cannot have here; give a name that ends in {', '.join(PICTURES)}, or "
+            "a folder, or --video or --pyramid."
         )
-    if out.suffix.lower() != ".png" and out.is_file():
-        raise UserError(f"--out {out} is a file that does not end in .png; give a .png file or a folder.")
+    if ending not in PICTURES and out.is_file():
+        raise UserError(
+            f"--out {out} is a file that does not end in {', '.join(PICTURES)}; give such a name, or a folder."
+        )
+    if PICTURES.get(ending, request.bits) < request.bits:
+        raise UserError(
+            f"--out {out} cannot hold {request.bits} bits a channel; give a name that ends in .png or .tif."
+        )
     return out
 
 
