@@ -677,6 +677,31 @@ def test_films_and_large_files(trained, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"f.mp4", "p.dzi", "p_files", "t.tif"}
 
 
+def test_films_walk_through_worlds_and_resume(trained, tmp_path):
+    film = ("--seeds", "3,5,3", "--scale", "2", "--loop", "--video", tmp_path / "f", "--fps", "6", "--seconds", "1")
+    for _ in range(2):
+        assert run(generate, "--network", trained, *film, "--size", 32).stdout.strip() == str(tmp_path / "f")
+        (tmp_path / "f" / "frame-00003.png").unlink()
+    names = [path.name for path in sorted((tmp_path / "f").iterdir())]
+    assert names == [f"frame-{i:05d}.png" for i in (0, 1, 2, 4, 5)] + ["made-of.json"]
+    for seed, i in ((3, 0), (5, 2), (3, 4)):
+        still = multiscale.load(trained).world(seed).view(2, size=32)
+        np.testing.assert_array_equal(Image.open(tmp_path / "f" / f"frame-0000{i}.png"), still)
+    assert "holds something else" in refused(generate, "--network", trained, *film, "--size", 64)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp", "tif", "png"])
+def test_pictures_in_each_format_show_the_same_and_say_what(trained, tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    run(generate, "--network", trained, "--seed", 3, "--scale", 2, "--size", "48x32", "--out", path)
+    expected = np.asarray(multiscale.load(trained).world(3).view(2, size=(48, 32))).astype(float)
+    with Image.open(path) as image:
+        assert np.abs(np.asarray(image) - expected).mean() <= {"jpg": 2, "webp": 8}.get(ending, 0)
+        said = {"png": lambda: image.text["multiscale"], "tif": lambda: image.tag_v2[270]}
+        facts = json.loads(said.get(ending, lambda: image.getexif()[270])())
+    assert (facts["world"], facts["scale"]) == ("3", 2)
+
+
 def test_truncation_changes_the_image(trained, tmp_path):
     for psi in ("0", "1"):
         run(generate, "--network", trained, "--trunc", psi, "--out", tmp_path / f"{psi}.png")
@@ -729,15 +754,25 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--size", "99999x99999"], "give --tiff FILE, or for the whole world"),
         (["--grid", "--strip"], "--strip and --grid make different things"),
         (["--video", "a.mp4"], "give --to zoom,x,y"),
-        (["--video", "a.avi", "--to", "4,0,0"], "does not end in .mp4"),
+        (["--video", "a.avi", "--to", "4,0,0"], "does not end in .mp4, .webm, .gif, .webp"),
+        (["--video", "a.gif", "--to", "4,0,0", "--fps", "60"], "give at most 50"),
+        (["--video", "a.mp4", "--seeds", "1-300"], "give at most 256"),
+        (["--video", "a.mp4", "--seeds", "1,2_3@99"], "names layer 99"),
+        (["--video", "a.mp4", "--seeds", "1,2", "--scale", "4", "--centre", "0.9,0"], "outside the world"),
+        (["--loop"], "--loop belongs to a film"),
         (["--video", "a.mp4", "--to", "4,0"], "Place '4,0' cannot be read"),
         (["--video", "a.mp4", "--to", "4,0,0", "--scale", "2"], "leave out --scale"),
-        (["--to", "4,0,0"], "give --video FILE.mp4"),
+        (["--to", "4,0,0"], "belong to a film; give --video FILE.mp4"),
         (["--pyramid", "a.dzi", "--size", "64"], "leave out --size"),
         (["--pyramid", "a.dzi", "--seeds", "0-1"], "shows one world and 2 were given"),
         (["--tiff", "a.png"], "does not end in .tif"),
         (["--strip", "--centre", "9,9"], "outside the world"),
-        (["--out", "a.jpg"], "another format than PNG"),
+        (
+            ["--out", "a.gif"],
+            "a format that pictures cannot have here; give a name that ends in .png, .jpg, .jpeg, .webp, .tif",
+        ),
+        (["--out", "a.jpg", "--bits", "16"], "cannot hold 16 bits a channel; give a name that ends in .png or .tif"),
+        (["--out", "a.webp", "--enlarge", "--size", "16384x64"], "takes up to 16,383 a side"),
         (["--network", "."], "holds no snapshot"),
     ],
 )

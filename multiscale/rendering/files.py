@@ -107,10 +107,10 @@ def encode_tiff(pixels: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
 
 
 def exif(description: str) -> bytes:
-    """EXIF that holds a description of ASCII characters, from the byte order on."""
+    """EXIF as JPEG has it, which holds a description of ASCII characters."""
     tags = Image.Exif()
     tags[EXIF_DESCRIPTION] = description
-    return tags.tobytes().removeprefix(b"Exif\0\0")
+    return tags.tobytes()
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:

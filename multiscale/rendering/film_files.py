@@ -130,7 +130,7 @@ class Encoding:
     bt709: bool = False
     step_px: int = 1
     max_fps: int = 240
-    label: Callable[[IO[bytes], str], object] | None = None
+    label: Callable[[IO[bytes], str, FilmFile], object] | None = None
 
     def check_place(self, path: Path) -> None:
         """UserError if nothing could be written there, or this build of PyAV lacks the encoder."""
@@ -167,7 +167,7 @@ class Encoding:
                     container.mux(stream.encode(frame))
                 container.mux(stream.encode())
             if self.label is not None:
-                self.label(file, facts)
+                self.label(file, facts, film)
 
     def _frame(self, pixels: np.ndarray) -> av.VideoFrame:
         if self.pixels == "pal8":
@@ -181,7 +181,7 @@ class Encoding:
         return frame.reformat(format=self.pixels, dst_colorspace=Colorspace.ITU709 if self.bt709 else None)
 
 
-def _label_gif(file: IO[bytes], text: str) -> None:
+def _label_gif(file: IO[bytes], text: str, film: FilmFile) -> None:
     """A comment (GIF89a, section 24) before the trailer."""
     data = text.encode()
     blocks = [data[i : i + 255] for i in range(0, len(data), 255)]
@@ -189,19 +189,25 @@ def _label_gif(file: IO[bytes], text: str) -> None:
     file.write(b"\x21\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0\x3b")
 
 
-def _label_webp(file: IO[bytes], text: str) -> None:
+def _label_webp(file: IO[bytes], text: str, film: FilmFile) -> None:
     """An EXIF chunk at the end (WebP container specification), which the extended header announces."""
-    data = exif(text)
+    file.seek(12)
+    if file.read(4) != b"VP8X":  # one picture, or the same all the time, has no such header
+        file.seek(12)
+        image = file.read()
+        sides = b"".join((side - 1).to_bytes(3, "little") for side in (film.width, film.height))
+        file.seek(12)
+        file.write(b"VP8X" + struct.pack("<II", 10, 0) + sides + image)
+    data = exif(text).removeprefix(b"Exif\0\0")
     file.seek(0, os.SEEK_END)
     file.write(b"EXIF" + struct.pack("<I", len(data)) + data + bytes(len(data) % 2))
     size = file.tell()
     file.seek(4)
     file.write(struct.pack("<I", size - 8))
-    file.seek(12)
-    head = file.read(9)
-    assert head[:4] == b"VP8X"
     file.seek(20)
-    file.write(bytes([head[8] | 0x08]))
+    flags = file.read(1)[0]
+    file.seek(20)
+    file.write(bytes([flags | 0x08]))
 
 
 class _Again:

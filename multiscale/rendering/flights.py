@@ -40,7 +40,7 @@ def zoom_path(
             rises again where the flight begins and at each keyframe at which it turns.
     """
     places = [*keyframes, keyframes[0]] if loop else list(keyframes)
-    legs = [leg for leg in zip(places[:-1], places[1:], strict=True) if _length(*leg) > 0]
+    legs = [leg for leg in zip(places[:-1], places[1:], strict=True) if _length(*leg) > 1e-9]
     if not legs:
         return [(places[0].zoom, (places[0].x, places[0].y))] * frames
     lengths = [_length(*leg) for leg in legs]
