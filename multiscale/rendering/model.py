@@ -243,13 +243,8 @@ class PlacedWorld:
         """
         path = parsed(lambda: Path(path), f"{shown(path)} is not the name of a file; give one such as film.mp4.")
         kind_of_film(path).check_place(path)
-        places = [
-            Keyframe(*place)
-            for place in (
-                _numbers(start, 3, _not_a_place(start)),
-                *([] if isinstance(to, tuple) and not to else _places(to)),
-            )
-        ]
+        several = [] if isinstance(to, tuple) and not to else _places(to)
+        places = [Keyframe(*place) for place in (_numbers(start, 3, _not_a_place(start)), *several)]
         passed = [self.world, *map(self._other, worlds)]
         width, height = _sides(max(self.model.resolution, FILM_PX) if size is None else size)
         length = _number(seconds, "The length in seconds")

@@ -120,6 +120,12 @@ def test_worlds_have_the_styles_that_render_them(model):
 
 def test_films_and_pyramids(model, tmp_path):
     world = model.world(2)
+    frames = world.film(
+        tmp_path / "frames", worlds=[world.mixed(4), "5"], start=(2, 0, 0), loop=True, seconds=1, fps=6, size=32
+    )
+    for i, shown in ((0, world), (2, world.mixed(4)), (4, model.world(5))):
+        with Image.open(frames / f"frame-0000{i}.png") as image:
+            np.testing.assert_array_equal(image, shown.view(2, size=32))
     film = world.film(tmp_path / "a.mp4", to=[(4, 0.1, 0), (1, 0, 0)], seconds=0.5, fps=4, size=32)
     assert film.stat().st_size > 500
     tiles = []
@@ -164,6 +170,7 @@ def test_films_and_pyramids(model, tmp_path):
         (lambda model: model.world().array(scale=8, size=64), "finer than"),
         (lambda model: model.world().film("a.avi", (2, 0, 0)), "does not end in .mp4"),
         (lambda model: model.world().film("a.mp4", (2, 0)), "not \\(zoom, x, y\\)"),
+        (lambda model: model.world().film("a.mp4"), "two places or more to fly between, or two worlds"),
         (lambda model: model.world().pyramid("a.png"), "does not end in .dzi"),
         (lambda model: multiscale.load("nowhere"), "no network nowhere"),
         (lambda model: multiscale.load(model.path, device="nothing"), "no device 'nothing'"),
@@ -184,4 +191,5 @@ def test_the_guides_examples_run(tmp_path, monkeypatch, capsys):
     for line in capsys.readouterr().out.splitlines():
         if line.startswith(("<model", "torch.Size")):
             assert line in "\n".join(blocks)
-    assert {path.name for path in tmp_path.iterdir()} == {"view.png", "flight.mp4", "tour.mp4", "patches.zip"}
+    names = {"view.png", "flight.mp4", "tour.mp4", "worlds.webp", "patches.zip"}
+    assert {path.name for path in tmp_path.iterdir()} == names
