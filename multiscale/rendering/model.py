@@ -215,7 +215,7 @@ class PlacedWorld:
         to: Point | Sequence[Point] = (),
         *,
         start: Point = (1, 0, 0),
-        worlds: Sequence[PlacedWorld | int | str] = (),
+        worlds: Sequence[PlacedWorld | int | str | NDArray[Any] | torch.Tensor] = (),
         loop: bool = False,
         seconds: Number = 20,
         fps: int = 30,
@@ -267,7 +267,7 @@ class PlacedWorld:
         )
         return path
 
-    def _other(self, world: PlacedWorld | int | str) -> World:
+    def _other(self, world: PlacedWorld | int | str | NDArray[Any] | torch.Tensor) -> World:
         """Another world of the same model."""
         if isinstance(world, PlacedWorld) and world.model is not self.model:
             raise UserError("Worlds of two models cannot be mixed; give one of the same model.")
