@@ -15,7 +15,7 @@ from training.test_trainer import CPU, stats
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.data.patches import PatchDataset
-from multiscale.rendering import pyramid as pyramids
+from multiscale.rendering import files as rendered
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer
 from multiscale.rendering.worlds import World
@@ -141,7 +141,7 @@ def test_a_folder_whose_run_never_began_is_taken_by_the_next_with_whatever_setti
     (first.folder / "generator-000000000.safetensors").write_text("of the version before")
     for options in ({}, {"fresh": True}, {"outdir": str(first.folder)}, {"outdir": str(first.folder), "fresh": True}):
         run = choose(data, "generator.channel_max=32", **options)
-        assert (run.folder, run.goes_on, run.changes) == (first.folder, False, [])
+        assert (run.folder, run.goes_on, run.changes) == (first.folder, False, {})
 
 
 def test_a_run_whose_states_were_removed_is_not_written_over(tmp_path, whole):
@@ -179,7 +179,7 @@ def test_a_pyramid_begun_on_a_full_disk_goes_on(tmp_path, monkeypatch):
                 write_deep_zoom(other, pyramid, facts, lambda _: None)
             return atomic_write(*arguments, **options)
 
-        patch.setattr(pyramids, "atomic_write", overtaken)
+        patch.setattr(rendered, "atomic_write", overtaken)
         with pytest.raises(UserError, match="other tiles"):
             write_deep_zoom(other, pyramid, {"world": "4"}, lambda _: None)
         assert begun
