@@ -124,8 +124,11 @@ def _kept(
     """
     limits = [torch.full([grid.waves], grid.rate / 2, dtype=omega.dtype, device=omega.device) for grid in grids]
     corner = omega.abs() + bandwidth * omega.norm(dim=1, keepdim=True)  # c
-    corners = torch.stack([corner, corner * corner.new_tensor([1, -1])])  # in a sheared view one of them is farther out
-    reach = (corners @ linear[:, None]).norm(dim=-1).amax(dim=1)  # cycles a view, [B, K]
+    (cx, cy), (x, y) = corner.unbind(1), linear.unbind(1)  # [K]; what an axis of the world is in the view, [B, 2]
+    # |cx x + cy y| and |cx x - cy y| are the box's corners, of which one is farther out in a sheared view.
+    sheared = 2 * cx * cy * (x * y).sum(dim=1, keepdim=True).abs()
+    square = cx.square() * x.square().sum(dim=1, keepdim=True) + cy.square() * y.square().sum(dim=1, keepdim=True)
+    reach = (square + sheared).sqrt()  # cycles a view, [B, K]
     shrunk = (torch.cat(limits) / reach)[..., None, None]  # t
     place = (omega[..., None] + step).abs() / corner[..., None]  # in the box, 0 to 1
     return ((shrunk - place) / FADE).clamp(0, 1)
