@@ -101,13 +101,12 @@ class Discriminator(nn.Module):
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.register_buffer("logit_weights", torch.ones(1), persistent=False)
 
-    if TYPE_CHECKING:  # of nn.Module it takes and returns anything
-
-        def __call__(self, image: torch.Tensor, zoom_log2: torch.Tensor | None = None) -> torch.Tensor: ...
-
     def forward(self, image: torch.Tensor, zoom_log2: torch.Tensor | None = None) -> torch.Tensor:
         """Images [B, C, N, N] in [-1, 1] and their zooms s [B] -> logits [B, L]; a mean over L weighs by ``logit_weights``."""
         raise NotImplementedError
+
+    if TYPE_CHECKING:  # that of nn.Module takes and returns anything
+        __call__ = forward
 
 
 class ResidualDiscriminator(Discriminator):

@@ -175,24 +175,19 @@ def waves_of_views(
     precise = precise_device(device)
     linear, s, c = (t.to(device=precise, dtype=torch.float64) for t in (views.linear, views.zoom_log2, views.centre))
 
-    def of_each_wave(name: str) -> torch.Tensor:
-        """A number of each grid as one of each of its features, [K]; made on the device, since graphs hold no copies to it."""
-        each = [torch.full([g.waves], getattr(g, name), dtype=torch.float64, device=precise) for g in grids]
-        return torch.cat(each)
-
     bin_octaves = bin_offset * bins.to(device=precise, dtype=torch.float64)  # o b, in octaves [K]
     world = omega.to(device=precise, dtype=torch.float64) * torch.exp2(bin_octaves)[:, None]  # 2^(o b) omega [K, 2]
     if any(grid.unit != 1 for grid in grids):
-        world = world * of_each_wave("unit")[:, None]
+        world = world * of_each_wave(grids, "unit", precise)[:, None]
     view = torch.einsum("ki,bij->bkj", world, linear)  # cycles per view [B, K, 2]
 
     # The phase at the centre reaches thousands of cycles at 256x, where float32 is off by 1e-3: reduce it in float64.
     if any(grid.shift_gain != 1 for grid in grids):
-        world = world * of_each_wave("shift_gain")[:, None]
+        world = world * of_each_wave(grids, "shift_gain", precise)[:, None]
     at_centre = torch.einsum("ki,bi->bk", world, c) + phase.to(device=precise, dtype=torch.float64)
     amplitude = bin_blend(bin_octaves, s, bins.to(precise), blend_offset, blend_width)
     if band_limit is not None:
-        rate = of_each_wave("rate")
+        rate = of_each_wave(grids, "rate", precise)
         gain = band_limit_gain(view.norm(dim=-1), rate, band_limit)
         amplitude = amplitude * (gain if limited is None else torch.where(limited.to(precise), gain, 1))
 
@@ -200,6 +195,12 @@ def waves_of_views(
     columns, rows = [(grid.waves, grid.columns) for grid in grids], [(grid.waves, grid.rows) for grid in grids]
     factors = (_apart(sin_x, columns), _apart(cos_x, columns), _apart(sin_y, rows), _apart(cos_y, rows))
     return [Waves(*of_grid) for of_grid in zip(*factors, strict=True)]
+
+
+def of_each_wave(grids: Sequence[Grid], name: str, device: torch.device) -> torch.Tensor:
+    """A number of each grid as one of each of its features, float64 [K]; made on the device, as graphs hold no copies to it."""
+    each = [torch.full([g.waves], getattr(g, name), dtype=torch.float64, device=device) for g in grids]
+    return torch.cat(each)
 
 
 def _sines(

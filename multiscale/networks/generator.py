@@ -147,7 +147,7 @@ class FeatureInjection(nn.Module):
     @property
     def frequency(self) -> torch.Tensor:
         """Their lengths, [K]."""
-        return self.omega.norm(dim=1) * torch.exp2(self.config.bin_offset * self.bins)
+        return self.world.norm(dim=1)
 
     @property
     def shift_gain(self) -> float:
@@ -167,7 +167,7 @@ def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size
     def of_all(name: str) -> torch.Tensor:
         return torch.cat([getattr(point, name) for point in points])
 
-    packets = config.feature_bandwidth > 0
+    single = of_all("anchored") if config.feature_bandwidth else None
     waves = waves_of_views(
         of_all("omega"),
         of_all("phase"),
@@ -178,9 +178,9 @@ def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size
         blend_offset=config.blend_offset,
         blend_width=config.blend_width,
         band_limit=None if config.published_geometry else BAND_LIMIT,
-        limited=of_all("anchored") if packets else None,
+        limited=single,
     )
-    if packets:
+    if single is not None:
         waves = widened(
             waves,
             grids,
@@ -189,7 +189,7 @@ def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size
             of_all("packet_offset"),
             of_all("packet_phase"),
             bandwidth=config.feature_bandwidth,
-            single=of_all("anchored"),
+            single=single,
         )
     return waves
 
@@ -227,18 +227,6 @@ class SynthesisNetwork(nn.Module):
             nn.init.zeros_(self.frame.weight)
             with torch.no_grad():
                 self.frame.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
-
-    if TYPE_CHECKING:  # of nn.Module it takes and returns anything
-
-        def __call__(
-            self,
-            ws: torch.Tensor,
-            transform: torch.Tensor,
-            *,
-            size: Size | None = None,
-            observe: bool = False,
-            before_layer: Callable[[], None] | None = None,
-        ) -> torch.Tensor: ...
 
     def forward(
         self,
@@ -281,6 +269,9 @@ class SynthesisNetwork(nn.Module):
                 before_layer()
             maps = self.next_maps(i, maps, ws, waves, observe=observe)
         return maps[0][:, : self.config.img_channels].float() * self.config.output_scale
+
+    if TYPE_CHECKING:  # that of nn.Module takes and returns anything
+        __call__ = forward
 
     def views(self, transform: torch.Tensor, ws: torch.Tensor) -> AffineViews:
         """Views [B, 3, 3] of worlds, each framed."""
@@ -346,17 +337,6 @@ class Generator(nn.Module):
         self.mapping = MappingNetwork(config, self.plan.num_ws)
         self.synthesis = SynthesisNetwork(config, self.plan)
 
-    if TYPE_CHECKING:  # of nn.Module it takes and returns anything
-
-        def __call__(
-            self,
-            z: torch.Tensor,
-            transform: torch.Tensor,
-            truncation_psi: float = 1.0,
-            *,
-            update_means: bool | None = None,
-        ) -> torch.Tensor: ...
-
     def forward(
         self,
         z: torch.Tensor,
@@ -385,6 +365,9 @@ class Generator(nn.Module):
         if update:
             self.update_running_means(len(image))
         return image
+
+    if TYPE_CHECKING:  # that of nn.Module takes and returns anything
+        __call__ = forward
 
     def running_means(self) -> list[torch.Tensor]:
         """The buffers that training moves: w_avg, and each layer's running input magnitude."""

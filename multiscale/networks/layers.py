@@ -128,10 +128,6 @@ class MappingNetwork(nn.Module):
         self.register_buffer("w_seen", torch.zeros(config.w_dim), persistent=False)
         self.layout = nn.Parameter(torch.randn(config.w_dim, config.z_dim)) if config.feature_style else None
 
-    if TYPE_CHECKING:  # of nn.Module it takes and returns anything
-
-        def __call__(self, z: torch.Tensor, truncation_psi: float = 1.0, *, observe: bool = False) -> torch.Tensor: ...
-
     def forward(self, z: torch.Tensor, truncation_psi: float = 1.0, *, observe: bool = False) -> torch.Tensor:
         """z [B, z_dim] -> ws [B, num_ws, w_dim]; truncation: w_avg + psi (w - w_avg). ``observe``: add mean w to ``w_seen``.
 
@@ -154,6 +150,9 @@ class MappingNetwork(nn.Module):
             return x[:, None].expand(-1, self.num_ws, -1)
         layout = code @ (self.layout / math.sqrt(code.shape[1])).t()
         return torch.cat([layout[:, None], x[:, None].expand(-1, self.num_ws - 1, -1)], dim=1)
+
+    if TYPE_CHECKING:  # that of nn.Module takes and returns anything
+        __call__ = forward
 
 
 class SynthesisLayer(nn.Module):

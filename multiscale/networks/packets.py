@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from multiscale.networks.fourier import Grid, Waves, precise_device
+from multiscale.networks.fourier import Grid, Waves, of_each_wave, precise_device
 from multiscale.view import AffineViews, sample_positions
 
 LINES = 6
@@ -80,8 +80,9 @@ def widened(
         t.to(device=precise, dtype=torch.float64) for t in (omega, offset, phase, views.linear, views.centre)
     )
     single = single.to(precise)[:, None, None]  # [K, 1, 1]
-    step = bandwidth * omega.norm(dim=1)[:, None, None] * offset  # cycles a unit, [K, 2, M]
-    kept = _kept(omega, step, bandwidth, linear, grids).masked_fill(single, 1)  # [B, K, 2, M]
+    spread = bandwidth * omega.norm(dim=1, keepdim=True)  # [K, 1]
+    step = spread[..., None] * offset  # cycles a unit, [K, 2, M]
+    kept = _kept(omega, step, spread, linear, grids).masked_fill(single, 1)  # [B, K, 2, M]
     step = step.masked_fill(single, 0)
     start = step * centre[:, None, :, None] + phase.masked_fill(single, 0)  # cycles, [B, K, 2, M]
     gain = (kept * torch.where(single, 1 / LINES, LINES**-0.5)).float()
@@ -111,25 +112,24 @@ def widened(
 
 
 def _kept(
-    omega: torch.Tensor, step: torch.Tensor, bandwidth: float, linear: torch.Tensor, grids: Sequence[Grid]
+    omega: torch.Tensor, step: torch.Tensor, spread: torch.Tensor, linear: torch.Tensor, grids: Sequence[Grid]
 ) -> torch.Tensor:
     """What the band limits of grids leave of the waves along each axis of packets, 0 to 1: [B, K, 2, M].
 
     Args:
         omega: [K, 2].
         step: Of waves from omega in cycles a unit of the world, [K, 2, M].
-        bandwidth: delta.
+        spread: Of the outermost of them, delta |omega|, [K, 1].
         linear: World from view, [B, 2, 2].
         grids: With K features in all.
     """
-    limits = [torch.full([grid.waves], grid.rate / 2, dtype=omega.dtype, device=omega.device) for grid in grids]
-    corner = omega.abs() + bandwidth * omega.norm(dim=1, keepdim=True)  # c
+    corner = omega.abs() + spread  # c
     (cx, cy), (x, y) = corner.unbind(1), linear.unbind(1)  # [K]; what an axis of the world is in the view, [B, 2]
     # |cx x + cy y| and |cx x - cy y| are the box's corners, of which one is farther out in a sheared view.
     sheared = 2 * cx * cy * (x * y).sum(dim=1, keepdim=True).abs()
     square = cx.square() * x.square().sum(dim=1, keepdim=True) + cy.square() * y.square().sum(dim=1, keepdim=True)
     reach = (square + sheared).sqrt()  # cycles a view, [B, K]
-    shrunk = (torch.cat(limits) / reach)[..., None, None]  # t
+    shrunk = (of_each_wave(grids, "rate", omega.device) / 2 / reach)[..., None, None]  # t
     place = (omega[..., None] + step).abs() / corner[..., None]  # in the box, 0 to 1
     return ((shrunk - place) / FADE).clamp(0, 1)
 
