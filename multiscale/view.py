@@ -47,6 +47,11 @@ class Region:
         left, top = (c - pitch * side / 2 for c, side in zip(centre, (width, height), strict=True))
         return cls(left=left, top=top, pitch=pitch, width=width, height=height)
 
+    @classmethod
+    def of_world(cls, side: int) -> Region:
+        """The whole world on ``side`` pixels a side."""
+        return cls(left=-0.5, top=-0.5, pitch=1 / side, width=side, height=side)
+
     @property
     def centre(self) -> tuple[float, float]:
         """World coordinates (x, y) of the middle."""

@@ -175,9 +175,7 @@ class _Maker:
             check_size(picture_paths(request)[0], width, height)
         if not request.strip:
             renderer.check_view(self.scale, request.centre, request.size, **self._beyond())
-        for world in request.worlds:
-            if world.styles:  # of layers that the network may not have
-                renderer.styles(world, request.truncation_psi)
+        renderer.check_worlds(request.worlds)
 
     def _beyond(self) -> dict[str, Any]:
         """What the renderer's checks are to allow where pixels are finer than the model, and to advise."""

@@ -60,7 +60,7 @@ def finest_pixels(renderer: Renderer, region: Region) -> Region:
     low, high = _edges(region, 1 / side)
     first = [max(math.floor(edge) - REACH_PX, 0) // step * step for edge in low]
     size = [min(math.ceil(edge) + REACH_PX, side) - start for edge, start in zip(high, first, strict=True)]
-    return Region(left=-0.5, top=-0.5, pitch=1 / side, width=side, height=side).part(*first, *size)
+    return Region.of_world(side).part(*first, *size)
 
 
 def enlarged(pixels: np.ndarray, grid: Region, region: Region) -> np.ndarray:

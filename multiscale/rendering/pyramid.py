@@ -114,7 +114,7 @@ class Pyramid:
                 f"There is no tile {column}, {row} on level {level}; levels go from 0 to {self.finest}, level l is 2^l pixels "
                 f"a side, tiles are {self.tile_px}."
             )
-        return _whole(side).part(x, y, min(self.tile_px, side), min(self.tile_px, side))
+        return Region.of_world(side).part(x, y, min(self.tile_px, side), min(self.tile_px, side))
 
     def block(self, level: int, columns: range, rows: range) -> Block:
         """Tiles of Deep Zoom; :class:`UserError` if there are no such tiles."""
@@ -124,7 +124,7 @@ class Pyramid:
         border = -(-OVERLAP_PX // step) * step  # blocks share one grid of samples, and differ in rounding only
         left, top = (max(tiles[0] * self.tile_px - border, 0) for tiles in (columns, rows))
         right, bottom = (min((tiles[-1] + 1) * self.tile_px + border, side) for tiles in (columns, rows))
-        region = _whole(side).part(left, top, right - left, bottom - top)
+        region = Region.of_world(side).part(left, top, right - left, bottom - top)
         return Block(level, columns, rows, region, left, top, self.tile_px)
 
     def blocks(self) -> Iterator[Block]:
@@ -321,11 +321,6 @@ def write_tiff(
                 software=False,
                 metadata=None,
             )
-
-
-def _whole(side: int) -> Region:
-    """The whole world on ``side`` pixels a side."""
-    return Region(left=-0.5, top=-0.5, pitch=1 / side, width=side, height=side)
 
 
 def _integers(text: str, count: int) -> list[int]:

@@ -244,6 +244,12 @@ class Renderer:
         if self.on_tile is not None:
             self.on_tile(tiles)
 
+    def check_worlds(self, worlds: Sequence[World]) -> None:
+        """UserError if a world names layers that the network does not have."""
+        for world in worlds:
+            if world.styles:
+                self.styles(world)
+
     def check_view(
         self,
         zoom: float,

@@ -107,9 +107,7 @@ def check_film(
         raise UserError("A film needs two places or more to fly between, or two worlds or more.")
     if len(worlds) > MAX_WORLDS:
         raise UserError(f"A film through {len(worlds):,} worlds is not possible; give at most {MAX_WORLDS}.")
-    for world in worlds:
-        if world.styles:  # of layers that the network may not have
-            renderer.styles(world)
+    renderer.check_worlds(worlds)
     for keyframe in keyframes:
         zoom, most = keyframe.zoom, renderer.max_zoom
         if not 1 <= zoom <= most:
