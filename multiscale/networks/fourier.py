@@ -14,7 +14,7 @@ import torch
 
 from multiscale.networks.plan import BAND_LIMIT
 from multiscale.view import AffineViews, sample_positions
-from torch_utils.devices import full_precision
+from torch_utils.devices import float32_products, full_precision
 
 
 def fourier_features(
@@ -86,71 +86,84 @@ class Grid:
 class Waves:
     """K plane waves on a grid, as factors: feature k is sin(alpha_k(x) + beta_k(y)), a sum of two outer products.
 
-    Linear in x and y whatever the view's rotation, so this holds for every affine view.
+    Linear in x and y whatever the view's rotation, so this holds for every affine view. A feature may be a sum of R such ``terms``.
     """
 
     sin_x: torch.Tensor
-    """sin alpha times the amplitude, [B, K, columns]; ``cos_x`` alike."""
+    """sin alpha times the amplitude, [B, K R, columns], a feature's terms side by side; ``cos_x`` alike."""
     cos_x: torch.Tensor
     sin_y: torch.Tensor
-    """sin beta, [B, K, rows]; ``cos_y`` alike."""
+    """sin beta, [B, K R, rows]; ``cos_y`` alike."""
     cos_y: torch.Tensor
+    terms: int = 1
+    """R."""
     shape: tuple[int, int] | None = None
     """Rows and columns of maps that do not factor: along x are all their samples, along y is one."""
 
     def styled(self, amplitude: torch.Tensor) -> Waves:
         """Each wave as A sin + B cos in place of sin, with ``amplitude`` [B, K, 2] = (A, B): another amplitude and phase."""
-        a, b = amplitude[..., None].to(self.sin_y.dtype).unbind(2)  # [B, K, 1]
-        return Waves(
-            self.sin_x, self.cos_x, a * self.sin_y + b * self.cos_y, a * self.cos_y - b * self.sin_y, self.shape
-        )
+        a, b = _each(amplitude.to(self.sin_y.dtype), self.terms, 1)[..., None].unbind(2)  # [B, K R, 1]
+        along_y = a * self.sin_y + b * self.cos_y, a * self.cos_y - b * self.sin_y
+        return Waves(self.sin_x, self.cos_x, *along_y, self.terms, self.shape)
 
     def maps(self) -> torch.Tensor:
-        """All waves as maps [B, K, rows, columns].
-
-        The products are elementwise: as a matrix product they would be rounded to TF32 on some GPUs.
-        """
-        maps = self.sin_x[..., None, :] * self.cos_y[..., :, None]
-        return self._shaped(torch.addcmul(maps, self.cos_x[..., None, :], self.sin_y[..., :, None]))
+        """All features as maps [B, K, rows, columns]."""
+        along_y = self._side_by_side(self.cos_y, self.sin_y).mT  # [B K, rows, 2 R]
+        along_x = self._side_by_side(self.sin_x, self.cos_x)  # [B K, 2 R, columns]
+        with full_precision(along_x.device), float32_products():
+            maps = torch.bmm(along_y, along_x)
+        return self._shaped(maps.unflatten(0, (len(self.sin_x), -1)))
 
     def mixed(self, weight: torch.Tensor) -> torch.Tensor:
         """Maps [B, C, rows, columns] of the waves' mixtures by ``weight`` [C, K], in whichever order takes less memory."""
         channels = len(weight)
         rows, columns = self.sin_y.shape[-1], self.sin_x.shape[-1]
-        if 2 * channels > columns:  # K maps are smaller than the C K factors along y
+        if 2 * self.terms * channels > columns:  # K maps are smaller than the C K factors along y
             maps = self.maps()
             with full_precision(maps.device):
                 return (weight @ maps.flatten(2)).unflatten(2, maps.shape[2:])
-        along_y = torch.cat([self.cos_y, self.sin_y], dim=1).mT[:, None]  # [B, 1, rows, 2K]
-        along_y = along_y * weight.repeat(1, 2)[:, None]  # [B, C, rows, 2K]
-        along_x = torch.cat([self.sin_x, self.cos_x], dim=1)  # [B, 2K, columns]
+        along_y = torch.cat([self.cos_y, self.sin_y], dim=1).mT[:, None]  # [B, 1, rows, 2 K R]
+        along_y = along_y * _each(weight, self.terms, 1).repeat(1, 2)[:, None]  # [B, C, rows, 2 K R]
+        along_x = torch.cat([self.sin_x, self.cos_x], dim=1)  # [B, 2 K R, columns]
         with full_precision(along_x.device):
             return self._shaped(torch.bmm(along_y.flatten(1, 2), along_x).unflatten(1, (channels, rows)))
 
-    def times(
-        self,
-        sin_x: torch.Tensor,
-        cos_x: torch.Tensor,
-        sin_y: torch.Tensor | None = None,
-        cos_y: torch.Tensor | None = None,
+    def of_terms(
+        self, sin_x: torch.Tensor, cos_x: torch.Tensor, sin_y: torch.Tensor, cos_y: torch.Tensor, *, factored: bool
     ) -> Waves:
-        """Each wave times another, given as factors along x and, unless it has none, along y."""
-        along_x = self.sin_x * cos_x + self.cos_x * sin_x, self.cos_x * cos_x - self.sin_x * sin_x
-        along_y = self.sin_y, self.cos_y
-        if sin_y is not None and cos_y is not None:
-            along_y = self.sin_y * cos_y + self.cos_y * sin_y, self.cos_y * cos_y - self.sin_y * sin_y
-        return Waves(*along_x, *along_y, self.shape)
-
-    def unfactored(self) -> Waves:
-        """The same with all samples along x, so that functions that do not factor can be multiplied with it."""
-        rows, columns = self.sin_y.shape[-1], self.sin_x.shape[-1]
-        sine = self.maps().flatten(2)
-        cosine = Waves(self.cos_x, -self.sin_x, self.sin_y, self.cos_y).maps().flatten(2)
+        """Each wave times a sum of others, [B, K, R, samples] along either axis; ``factored``: or all samples [B, K, R, P] in each."""
+        terms = sin_x.shape[2]
+        if factored:
+            along_x, along_y = ((s.unflatten(1, (-1, 1)), c.unflatten(1, (-1, 1))) for s, c in self._axes())
+            both = (*_product(*along_x, sin_x, cos_x), *_product(*along_y, sin_y, cos_y))
+            return Waves(*(part.flatten(1, 2) for part in both), terms)
+        sine, cosine = (part.sum(dim=2) for part in _product(sin_x, cos_x, sin_y, cos_y))
+        of_wave = self.maps().flatten(2), Waves(self.cos_x, -self.sin_x, self.sin_y, self.cos_y).maps().flatten(2)
+        sine, cosine = _product(*of_wave, sine, cosine)
         zero, one = torch.zeros_like(sine[..., :1]), torch.ones_like(sine[..., :1])
-        return Waves(sine, cosine, zero, one, (rows, columns))
+        return Waves(sine, cosine, zero, one, shape=(self.sin_y.shape[-1], self.sin_x.shape[-1]))
+
+    def _side_by_side(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Two factors of each term of a feature, [B, K R, P] each, as [B K, 2 R, P]."""
+        return torch.stack([first, second], dim=2).unflatten(1, (-1, self.terms)).flatten(2, 3).flatten(0, 1)
+
+    def _axes(self) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        return (self.sin_x, self.cos_x), (self.sin_y, self.cos_y)
 
     def _shaped(self, maps: torch.Tensor) -> torch.Tensor:
         return maps if self.shape is None else maps.flatten(2).unflatten(2, self.shape)
+
+
+def _each(numbers: torch.Tensor, terms: int, dim: int) -> torch.Tensor:
+    """Numbers of features as those of their terms."""
+    return numbers if terms == 1 else numbers.repeat_interleave(terms, dim=dim)
+
+
+def _product(
+    sin_a: torch.Tensor, cos_a: torch.Tensor, sin_b: torch.Tensor, cos_b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sine and cosine of a + b."""
+    return sin_a * cos_b + cos_a * sin_b, cos_a * cos_b - sin_a * sin_b
 
 
 def waves_of_views(

@@ -20,7 +20,7 @@ from torch import nn
 from multiscale.config import GeneratorConfig
 from multiscale.networks.fourier import Grid, Waves, draw_features, waves_of_views
 from multiscale.networks.layers import Linear, MappingNetwork, SynthesisLayer, check_shape, mean_square
-from multiscale.networks.packets import draw_packets, widened
+from multiscale.networks.packets import bent, draw_packets
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
 from multiscale.view import AffineViews, turned
 from torch_utils.devices import is_capturing
@@ -49,7 +49,7 @@ class FeatureInjection(nn.Module):
     omega: torch.Tensor
     phase: torch.Tensor
     bins: torch.Tensor
-    packet_offset: torch.Tensor
+    packet_place: torch.Tensor
     packet_phase: torch.Tensor
 
     def __init__(
@@ -64,7 +64,7 @@ class FeatureInjection(nn.Module):
         self.register_buffer("phase", phase)
         self.register_buffer("bins", bins, persistent=False)
         if config.feature_bandwidth:
-            for name, numbers in zip(("packet_offset", "packet_phase"), draw_packets(len(radii), rate), strict=True):
+            for name, numbers in zip(("packet_place", "packet_phase"), draw_packets(len(radii), rate), strict=True):
                 self.register_buffer(name, torch.as_tensor(numbers, dtype=torch.float32), persistent=False)
         self.style = nn.Parameter(torch.randn(2 * len(radii), config.w_dim)) if config.feature_style else None
 
@@ -181,12 +181,12 @@ def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size
         limited=single,
     )
     if single is not None:
-        waves = widened(
+        waves = bent(
             waves,
             grids,
             of_all("world"),
             views,
-            of_all("packet_offset"),
+            of_all("packet_place"),
             of_all("packet_phase"),
             bandwidth=config.feature_bandwidth,
             single=single,
