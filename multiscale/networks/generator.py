@@ -20,7 +20,7 @@ from torch import nn
 from multiscale.config import GeneratorConfig
 from multiscale.networks.fourier import Grid, Waves, draw_features, waves_of_views
 from multiscale.networks.layers import Linear, MappingNetwork, SynthesisLayer, check_shape, mean_square
-from multiscale.networks.packets import bent, draw_packets
+from multiscale.networks.packets import BENT_WAVES, bent, draw_packets
 from multiscale.networks.plan import BAND_LIMIT, Plan, feature_radii, make_plan
 from multiscale.view import AffineViews, turned
 from torch_utils.devices import is_capturing
@@ -148,6 +148,11 @@ class FeatureInjection(nn.Module):
     def frequency(self) -> torch.Tensor:
         """Their lengths, [K]."""
         return self.world.norm(dim=1)
+
+    @property
+    def terms(self) -> int:
+        """Waves that a feature is a sum of."""
+        return BENT_WAVES if self.config.feature_bandwidth else 1
 
     @property
     def shift_gain(self) -> float:

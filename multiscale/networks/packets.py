@@ -34,7 +34,7 @@ from multiscale.view import AffineViews, sample_positions
 BENT_WAVES = 3
 """R."""
 
-SLOWEST, FASTEST = 0.1, 0.5
+SLOWEST, FASTEST = 0.05, 0.2
 """Between these are the bends' frequencies nu, in delta |omega|."""
 
 FADE = 0.1

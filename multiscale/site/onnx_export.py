@@ -92,7 +92,7 @@ def export_graphs(generator: Generator) -> tuple[Any, Any]:
     along, names = [], []
     for i, point in enumerate(points_of(generator)):
         for axis in "xy":
-            along.append(torch.zeros(2, len(point.omega), point.size))
+            along.append(torch.zeros(2, len(point.omega) * point.terms, point.size))
             names.append(f"along_{axis}{i}")
     mapping = _export(MappingGraph(generator), (torch.zeros(1, config.z_dim), torch.ones(1)), ["z", "psi"], "ws", {})
     axes = {name: {2: f"{name}_samples"} for name in names} | {"image": {2: "rows", 3: "columns"}}
@@ -115,7 +115,7 @@ def onnx_package() -> Any:
 def _features(
     point: FeatureInjection, mixing: torch.Tensor | None, ws: torch.Tensor, along_x: torch.Tensor, along_y: torch.Tensor
 ) -> torch.Tensor:
-    waves = Waves(along_x[:1], along_x[1:], along_y[:1], along_y[1:])
+    waves = Waves(along_x[:1], along_x[1:], along_y[:1], along_y[1:], point.terms)
     maps = point.styled(waves, ws[:, 0]).maps()
     return maps if mixing is None else F.conv2d(maps, point.weights(mixing)[:, :, None, None])
 

@@ -17,7 +17,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, new_temporary_folder
 from dnnlib.progress import progress_bar
 from multiscale.networks.generator import Generator
-from multiscale.networks.packets import FADE, LINES
+from multiscale.networks import packets
 from multiscale.networks.plan import BAND_LIMIT
 from multiscale.rendering.pyramid import OVERLAP_PX, Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
@@ -167,8 +167,10 @@ def _write_model(folder: Path, snapshot: Snapshot, title: str) -> None:
         "packets": {
             "bandwidth": config.feature_bandwidth,
             "anchor": config.feature_anchor,
-            "fade": FADE,
-            "lines": LINES,
+            "terms": points[0].terms,
+            "slowest": packets.SLOWEST,
+            "fastest": packets.FASTEST,
+            "fade": packets.FADE,
         },
         "points": [
             {"size": p.size, "rate": p.rate, "waves": len(p.omega), "unit": p.unit, "shift_gain": p.shift_gain}

@@ -1,9 +1,8 @@
 /**
  * The factors of a view's Fourier features, in float64: sines and cosines along x and y of one injection point.
  *
- * As `waves_of_views` in Python: feature k is sin(alpha_k(x) + beta_k(y)), alpha with the phase at the view's centre, which at deep
- * zooms has thousands of turns and is reduced to one before it becomes float32; or a packet of such waves, whose parts along x and y
- * are those of the single wave times sums of waves.
+ * As `waves_of_views` and `bent` in Python: feature k is sin(alpha_k(x) + beta_k(y)), alpha with the phase at the view's centre, which
+ * at deep zooms has thousands of turns and is reduced to one before it becomes float32; or a packet, a sum of `terms` bent waves.
  */
 
 const TURN = 2 * Math.PI;
@@ -15,15 +14,15 @@ const fraction = (value) => value - Math.floor(value);
  * `waves`: Float32Array of (omega x, omega y, phase, bin) for each wave of the point;
  * `view`: {scale, x, y, cos, sin}, world units that N pixels span, the centre of the image, and the angle that it is turned by;
  * {columns, rows}: samples of the point's grid.
- * Returns [along x, along y], each Float32Array [2, K, samples].
+ * Returns [along x, along y], each Float32Array [2, K terms, samples].
  */
 export function along(model, point, waves, view, { columns, rows }) {
   const count = waves.length / 4;
   const octave = -Math.log2(view.scale);
-  const alongX = new Float32Array(2 * count * columns);
-  const alongY = new Float32Array(2 * count * rows);
+  const { bandwidth, anchor, fade, terms } = model.packets;
+  const alongX = new Float32Array(2 * count * terms * columns);
+  const alongY = new Float32Array(2 * count * terms * rows);
   const passed = model.band_limit === null ? null : point.rate / model.band_limit;
-  const { bandwidth, anchor, fade, lines } = model.packets;
   for (let k = 0; k < count; k++) {
     const [ox, oy, phase, bin] = waves.subarray(4 * k, 4 * k + 4);
     const offset = model.bin_offset * bin;
@@ -36,28 +35,42 @@ export function along(model, point, waves, view, { columns, rows }) {
     const single = !point.packets || frequency < anchor;
     if (single && passed !== null) amplitude *= clamp01(1 - (Math.hypot(vx, vy) - passed) / (point.rate / 2 - passed));
     const atCentre = point.shift_gain * (wx * view.x + wy * view.y) + phase;
-    fill(alongX, count, k, columns, atCentre, vx / point.rate, amplitude);
-    fill(alongY, count, k, rows, 0, vy / point.rate, 1);
-    if (single) continue;
-    const corner = [wx, wy].map((w) => Math.abs(w) + bandwidth * frequency);
+    const spread = bandwidth * frequency;
+    const corner = [Math.abs(wx) + spread, Math.abs(wy) + spread];
     const shrunk = point.rate / 2 / (view.scale * Math.hypot(...corner)); // the part of the packet's box that the grid can hold
-    for (const [axis, into, samples, centre] of [[0, alongX, columns, view.x], [1, alongY, rows, view.y]]) {
-      const packet = Array.from({ length: lines }, (_, m) => {
-        const at = (2 * k + axis) * lines + m;
-        const step = bandwidth * frequency * point.packets.offset[at]; // turns a unit of the world
-        const place = Math.abs([wx, wy][axis] + step) / corner[axis];
-        const gain = clamp01((shrunk - place) / fade) / Math.sqrt(lines);
-        return [step * centre + point.packets.phase[at], (step * view.scale) / point.rate, gain];
-      });
-      widen(into, count, k, samples, packet);
+    for (let term = 0; term < terms; term++) {
+      const row = k * terms + term;
+      const part = amplitude / (single ? terms : Math.sqrt(terms));
+      fill(alongX, count * terms, row, columns, atCentre, vx / point.rate, part);
+      fill(alongY, count * terms, row, rows, 0, vy / point.rate, 1);
+      if (single) continue;
+      for (const [axis, into, samples, centre] of [[0, alongX, columns, view.x], [1, alongY, rows, view.y]]) {
+        const first = 2 * ((2 * k + axis) * terms + term);
+        const [ofShift, ofBend] = point.packets.place.subarray(first, first + 2);
+        const [phaseOfShift, phaseOfBend] = point.packets.phase.subarray(first, first + 2);
+        const most = spread / 2; // frequencies in turns a unit of the world
+        const shift = most * (2 * ofShift - 1);
+        const slow = spread * (model.packets.slowest + (model.packets.fastest - model.packets.slowest) * ofBend);
+        bend(into, count * terms, row, samples, {
+          sample: view.scale / point.rate,
+          shift,
+          slow,
+          most,
+          phase: fraction(shift * centre + phaseOfShift),
+          phaseOfBend: fraction(slow * centre + phaseOfBend),
+          mean: [wx, wy][axis] + shift,
+          end: shrunk * corner[axis],
+          fade: fade * corner[axis],
+        });
+      }
     }
   }
   return [alongX, alongY];
 }
 
-/** Offsets and phases of `count` packets, Float32Array [K, 2, lines] each, as `draw_packets` in Python has them. */
-export function drawPackets(count, stream, lines) {
-  const size = 2 * count * lines;
+/** Places and phases of `count` packets, Float32Array [K, 2, terms, 2] each, as `draw_packets` in Python has them. */
+export function drawPackets(count, stream, terms) {
+  const size = 4 * count * terms;
   const first = Math.imul(0x9e3779b9, stream + 1);
   const uniform = (place) => {
     let x = (first + place) | 0;
@@ -66,28 +79,23 @@ export function drawPackets(count, stream, lines) {
     return (((x ^ (x >>> 16)) >>> 0) + 0.5) / 2 ** 32;
   };
   return {
-    offset: Float32Array.from({ length: size }, (_, i) => (((i % lines) + uniform(i)) * 2) / lines - 1),
+    place: Float32Array.from({ length: size }, (_, i) => uniform(i)),
     phase: Float32Array.from({ length: size }, (_, i) => uniform(size + i)),
   };
 }
 
-/** Multiply row k by the sum of waves of [phase at the middle in turns, step in turns, gain]. */
-function widen(into, count, k, samples, packet) {
-  const [sines, cosines] = [new Float64Array(samples), new Float64Array(samples)];
-  for (const [phase, step, gain] of packet) {
-    const first = TURN * fraction(phase - (step * (samples - 1)) / 2);
-    let [sine, cosine] = [gain * Math.sin(first), gain * Math.cos(first)];
-    const [turnSine, turnCosine] = [Math.sin(TURN * step), Math.cos(TURN * step)];
-    for (let j = 0; j < samples; j++) {
-      sines[j] += sine;
-      cosines[j] += cosine;
-      [sine, cosine] = [sine * turnCosine + cosine * turnSine, cosine * turnCosine - sine * turnSine];
-    }
-  }
-  for (let j = 0, at = k * samples; j < samples; j++, at++) {
-    const [sine, cosine] = [into[at], into[at + count * samples]];
-    into[at] = sine * cosines[j] + cosine * sines[j];
-    into[at + count * samples] = cosine * cosines[j] - sine * sines[j];
+/** Bend the wave of a row: turn its phase by that of shift and bend, and fade it where its frequency passes `end`. */
+function bend(into, rows, row, samples, { sample, shift, slow, most, phase, phaseOfBend, mean, end, fade }) {
+  const depth = most / (TURN * slow);
+  for (let j = 0, at = row * samples; j < samples; j++, at++) {
+    const x = sample * (j - (samples - 1) / 2);
+    const turn = TURN * (phaseOfBend + slow * x);
+    const kept = clamp01((end - Math.abs(mean + most * Math.cos(turn))) / fade);
+    const angle = TURN * (phase + shift * x + depth * Math.sin(turn));
+    const [sine, cosine] = [kept * Math.sin(angle), kept * Math.cos(angle)];
+    const [sineOfWave, cosineOfWave] = [into[at], into[at + rows * samples]];
+    into[at] = sineOfWave * cosine + cosineOfWave * sine;
+    into[at + rows * samples] = cosineOfWave * cosine - sineOfWave * sine;
   }
 }
 

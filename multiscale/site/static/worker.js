@@ -32,8 +32,8 @@ async function load() {
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 8) : 1;
   const loaded = await loadModel();
   ({ facts: model, waves, frame } = loaded);
-  const { bandwidth, lines } = model.packets;
-  if (bandwidth > 0) for (const point of model.points) point.packets = drawPackets(point.waves, point.rate, lines);
+  const { bandwidth, terms } = model.packets;
+  if (bandwidth > 0) for (const point of model.points) point.packets = drawPackets(point.waves, point.rate, terms);
   const externalData = [{ path: "weights", data: new Uint8Array(loaded.weights.buffer) }];
   const options = { executionProviders: ["wasm"], graphOptimizationLevel: "all", externalData };
   mapping = await ort.InferenceSession.create(loaded.mapping, options);
@@ -71,14 +71,15 @@ async function render({ world, trunc, region }) {
     x: region.left + region.pitch * (wide / 2 - halo),
     y: region.top + region.pitch * (high / 2 - halo),
   });
+  const { terms } = model.packets;
   const feeds = { ws };
   let first = 0;
   model.points.forEach((point, i) => {
     const samples = (side) => point.size + Math.floor(((side - resolution) * point.rate) / resolution);
     const size = { columns: samples(wide), rows: samples(high) };
     const [x, y] = along(model, point, waves.subarray(4 * first, 4 * (first + point.waves)), view, size);
-    feeds[`along_x${i}`] = new ort.Tensor("float32", x, [2, point.waves, size.columns]);
-    feeds[`along_y${i}`] = new ort.Tensor("float32", y, [2, point.waves, size.rows]);
+    feeds[`along_x${i}`] = new ort.Tensor("float32", x, [2, point.waves * terms, size.columns]);
+    feeds[`along_y${i}`] = new ort.Tensor("float32", y, [2, point.waves * terms, size.rows]);
     first += point.waves;
   });
   const { image } = await synthesis.run(feeds);
