@@ -86,7 +86,8 @@ class Grid:
 class Waves:
     """K plane waves on a grid, as factors: feature k is sin(alpha_k(x) + beta_k(y)), a sum of two outer products.
 
-    Linear in x and y whatever the view's rotation, so this holds for every affine view. A feature may be a sum of R such ``terms``.
+    Linear in x and y whatever the view's rotation, so this holds for every affine view. A feature may be a sum of R such
+    ``terms``.
     """
 
     sin_x: torch.Tensor
@@ -108,7 +109,7 @@ class Waves:
 
     def maps(self) -> torch.Tensor:
         """All features as maps [B, K, rows, columns]."""
-        along_y = self._side_by_side(self.cos_y, self.sin_y).mT  # [B K, rows, 2 R]
+        along_y = self._side_by_side(self.cos_y, self.sin_y).transpose(1, 2)  # [B K, rows, 2 R]
         along_x = self._side_by_side(self.sin_x, self.cos_x)  # [B K, 2 R, columns]
         with full_precision(along_x.device), float32_products():
             maps = torch.bmm(along_y, along_x)
@@ -131,24 +132,24 @@ class Waves:
     def of_terms(
         self, sin_x: torch.Tensor, cos_x: torch.Tensor, sin_y: torch.Tensor, cos_y: torch.Tensor, *, factored: bool
     ) -> Waves:
-        """Each wave times a sum of others, [B, K, R, samples] along either axis; ``factored``: or all samples [B, K, R, P] in each."""
-        terms = sin_x.shape[2]
+        """Each wave times a sum of R others, which ``factored`` along x and y are [B, K, R, samples] each.
+
+        Otherwise all are [B, K, R, P] of all samples, and so are those of the result along x.
+        """
         if factored:
-            along_x, along_y = ((s.unflatten(1, (-1, 1)), c.unflatten(1, (-1, 1))) for s, c in self._axes())
-            both = (*_product(*along_x, sin_x, cos_x), *_product(*along_y, sin_y, cos_y))
-            return Waves(*(part.flatten(1, 2) for part in both), terms)
+            terms = sin_x.shape[2]
+            sin_x, cos_x = _product(self.sin_x[:, :, None], self.cos_x[:, :, None], sin_x, cos_x)
+            sin_y, cos_y = _product(self.sin_y[:, :, None], self.cos_y[:, :, None], sin_y, cos_y)
+            return Waves(sin_x.flatten(1, 2), cos_x.flatten(1, 2), sin_y.flatten(1, 2), cos_y.flatten(1, 2), terms)
         sine, cosine = (part.sum(dim=2) for part in _product(sin_x, cos_x, sin_y, cos_y))
-        of_wave = self.maps().flatten(2), Waves(self.cos_x, -self.sin_x, self.sin_y, self.cos_y).maps().flatten(2)
-        sine, cosine = _product(*of_wave, sine, cosine)
+        quarter_on = Waves(self.cos_x, -self.sin_x, self.sin_y, self.cos_y)
+        sine, cosine = _product(self.maps().flatten(2), quarter_on.maps().flatten(2), sine, cosine)
         zero, one = torch.zeros_like(sine[..., :1]), torch.ones_like(sine[..., :1])
         return Waves(sine, cosine, zero, one, shape=(self.sin_y.shape[-1], self.sin_x.shape[-1]))
 
     def _side_by_side(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Two factors of each term of a feature, [B, K R, P] each, as [B K, 2 R, P]."""
+        """Two factors of each term, [B, K R, P] each, as [B K, 2 R, P] by feature."""
         return torch.stack([first, second], dim=2).unflatten(1, (-1, self.terms)).flatten(2, 3).flatten(0, 1)
-
-    def _axes(self) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-        return (self.sin_x, self.cos_x), (self.sin_y, self.cos_y)
 
     def _shaped(self, maps: torch.Tensor) -> torch.Tensor:
         return maps if self.shape is None else maps.flatten(2).unflatten(2, self.shape)

@@ -1,20 +1,20 @@
 """Wave packets: features that do not repeat themselves.
 
 A network has some tens of features in each octave of frequencies, and a view of 64 pixels can tell some 1,200 waves of 16 to 32
-cycles apart: a sum of so few single waves is a weave. A packet puts bent waves in the place of one of frequency omega:
+cycles apart: a sum of so few single waves is a weave. A packet puts a few bent waves in the place of one of frequency omega:
 
     R^(-1/2) sum_r e^(2 pi i ((omega + d_r) . x + p + X_r(x) + Y_r(y))),
     X(x) = q + a/(2 pi nu) sin(2 pi (nu x + q')), Y alike, a = delta |omega|/2,
 
-with a shift |d| <= a along x and along y. A bent wave's frequency at a place, its local frequency, strays from omega by delta |omega|
-at most along each axis, so that crests turn and crowd as they go, and a few of them together are strong here and weak there. Each still
-factors along x and y (products of sums of waves do too, but are strong and weak in rectangles, which show). A packet has no
-weights of its own, and is a function of the world point alone, as a wave is.
+with a shift |d| <= a along each axis. The frequency of a bent wave at a place, its local frequency, strays from omega by
+delta |omega| at most along each axis: crests turn and crowd as they go, and together the waves are strong here and weak there.
+Each still factors along x and y. (So does a product of sums of waves, one along each axis, but it is strong and weak in
+rectangles, which show.) A packet has no weights of its own, and is a function of the world point alone, as a wave is.
 
 A packet ends at the Nyquist limit place by place, as what ends as a whole would leave little in the last half octave below it.
 Its local frequencies lie in a box, |f_x| <= c_x and |f_y| <= c_y with c = (|omega_x|, |omega_y|) + delta |omega|. On a grid of
-rate r the box shrunk by t = (r/2)/|c in the view|, whose corner is at the limit, holds those that are left. In its outer tenth they
-fade.
+rate r the box shrunk by t = (r/2)/|c in the view|, whose corner is at the limit, holds those that are left; in its outer tenth
+they fade. The bends are slow, so that what this leaves above the limit is some 1e-4 of a packet's power.
 
 Shapes: B views, K features, R bent waves of a packet, P samples.
 """
@@ -42,9 +42,9 @@ FADE = 0.1
 
 
 def draw_packets(count: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers in (0, 1) of ``count`` packets: where between their limits d and nu are, and the phases q and q' in cycles.
+    """Numbers from 0 to 1 of ``count`` packets: where d and nu lie between their limits, and the phases q and q' in cycles.
 
-    Each is [K, 2 (x, y), R, 2 (of the shift, of the bend)].
+    Both are [K, 2 (x, y), R, 2 (of the shift, of the bend)].
 
     They follow from their places in the arrays by a hash (MurmurHash3's finaliser) and are never stored: the same on every
     machine, in every version and in a page's JavaScript. Each injection point has a ``stream`` of its own.
@@ -81,7 +81,8 @@ def bent(
         single: Features that stay single waves, bool [K].
 
     Returns:
-        Factors, R for each feature; of ``views.turned`` all samples along x, as bends do not factor along the sides of such views.
+        Factors, R for each feature; of ``views.turned`` one, with all samples along x, as bends do not factor along the sides
+        of such views.
     """
     precise = precise_device(omega.device)
     omega, place, phase, linear, centre = (

@@ -16,8 +16,8 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, new_temporary_folder
 from dnnlib.progress import progress_bar
-from multiscale.networks.generator import Generator
 from multiscale.networks import packets
+from multiscale.networks.generator import Generator
 from multiscale.networks.plan import BAND_LIMIT
 from multiscale.rendering.pyramid import OVERLAP_PX, Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance

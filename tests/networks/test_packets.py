@@ -14,7 +14,7 @@ from multiscale.networks.generator import FeatureInjection, Generator
 from multiscale.networks.packets import BENT_WAVES, draw_packets
 from multiscale.view import AffineViews, sample_positions, unchecked_transform, view_transform
 
-PACKETS = {"fourier_features": 96, "feature_bandwidth": 0.2, "n_bins": 3, "bin_offset": 2, "blend_offset": -16}
+PACKETS = {"fourier_features": 96, "feature_bandwidth": 0.3, "n_bins": 3, "bin_offset": 2, "blend_offset": -16}
 CENTRES = torch.tensor([[0.4817, -0.3291], [0.03, 0.2]], dtype=torch.float64)
 
 
@@ -105,8 +105,8 @@ def test_one_world_at_every_injection_point(zoom_log2):
         coarse = point(AffineViews.of(unchecked_transform(torch.tensor([zoom / 2]), centre + 0.5 / (r * zoom))))[0]
         wide = torch.arange(n // 4, n - n // 4)
         deep = 2 * wide + 1 - n // 2
-        seen = point.omega.double().norm(dim=1) * 4.0**point.bins / (zoom / 2)
-        shown = seen < r / (2 * math.sqrt(2))
+        box = point.world.double().abs() + 0.3 * point.frequency.double()[:, None]
+        shown = box.norm(dim=1) / (zoom / 2) < r / 2 / 1.1
         assert shown.float().mean() > 0.1
         assert (fine[shown][:, deep][:, :, deep] - coarse[shown][:, wide][:, :, wide]).abs().max() < 3e-5
 
@@ -125,11 +125,9 @@ def test_packets_reach_up_to_nyquist_and_not_beyond(s):
         seen = torch.hypot(cycles, cycles[:, None])
         low, high = rate / 4, rate / 2
         middle = math.sqrt(low * high)
-        print(s, rate, [(power[seen > high + m].sum() / power.sum()).item() for m in (0,1,2,3)])
         assert power[seen > high + 3].sum() < 1e-4 * power.sum()
         below, above = (power[(seen > a) & (seen < b)].sum() for a, b in ((low, middle), (middle, high)))
-        print((above/below).item())
-        assert above > 0.22 * below, "packets that end as a whole leave 0 to 0.2 at some zooms"
+        assert above > 0.2 * below, "packets that end as a whole leave 0 to 0.2 at some zooms"
 
 
 def test_a_packet_is_limited_where_its_view_is_finest():
@@ -138,7 +136,7 @@ def test_a_packet_is_limited_where_its_view_is_finest():
     linear = torch.eye(3, dtype=torch.float64)
     linear[:2, :2] = shear
     sheared = point.waves(AffineViews.of(linear[None], turned=True)).maps()[0].flatten(1).any(dim=1)
-    box = point.world.double().abs() + 0.2 * point.frequency.double()[:, None]
+    box = point.world.double().abs() + 0.3 * point.frequency.double()[:, None]
     corners = torch.stack([box, box * torch.tensor([1, -1])]) @ shear
     assert not sheared[corners.norm(dim=-1).amax(dim=0) > 2 * point.rate / 2].any()
     assert sheared[corners.norm(dim=-1).amax(dim=0) < point.rate / 2].all()
@@ -150,9 +148,10 @@ def test_packets_have_the_power_of_single_waves_and_none_repeats():
     far = AffineViews.of(view_transform([1.0] * 16, torch.zeros(16, 2)))
     far.centre.uniform_(-100, 100)
     shown = (point.omega.norm(dim=1) * 4.0**point.bins > 2) & (point.omega.norm(dim=1) * 4.0**point.bins < 5)
-    maps = point.waves(far).maps()[:, shown]
-    assert maps.square().mean().item() == pytest.approx(0.5, rel=0.1)
-    assert maps.square().mean(dim=(2, 3)).std() > 0.2, "packets are strong here and weak there"
+    waves, quadrature = point.waves(far), torch.tensor([0.0, 1.0]).expand(16, len(point.omega), 2)
+    power = (waves.maps().square() + waves.styled(quadrature).maps().square())[:, shown]
+    assert power.mean().item() == pytest.approx(1, rel=0.1)
+    assert power.std() > 0.6, "packets are strong here and weak there"
 
 
 def test_what_tells_places_is_still_single_waves():
@@ -191,17 +190,17 @@ def test_views_at_an_angle_render_without_being_told(changes):
     assert (straight["input"].shape is None) == ("world_frame" not in changes)
 
 
-PINNED = [[0.026467, 0.071244], [0.2, 0.2]]
+PINNED = [[0.4764254438923672, 0.2823992547346279], [0.9442692814627662, 0.4284678647527471]]
 
 
 def test_numbers_never_change():
     """They are in no file: a network's worlds would be others with other numbers."""
     place, phase = draw_packets(170, 16)
     assert place.shape == phase.shape == (170, 2, BENT_WAVES, 2)
-    print(place[0,0,0].tolist(), phase[169,1,2].tolist())
     assert_close(place[0, 0, 0].tolist(), PINNED[0])
     assert_close(phase[169, 1, 2].tolist(), PINNED[1])
-    assert 0 < place.min() and place.max() < 1
+    assert place.min() > 0
+    assert place.max() < 1
     assert (phase[:10] != draw_packets(10, 32)[1]).all()
 
 
