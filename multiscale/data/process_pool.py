@@ -172,8 +172,9 @@ def _work(function: Callable[[Any], Any], pipe: Connection) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    while (message := pipe.recv()) is not None:
-        pipe.send_bytes(_outcome(function, *message))
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        while (message := pipe.recv()) is not None:
+            pipe.send_bytes(_outcome(function, *message))
 
 
 def _outcome(function: Callable[[Any], Any], job: Any) -> bytes:
