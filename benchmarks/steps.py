@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    trainer_module.save_png = lambda *_: None  # type: ignore[assignment]
+    trainer_module.save_picture = lambda *_: None  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
         if options.brief:
