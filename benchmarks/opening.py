@@ -13,6 +13,7 @@ import multiprocessing
 import pickle
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ def main() -> None:
         path = Path(folder) / "set-*.zip"
         runs = []
         for _ in range(options.repeats):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                runs.append(pool.apply(measure, (path, options.reads)))
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                runs.append(pool.submit(measure, path, options.reads).result())
     report: dict[str, Any] = {
         "machine": describe(1),
         "patches": options.patches // options.shards * options.shards,

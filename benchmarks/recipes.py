@@ -51,7 +51,7 @@ from multiscale.metrics.measure import Metric
 from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.reals import content_digest
 from multiscale.metrics.scales import Evaluation
-from multiscale.rendering.files import save_png
+from multiscale.rendering.files import save_picture
 from multiscale.rendering.renderer import Renderer, nearest_centre, to_uint8
 from multiscale.rendering.sheets import SHEET_CENTRE
 from multiscale.runs.journal import read_stats
@@ -572,7 +572,7 @@ def write_sheet(
         rows[run.variant] = [view(renderer, zoom) for zoom in SHEET_ZOOMS if zoom <= renderer.max_zoom]
         titles = [f"{zoom}x" for zoom in SHEET_ZOOMS if zoom <= renderer.max_zoom]
     if rows:
-        save_png(options.out / "sheet.png", grid(list(rows.values()), titles, list(rows)), {})
+        save_picture(options.out / "sheet.png", grid(list(rows.values()), titles, list(rows)), {})
 
 
 def view(renderer: Renderer, zoom: float) -> np.ndarray:

@@ -188,9 +188,10 @@ async def attacked(url: str, pid: int, options: argparse.Namespace, octaves: flo
     for _ in range(options.rounds):
         quiet = await measure(url, pid, options.clients[-1], options.seconds, options.side, octaves)
         stop, counts = context.Event(), context.Array("d", 3)
-        other = context.Process(target=attack, args=(url, options.floods, options.idle, options.side, stop, counts))
+        arguments = url, options.floods, options.idle, options.side, stop, counts
+        other = context.Process(target=attack, args=arguments, daemon=True)  # ends with this one, whatever ends it
         other.start()
-        while not counts[2]:
+        while not counts[2] and other.exitcode is None:
             await asyncio.sleep(0.1)
         await asyncio.sleep(ATTACK_SECONDS)
         under = await measure(url, pid, options.clients[-1], options.seconds, options.side, octaves)

@@ -18,6 +18,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ def main() -> None:
     parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    trainer_module.save_png = lambda *_: None  # type: ignore[assignment]
+    trainer_module.save_picture = lambda *_: None  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
         if options.brief:
@@ -249,9 +250,10 @@ def main() -> None:
             variants["bfloat16"] = bench.step("generator.half_dtype=bfloat16", "discriminator.half_dtype=bfloat16")
         for run in variants.values():
             run()  # memory is taken, kernels are chosen
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            asked = [(options, folder, parts) for parts in (1, 2, 4) if batch % parts == 0]
-            peaks = {f"{batch // parts} images at a time": pool.apply(peak, (o, f, parts)) for o, f, parts in asked}
+        peaks = {}
+        for parts in (parts for parts in (1, 2, 4) if batch % parts == 0):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                peaks[f"{batch // parts} images at a time"] = pool.submit(peak, options, folder, parts).result()
         times = alternate(variants, options.device, options.repeats, calls_on_gpu=1)
         phases = bench.phases(options.steps)
         share = {"gpu_busy": bench.kernel_share(8)} if options.device == "cuda" else {}

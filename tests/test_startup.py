@@ -38,10 +38,12 @@ MISTAKES = {
         "--data none": "There is no none",
         "--data none --network none": "There is no network none",
         "--data none --network *.none": "No file matches --network '*.none'",
+        "--data none --metrics swb": "There is no measure 'swb', did you mean 'swd'?",
+        "--data none --metrics msfid1": "Measure 'msfid1' asks for",
     },
     "pack": {"none x": "There is no network none", ". x --info title": "--info title is not KEY=VALUE"},
 }
-HELP = ("generate", "zoom", "pack", "train")
+HELP = ("generate", "zoom", "pack", "train", "calc_metrics", "dataset_tool")
 
 
 def run(program: str, folder: Path, *arguments: str) -> str:

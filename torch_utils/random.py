@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Size: TypeAlias = "int | tuple[int, ...]"
 
@@ -64,6 +66,8 @@ class BatchRows:
 
 def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:
     """Standard normal float32 tensor of the given shape, on the CPU."""
+    import torch  # here: it takes seconds
+
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
 

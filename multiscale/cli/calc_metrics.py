@@ -13,7 +13,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import check_writable
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.measure import KINDS
-from multiscale.metrics.parse import DEFAULT, FEATURES
+from multiscale.metrics.parse import DEFAULT, FEATURES, parse_metrics
 from multiscale.runs.headers import find_networks
 
 
@@ -58,16 +58,17 @@ class _WithMeasures(Command):
 @optgroup.option("--out", default="out/metrics", metavar="FOLDER", help="For report.html, plots and metrics.jsonl.")
 @optgroup.option("--dry-run", is_flag=True, help="Estimate the cost of each measure from a few views; then exit.")
 @reports_user_errors
-def main(*, networks: tuple[str, ...], data: str, out: str, dry_run: bool, **options: Any) -> None:
+def main(*, networks: tuple[str, ...], data: str, metrics: str, out: str, dry_run: bool, **options: Any) -> None:
     """Measure models against the patches that they were trained on, octave by octave, and write a report."""
     if Path(out).is_file():
         raise UserError(f"--out {out} is a file; give a folder.")
     if not dry_run:
         check_writable(out, folder="filled")
+    measures = parse_metrics(metrics)
     files, dataset = find_networks(networks), PatchDataset(data)
     from multiscale.metrics.commands import Request, calc_metrics  # here: PyTorch takes seconds
 
-    calc_metrics(Request(networks=files, data=data, out=out, **options), dataset, dry_run=dry_run)
+    calc_metrics(Request(networks=files, data=data, metrics=measures, out=out, **options), dataset, dry_run=dry_run)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ import math
 import shlex
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ from PIL import Image
 from dnnlib.errors import UserError
 from multiscale.data.archive import ZipSource
 from multiscale.data.container import open_sources
+from multiscale.data.process_pool import in_order
 from multiscale.data.source import READ_ERRORS, Names, PatchSource, check_labels, counted, listed, reason_of
 
 MAX_OCTAVES = 10
@@ -303,16 +303,9 @@ def check_patches(
     block = 256
     ranges = [(start, min(start + block, len(dataset))) for start in range(0, len(dataset), block)]
     problems: list[tuple[str, str]] = []
-    with contextlib.ExitStack() as stack:
-        mapped: Iterable[list[tuple[str, str]]]
-        if workers > 1 and len(ranges) > 1:
-            pool = stack.enter_context(
-                ProcessPoolExecutor(workers, initializer=_set_worker_dataset, initargs=(dataset,))
-            )
-            mapped = pool.map(_check_range_in_worker, ranges)
-        else:
-            mapped = (_check_range(dataset, span) for span in ranges)
-        for (start, stop), found in zip(ranges, mapped, strict=True):
+    check = functools.partial(_check_range, dataset)
+    with contextlib.closing(in_order(check, ranges, workers)) as checked:
+        for (start, stop), found in zip(ranges, checked, strict=True):
             problems += found
             if progress is not None:
                 progress(stop - start)
@@ -347,19 +340,6 @@ def _decode_png(data: bytes, expected: PatchFormat) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-_worker_dataset: PatchDataset | None = None
-
-
-def _set_worker_dataset(dataset: PatchDataset) -> None:
-    global _worker_dataset
-    _worker_dataset = dataset
-
-
 def _check_range(dataset: PatchDataset, span: tuple[int, int]) -> list[tuple[str, str]]:
     found = [(dataset.names[i], dataset.problem_of(i)) for i in range(*span)]
     return [(name, problem) for name, problem in found if problem is not None]
-
-
-def _check_range_in_worker(span: tuple[int, int]) -> list[tuple[str, str]]:
-    assert _worker_dataset is not None
-    return _check_range(_worker_dataset, span)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, check_writable
@@ -29,7 +28,6 @@ from multiscale.data.process_pool import in_order, process_count
 from multiscale.data.remote import Tiles, fetch_tiles, is_remote, open_tiles, tiles_of
 from multiscale.data.source import counted, listed
 from multiscale.data.vips import Reading
-from multiscale.view import uniform_centres
 from torch_utils.random import stream
 
 DEFAULT_OCTAVES = 6
@@ -363,6 +361,10 @@ class _SceneJob(NamedTuple):
 
 
 def _draw_scene(render: Callable[..., np.ndarray], job: _SceneJob) -> Patches:
+    import torch  # here: it takes seconds, and pictures are cut without it
+
+    from multiscale.view import uniform_centres
+
     labels, centres = [], []
     for index in range(job.start, job.stop):
         rng = stream(job.seed, "demo", job.octave, index)

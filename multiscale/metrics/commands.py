@@ -15,7 +15,6 @@ from dnnlib.progress import progress_bar
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.features import Features, load_features
 from multiscale.metrics.measure import Metric
-from multiscale.metrics.parse import DEFAULT, parse_metrics
 from multiscale.metrics.pools import Patches
 from multiscale.metrics.reals import content_digest
 from multiscale.metrics.report import Measured, table_lines, trained_apart, write_report
@@ -40,7 +39,7 @@ class Request:
     networks: Sequence[Path]
     """Files."""
     data: str
-    metrics: str = DEFAULT
+    metrics: tuple[Metric, ...]
     features: str = "random"
     weights: str | None = None
     gpus: int | None = None
@@ -55,7 +54,6 @@ class Job:
     """What each process needs to know."""
 
     request: Request
-    metrics: tuple[Metric, ...]
     networks: tuple[tuple[str, Path], ...]
     """Labels and snapshots."""
 
@@ -71,16 +69,15 @@ def calc_metrics(request: Request, dataset: PatchDataset, *, dry_run: bool = Fal
     Raises:
         UserError: something given is missing, damaged or does not fit; raised before anything is measured.
     """
-    metrics = parse_metrics(request.metrics)
     devices = choose_devices(request.gpus, request.procs)
     snapshots = [load_snapshot(path) for path in request.networks]
     dataset.check_headers()
-    evaluation = _evaluation(request, metrics, dataset, Process(devices[0]), digest=None)
+    evaluation = _evaluation(request, dataset, Process(devices[0]), digest=None)
     for snapshot in snapshots:
         evaluation.check(snapshot.generator)
-    job = Job(request, metrics, tuple(zip(labels_of(snapshots), (s.path for s in snapshots), strict=True)))
+    job = Job(request, tuple(zip(labels_of(snapshots), (s.path for s in snapshots), strict=True)))
     if dry_run:
-        cached = _evaluation(request, metrics, dataset, Process(devices[0]), digest=content_digest(request.data))
+        cached = _evaluation(request, dataset, Process(devices[0]), digest=content_digest(request.data))
         _print_cost(job, cached, snapshots[0].generator, devices)
         return
     distributed.run(_work, devices, job)
@@ -109,13 +106,11 @@ def training_of(snapshot: Snapshot) -> str:
     return f"{length} {on}{of}{'' if preset is None else f', preset {preset}'}"
 
 
-def _evaluation(
-    request: Request, metrics: Sequence[Metric], dataset: PatchDataset, process: Process, digest: str | None
-) -> Evaluation:
+def _evaluation(request: Request, dataset: PatchDataset, process: Process, digest: str | None) -> Evaluation:
     weights = None if request.weights is None else Path(request.weights)
     features = load_features(request.features, dataset.resolution, process.device, weights)
     return Evaluation(
-        metrics,
+        request.metrics,
         dataset,
         features,
         process,
@@ -131,7 +126,7 @@ def _work(process: Process, job: Job) -> None:
     request = job.request
     dataset = PatchDataset(request.data)
     digest = from_first(process, lambda: content_digest(request.data))
-    evaluation = _evaluation(request, job.metrics, dataset, process, digest)
+    evaluation = _evaluation(request, dataset, process, digest)
     quiet = not process.is_first
     reals = from_first(process, evaluation.reals_to_prepare)
     with progress_bar(total=reals, unit="patch", desc="real patches", disable=quiet or not reals) as bar:
@@ -163,7 +158,7 @@ def _work(process: Process, job: Job) -> None:
                     seconds,
                 )
             )
-            print("\n".join(table_lines(measured[-1], job.metrics)), flush=True)
+            print("\n".join(table_lines(measured[-1], request.metrics)), flush=True)
     if process.is_first:
         if (remark := trained_apart(measured)) is not None:
             print(remark)
@@ -189,7 +184,7 @@ def _print_cost(job: Job, evaluation: Evaluation, generator: Generator, devices:
         print(f"{name:<20}{views:>10,}{real:>14,}{_duration(seconds):>12}{'+ ' + _duration(first):>12}")
 
     counts = dataset.counts()
-    for metric in job.metrics:
+    for metric in job.request.metrics:
         views = metric.kind.views(metric.count, dataset.octaves)
         needs_features = bool(metric.kind.needs & {"moments", "bank"})
         every = len(dataset) if "moments" in metric.kind.needs else 0

@@ -8,15 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.frechet import Moments
 from multiscale.metrics.measure import Kind, Metric, Result
 from multiscale.metrics.pools import Patches
-from multiscale.metrics.reals import RealFeatures, fixed_order
+
+if TYPE_CHECKING:
+    import torch
+
+    from multiscale.metrics.reals import RealFeatures
 
 SPECTRUM_BATCH = 64
 
@@ -46,6 +50,8 @@ class Comparison:
 
     def features(self, octave: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Features of the first ``count`` real and generated patches, or of all real ones if there are fewer: [n, D]."""
+        from multiscale.metrics.reals import fixed_order  # here: PyTorch takes seconds
+
         assert self.reals is not None
         rows = self.reals.rows(fixed_order(self.dataset, octave)[: self.count])
         return rows, self.patches[octave].bank[: self.count]
@@ -78,6 +84,8 @@ def compare(
 
 def real_images(dataset: PatchDataset, octave: int | None, count: int) -> np.ndarray:
     """The first ``count`` real patches of an octave in the fixed order, or all if there are fewer: uint8 [n, C, N, N]."""
+    from multiscale.metrics.reals import fixed_order  # here: PyTorch takes seconds
+
     return np.stack([dataset[int(i)][0] for i in fixed_order(dataset, octave)[:count]])
 
 
@@ -101,6 +109,8 @@ def beside_halves(
 
 def mean_power(power: Callable[[torch.Tensor], torch.Tensor], images: np.ndarray) -> torch.Tensor:
     """Mean over patches uint8 [n, C, N, N] of a spectrum of each."""
+    import torch  # here: it takes seconds
+
     parts = [power(torch.from_numpy(images[i : i + SPECTRUM_BATCH])) for i in range(0, len(images), SPECTRUM_BATCH)]
     return torch.cat(parts).mean(dim=0)
 

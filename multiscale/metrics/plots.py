@@ -13,7 +13,6 @@ import numpy as np
 
 from dnnlib.plots import as_png, colours, panels, put_title
 from multiscale.metrics.measure import Result
-from multiscale.metrics.spectra import FLOOR, spectrum_difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +59,8 @@ def octave_curves(networks: Mapping[str, Results], curves: Mapping[str, Mapping[
 
 def spectra(networks: Mapping[str, Results], name: str) -> bytes:
     """Power by frequency of each octave, real and generated, and below each the difference in dB."""
+    from multiscale.metrics.spectra import FLOOR, spectrum_difference  # here: PyTorch takes seconds
+
     octaves = len(_first(networks)[name]["octaves"])
     columns = min(octaves, 4)
     blocks = math.ceil(octaves / columns)

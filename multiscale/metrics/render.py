@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.measure import Kind, Result
-from multiscale.metrics.samples import Shape, done_by_all, gathered, in_order, own_batches, patch_views
-from multiscale.networks.generator import Generator
-from multiscale.rendering.renderer import Renderer
-from torch_utils.distributed import Process
+
+if TYPE_CHECKING:
+    import torch
+
+    from multiscale.metrics.samples import Shape
+    from multiscale.networks.generator import Generator
+    from multiscale.rendering.renderer import Renderer
+    from torch_utils.distributed import Process
 
 Progress = Callable[[int], object]
 
@@ -52,10 +55,14 @@ class Model:
     @property
     def renderer(self) -> Renderer:
         """For images of any size."""
+        from multiscale.rendering.renderer import Renderer  # here: PyTorch takes seconds
+
         return Renderer(self.generator, self.device)
 
     def octave_views(self, purpose: str, octave: int, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and views of patches of an octave, as :func:`patch_views`; each purpose has its own."""
+        from multiscale.metrics.samples import patch_views  # here: PyTorch takes seconds
+
         labels = self.dataset.labels[self.dataset.patch_octaves == octave]
         return patch_views(self.seed, f"{purpose} {octave}", indices, labels, self.shape.z_dim)
 
@@ -64,6 +71,13 @@ class Model:
 
         ``views``: how many a sample takes.
         """
+        from multiscale.metrics.samples import (  # here: PyTorch takes seconds
+            done_by_all,
+            gathered,
+            in_order,
+            own_batches,
+        )
+
         found: dict[int, Any] = {}
         for indices in own_batches(self.process, self.count, self.batch):
             found |= dict(zip(indices, work(indices), strict=True))

@@ -16,7 +16,7 @@ from multiscale.rendering.files import check_size, save_picture
 from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.pyramid import Pyramid, check_tiff, claim, tiff_tiles, write_deep_zoom, write_tiff
 from multiscale.rendering.renderer import EXTRAPOLATE, Renderer, provenance
-from multiscale.rendering.request import MAX_PNG_PX, Request, grid_path, picture_paths
+from multiscale.rendering.request import MAX_PICTURE_PX, Request, grid_path, picture_paths
 from multiscale.rendering.sheets import zoom_strip
 from multiscale.rendering.video import FILM_PX, check_film, film_facts, write_film
 from multiscale.rendering.worlds import World
@@ -166,7 +166,7 @@ class _Maker:
         request, renderer = self.request, self.renderer
         width, height = request.size or (renderer.resolution,) * 2
         views = renderer.generator.config.octaves + 1 if request.strip else len(request.worlds) if request.grid else 1
-        if views * width * height > MAX_PNG_PX:
+        if views * width * height > MAX_PICTURE_PX:
             raise UserError(
                 f"{views} views of {width} x {height} pixels are too many for one PNG; give a smaller --size"
                 f"{' or fewer --seeds' * request.grid}."

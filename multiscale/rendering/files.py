@@ -117,13 +117,6 @@ def _picture(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def save_png(path: str | Path, pixels: np.ndarray, metadata: Mapping[str, Any]) -> None:
-    """Write :func:`encode_png` atomically."""
-    data = encode_png(pixels, metadata)
-    with atomic_write(path) as stream:
-        stream.write(data)
-
-
 ENCODERS: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], bytes]] = {
     ".png": encode_png,
     ".jpg": lambda pixels, metadata: encode_jpeg(pixels, metadata=metadata),

@@ -21,7 +21,7 @@ from PIL import Image
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, check_writable
-from multiscale.rendering.files import claimed, exif, save_png
+from multiscale.rendering.files import claimed, exif, save_picture
 
 MAX_FRAMES = 100_000
 MAX_SIDE_PX = 8192
@@ -103,7 +103,7 @@ class Frames:
         for i, picture in enumerate(pictures):
             file = film.path / f"frame-{i:05d}.png"
             if not file.exists():
-                save_png(file, picture(), {**film.facts, "frame": i})
+                save_picture(file, picture(), {**film.facts, "frame": i})
 
 
 @dataclass(frozen=True, kw_only=True)

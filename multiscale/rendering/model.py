@@ -25,6 +25,7 @@ from multiscale.rendering.film_files import kind_of_film
 from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.pyramid import Pyramid, write_deep_zoom
 from multiscale.rendering.renderer import Renderer, provenance
+from multiscale.rendering.request import MAX_PICTURE_PX
 from multiscale.rendering.sheets import zoom_strip
 from multiscale.rendering.video import FILM_PX, film_facts, write_film
 from multiscale.rendering.worlds import GivenLatent, World
@@ -143,9 +144,9 @@ class PlacedWorld:
             A PIL image of mode RGB, or L of a grey model; ``numpy.asarray`` makes it uint8 [H, W, 3] or [H, W].
 
         Raises:
-            UserError: a view that leaves the world, or a scale beyond the model's.
+            UserError: a view that leaves the world, a scale beyond the model's, or more than 2^28 pixels.
         """
-        renderer, sides, psi = self.model.renderer, None if size is None else _sides(size), self.truncation_psi
+        renderer, sides, psi = self.model.renderer, None if size is None else _held(size), self.truncation_psi
         zoom, place = _number(scale, "Scale"), _point(centre)
         if extrapolate:
             pixels = renderer.view(self.world, zoom, place, sides, psi, extrapolate=True)
@@ -164,9 +165,9 @@ class PlacedWorld:
         """As :meth:`view`, but as the network gives it: float32 [H, W, C], nominally in [-1, 1], neither rounded nor enlarged.
 
         Raises:
-            UserError: a view that leaves the world, or is finer than the model.
+            UserError: a view that leaves the world, is finer than the model, or has more than 2^28 pixels.
         """
-        width, height = _sides(self.model.resolution if size is None else size)
+        width, height = _held(self.model.resolution if size is None else size)
         region = Region.of_view(_positive(scale), _point(centre), width, height)
         image = self.model.renderer.image(self.world, region, self.truncation_psi, extrapolate=extrapolate)
         array: NDArray[np.float32] = image.movedim(0, -1).numpy()
@@ -359,6 +360,19 @@ def _sides(size: Any) -> tuple[int, int]:
     if min(sides) < 1:
         raise UserError(sentence)
     return sides[0], sides[1]
+
+
+def _held(size: Any) -> tuple[int, int]:
+    """Width and height of a picture that is to be held as a whole."""
+    width, height = _sides(size)
+    if width * height > MAX_PICTURE_PX:
+        side = math.isqrt(MAX_PICTURE_PX)
+        raise UserError(
+            f"A picture of {width} x {height} pixels is too large to hold; give a size of at most {MAX_PICTURE_PX:,} pixels "
+            f"(such as {side} x {side}), or write it to a file part by part: generate.py --tiff FILE --enlarge, or the whole "
+            "world by .pyramid(FILE)."
+        )
+    return width, height
 
 
 def _positive(scale: Any) -> float:

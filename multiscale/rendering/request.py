@@ -18,7 +18,8 @@ from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.worlds import World
 
 MAX_SEEDS = 100_000
-MAX_PNG_PX = 1 << 28
+MAX_PICTURE_PX = 1 << 28
+"""Of a picture that is held as a whole; larger ones are written in parts, as TIFF and pyramids."""
 PICTURES = {".png": 16, ".jpg": 8, ".jpeg": 8, ".webp": 8, ".tif": 16, ".tiff": 16}
 """Endings of a picture's name, and the bits a channel that such a file can hold."""
 OTHER_FILES = {".gif", ".bmp", ".avif", ".jxl", ".mp4", ".webm", ".dzi"}
@@ -189,7 +190,7 @@ def _check_options(request: Request) -> None:
     if request.strip and max(map(abs, request.centre)) > 0.5:
         x, y = request.centre
         raise UserError(f"Centre ({x:g}, {y:g}) is outside the world; both coordinates must lie in [-0.5, 0.5].")
-    if kind in ("", "--grid") and request.size is not None and request.size[0] * request.size[1] > MAX_PNG_PX:
+    if kind in ("", "--grid") and request.size is not None and request.size[0] * request.size[1] > MAX_PICTURE_PX:
         raise UserError(
             f"An image of {request.size[0]} x {request.size[1]} pixels is too large for a PNG; "
             "give --tiff FILE, or for the whole world as fine as the model goes --pyramid FILE without --size."

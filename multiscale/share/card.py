@@ -10,7 +10,7 @@ import yaml
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_copy, atomic_folder, atomic_write, check_writable
-from multiscale.rendering.files import save_png
+from multiscale.rendering.files import save_picture
 from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.sheets import zoom_strip
 from multiscale.rendering.worlds import World
@@ -57,7 +57,7 @@ def _write(folder: Path, network: Path, name: str, *, seed: int, licence: str | 
     else:
         atomic_copy(network, weights)
     world = World.parse(seed)
-    save_png(
+    save_picture(
         folder / STRIP,
         zoom_strip(renderer, world, SHOWN_CENTRE),
         {"world": str(world), "centre": SHOWN_CENTRE, **provenance(snapshot)},

@@ -3,7 +3,7 @@
 Rounding to multiples of a step d moves a weight by d^2 / 12 in the mean square, and so the squared error of the picture by
 that times the weight's sensitivity, the squared norm of d(pixels)/d(weight). For a given error the fewest bits are spent where
 each weight contributes alike (reverse water-filling): steps in proportion to 1 / sqrt(sensitivity). One factor for all of them
-is left, which is measured.
+is left, which is measured. Where only the direction of a pair counts there is no such sensitivity, but a least number of bits.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ import numpy as np
 import torch
 
 from dnnlib.errors import UserError
-from multiscale.networks.generator import Generator
+from multiscale.networks.generator import FeatureInjection, Generator
 from multiscale.view import centre_limit, view_transform
 from torch_utils.random import latents, stream
 
 MOST_LEVELS = 1.0
 """By how much rounding may move a pixel, in levels of 255: a rendered level is then at most one off."""
-EXPECTED_LEVELS = 0.12
-"""Root mean square with which the search begins; the largest of a few views is six to ten times as much."""
+EXPECTED_LEVELS = 0.08
+"""Root mean square with which the search begins; the largest of the measured views is ten to twenty times as much."""
 ROUNDS = 12
 ROUNDED_FROM = 256
 """Numbers of a weight from which on it is rounded."""
-SENSED, MEASURED = 16, 8
+SENSED, MEASURED = 16, 32
 """Views by which sensitivity and error are measured, from 1x to the deepest zoom, each with a world and a place of its own."""
 FEWEST_BITS, MOST_BITS = 4, 16
 """Of a row's largest multiple, its sign included."""
+FEWEST_BITS_OF_PAIRS = 15
+"""Of even features' amplitudes (A, B), of which the direction counts: in a world where both are near 0 the least rounding turns
+it, by more the nearer they are, so that no number of views tells how much it matters."""
 STEPS_AN_OCTAVE = 4
 """Steps are powers of 2^(1/4), so that a byte says which."""
 
@@ -59,13 +62,13 @@ def rounded(generator: Generator) -> Rounded:
         UserError: no legal steps are fine enough.
     """
     views = _views(generator, "rounding checked", MEASURED)
-    sensitivity = _sensitivity(generator)
+    sensitivity, fewest = _sensitivity(generator), _fewest_bits(generator)
     weights, exact, other = weights_of(generator), _images(generator, views), copy.deepcopy(generator)
     count = sum(weight.numel() for weight in weights.values())
     factor = EXPECTED_LEVELS / 127.5 * math.sqrt(12 * exact[0].numel() / count)
     levels = math.inf
     for _ in range(ROUNDS):
-        steps = {name: _steps(weight.numpy(), sensitivity[name], factor) for name, weight in weights.items()}
+        steps = {name: _steps(w.numpy(), sensitivity[name], factor, fewest[name]) for name, w in weights.items()}
         for name, weight in weights.items():
             multiples, step = _multiples(weight.numpy(), steps[name])
             other.get_parameter(name).data.copy_(torch.from_numpy((multiples * step).reshape(weight.shape)))
@@ -172,12 +175,29 @@ def _sensitivity(generator: Generator) -> dict[str, np.ndarray]:
     return {name: (square * square.mean()).sqrt().numpy() for name, square in squares.items()}
 
 
-def _steps(values: np.ndarray, sensitivity: np.ndarray, factor: float) -> np.ndarray:
-    """The step of each row as a power of 2^(1/4), int8 [rows], with which its largest multiple has a legal number of bits."""
+def _fewest_bits(generator: Generator) -> dict[str, np.ndarray]:
+    """Of each row's largest multiple, int [rows]."""
+    fewest = {name: np.full(len(weight), FEWEST_BITS) for name, weight in weights_of(generator).items()}
+    for name, point in generator.named_modules():
+        if isinstance(point, FeatureInjection) and point.config.even_features and f"{name}.style" in fewest:
+            is_pair = ~point.anchored.cpu().numpy().repeat(2)  # what is anchored has the amplitudes (1, 0)
+            fewest[f"{name}.style"][is_pair] = FEWEST_BITS_OF_PAIRS
+    return fewest
+
+
+def _steps(values: np.ndarray, sensitivity: np.ndarray, factor: float, fewest: np.ndarray) -> np.ndarray:
+    """The step of each row as a power of 2^(1/4), int8 [rows], with which its largest multiple has ``fewest`` bits or more.
+
+    Args:
+        values: A weight, its rows first.
+        sensitivity: As :func:`_sensitivity`, [rows].
+        factor: Of all steps.
+        fewest: Bits, int [rows].
+    """
     largest = np.maximum(np.abs(values).reshape(len(values), -1).max(axis=1), 2.0**-24).astype(np.float64)
     wanted = factor / np.sqrt(np.maximum(sensitivity, 1e-30, dtype=np.float64))
-    fine, coarse = ((largest / (2 ** (bits - 1) - 1)) for bits in (MOST_BITS, FEWEST_BITS))
-    # Upwards, so that no multiple is above the largest of MOST_BITS.
+    fine, coarse = ((largest / (2 ** (bits - 1) - 1)) for bits in (MOST_BITS, fewest))
+    # Upwards, so that no multiple is above the largest of MOST_BITS; it takes no bit from the fewest.
     return np.ceil(STEPS_AN_OCTAVE * np.log2(np.clip(wanted, fine, coarse))).clip(-128, 127).astype(np.int8)
 
 

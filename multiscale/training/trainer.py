@@ -32,7 +32,7 @@ from multiscale.data.sampling import SamplerState, ScaleSampler
 from multiscale.metrics.reals import content_digest
 from multiscale.networks.discriminator import make_discriminator
 from multiscale.networks.generator import Generator
-from multiscale.rendering.files import save_png
+from multiscale.rendering.files import save_picture
 from multiscale.rendering.renderer import Renderer
 from multiscale.rendering.sheets import sample_sheet
 from multiscale.runs.folder import remove_remains
@@ -295,7 +295,7 @@ class Trainer:
     def _show_reals(self) -> None:
         if self.journal is not None:
             sheet = real_sheet(self.dataset, self.config.training.sample_seeds)
-            save_png(self.folder / "reals.png", sheet, {})
+            save_picture(self.folder / "reals.png", sheet, {})
             self.journal.show(self.images_seen, "reals", sheet)
 
     def _asked_to_stop(self, stop: StopRequest) -> int:
@@ -595,7 +595,7 @@ class Trainer:
         save_snapshot(path, self.G_ema, info)
         seeds = range(self.config.training.sample_seeds)
         sheet = sample_sheet(Renderer(self.G_ema, self.device), seeds)
-        save_png(self.folder / f"samples-{name}.png", sheet, {"network": path.name, **info})
+        save_picture(self.folder / f"samples-{name}.png", sheet, {"network": path.name, **info})
         self.journal.show(self.images_seen, "samples", sheet)
         return path
 

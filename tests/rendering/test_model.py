@@ -149,6 +149,12 @@ def test_films_and_pyramids(model, tmp_path):
         (lambda model: model.world().view(size=100.5), "Size 100.5"),
         (lambda model: model.world().view(size="64"), "Size '64'"),
         (lambda model: model.world().array(size=0), "Size 0"),
+        (
+            lambda model: model.world().view(size=100_000),
+            r"100000 x 100000 pixels .* at most 268,435,456 pixels \(such as 16384 x 16384\).* --tiff FILE --enlarge",
+        ),
+        (lambda model: model.world().array(size=(16384, 16385)), "16384 x 16385 pixels is too large to hold"),
+        (lambda model: model.world().film("a.mp4", (2, 0, 0), size=100_000), "100000 x 100000 pixels"),
         (lambda model: model.world().view(scale=[1, 2]), r"Scale \[1, 2\] is not a finite number"),
         (lambda model: model.world().array(scale="2"), "Scale '2' is not"),
         (lambda model: model.world().view(scale=True), "Scale True is not"),

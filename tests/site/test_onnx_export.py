@@ -115,8 +115,11 @@ def test_weights_are_rounded_where_pixels_allow_it():
     with torch.no_grad():
         one, other = (network(latents(7, 64), transform) for network in (generator, less.generator))
     assert 0 < (one - other).abs().max() * 127.5 < 2 * MOST_LEVELS
+    turned = torch.cat([turns_of(*pair) for pair in zip(points_of(generator), points_of(less.generator), strict=True)])
+    assert 0 < turned.max() < 0.3  # radians: in no world a pair near 0 points elsewhere
     # Alike for all, as many bits as these are on average do more harm.
-    assert levels_of(generator, less.generator) < 0.8 * levels_of(generator, alike(generator, float(bits.mean())))
+    ours, theirs = levels_of(generator, less.generator, alike(generator, float(bits.mean())))
+    assert ours < 0.8 * theirs
 
 
 def test_weights_that_cannot_be_rounded_are_refused(monkeypatch):
@@ -135,10 +138,19 @@ def alike(generator, bits):
     return other
 
 
-def levels_of(generator, other):
-    """Root mean square difference of pixels, of views that rounding has not seen."""
+def turns_of(point, other):
+    """By how much the amplitudes (A, B) of a point's features point elsewhere at another, in radians, in 256 worlds."""
+    w = torch.nn.functional.normalize(torch.randn(256, point.config.w_dim, generator=torch.Generator().manual_seed(0)))
+    pairs = [(w @ each.style.T).unflatten(1, (-1, 2))[:, ~each.anchored].double() for each in (point, other)]
+    angle, other_angle = (torch.atan2(pair[..., 0], pair[..., 1]) for pair in pairs)
+    return (angle - other_angle + torch.pi).remainder(2 * torch.pi).sub(torch.pi).abs().flatten()
+
+
+def levels_of(generator, *others):
+    """Root mean square difference of pixels of others, of views that rounding has not seen."""
     views = weights._views(generator, "test", 16)
-    return float((weights._images(generator, views) - weights._images(other, views)).square().mean().sqrt() * 127.5)
+    exact = weights._images(generator, views)
+    return [float((exact - weights._images(other, views)).square().mean().sqrt() * 127.5) for other in others]
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e-3, 1e3], ids=["finest", "between", "coarsest"])
@@ -146,7 +158,11 @@ def test_weights_come_back_as_they_were_rounded(factor):
     generator = calibrated_generator(small_config(**MIXED)).eval()
     generator.synthesis.layers[0].weight.data[0] = 0
     sensitivity = {name: np.linspace(0, 1, len(weight)) for name, weight in weights_of(generator).items()}
-    steps = {name: weights._steps(w.numpy(), sensitivity[name], factor) for name, w in weights_of(generator).items()}
+    fewest = weights._fewest_bits(generator)
+    steps = {
+        name: weights._steps(w.numpy(), sensitivity[name], factor, fewest[name])
+        for name, w in weights_of(generator).items()
+    }
     graphs = export_graphs(generator)
     held = {tensor.name: onnx.numpy_helper.to_array(tensor) for graph in graphs for tensor in graph.graph.initializer}
     shapes, parts = take_out(graphs, steps)

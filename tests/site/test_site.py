@@ -257,7 +257,7 @@ def test_at_rest_frames_become_as_fine_as_the_canvas_and_gestures_come_in_betwee
         view = world.view(8 * min(canvas) / max(canvas), (0.1, 0.05), canvas)
         pixels = np.array(pixels).reshape(height, width, 4)[..., :3]
         errors = np.abs(pixels - np.asarray(view).astype(int))
-        assert errors.max() <= 4  # of rounded weights, at the worst of 378,000 values
+        assert errors.max() <= 2
         assert errors.mean() < 0.3
         assert f"of {width} × {height} pixels" in driver.find_element("id", "ms").text
         assert driver.find_element("id", "progress").text == ""

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from multiscale.metrics.measure import KINDS, Result
 from multiscale.metrics.render import Model, ViewKind
-from multiscale.rendering.renderer import Renderer, to_uint8
-from multiscale.view import Region
 from torch_utils.random import stream
+
+if TYPE_CHECKING:
+    from multiscale.rendering.renderer import Renderer
 
 ENCODINGS = {
     "png": {"format": "png", "optimize": True},
@@ -27,6 +29,9 @@ ENCODINGS = {
 
 def tile_bytes(renderer: Renderer, level: int, seed: int, indices: Sequence[int]) -> dict[int, dict[str, float]]:
     """Bytes a pixel of encoded tiles of N x N pixels at zoom 2^level, one world and place for each index."""
+    from multiscale.rendering.renderer import to_uint8  # here: PyTorch takes seconds
+    from multiscale.view import Region
+
     found = {}
     for index in indices:
         rng = stream(seed, "measure compression", level, index)

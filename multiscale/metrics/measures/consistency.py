@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from multiscale.metrics import plots
-from multiscale.metrics.consistency import psnr, scale_errors
 from multiscale.metrics.measure import KINDS, Column, Picture, Result
 from multiscale.metrics.render import Model, ViewKind
 
 
 def _measured(model: Model) -> Result:
+    from multiscale.metrics.consistency import psnr, scale_errors  # here: PyTorch takes seconds
+
     def work(indices: list[int]) -> list[Any]:
         return list(scale_errors(model.generator, model.shape, model.seed, indices, model.device))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from multiscale.metrics.compare import Comparison, PatchKind
 from multiscale.metrics.measure import KINDS, Column, Result
@@ -26,6 +25,8 @@ def pairwise_distances(images: np.ndarray) -> tuple[float, float]:
     Returns:
         As they are, and each freed of its mean colour.
     """
+    import torch  # here: it takes seconds
+
     x = torch.from_numpy(images).double() / 127.5 - 1
     size = x[0].numel()
     found = (torch.pdist(y.flatten(1)).mean() / size**0.5 for y in (x, x - x.mean(dim=(2, 3), keepdim=True)))

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from multiscale.metrics.consistency import psnr, shift_errors
 from multiscale.metrics.measure import KINDS, Column, Result
 from multiscale.metrics.render import Model, ViewKind
 from torch_utils.random import stream
 
 
 def _measured(model: Model) -> Result:
+    from multiscale.metrics.consistency import psnr, shift_errors  # here: PyTorch takes seconds
+
     def work(octave: int, indices: list[int]) -> list[Any]:
         seeds = [stream(model.seed, "measure shift", octave, i) for i in indices]
         return list(shift_errors(model.generator, *model.octave_views("shift", octave, indices), seeds, model.device))

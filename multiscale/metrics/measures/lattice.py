@@ -8,11 +8,12 @@ import numpy as np
 
 from multiscale.metrics.compare import Comparison, PatchKind, beside_halves, mean_power
 from multiscale.metrics.measure import KINDS, Column, Result
-from multiscale.metrics.spectra import lattice_peak, plane_power
 
 
 def _ratios(real: Sequence[np.ndarray], fake: Sequence[np.ndarray]) -> Result:
     """Of equal numbers of patches, for few of them make peaks by chance; the value is that of the worst octave."""
+    from multiscale.metrics.spectra import lattice_peak, plane_power  # here: PyTorch takes seconds
+
     ratios = []
     for ours, theirs in zip(real, fake, strict=True):
         count = min(len(ours), len(theirs))

@@ -6,14 +6,16 @@ Shapes: B worlds, C channels, N side of a view in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from multiscale.metrics.measure import KINDS, Result
 from multiscale.metrics.render import Model, ViewKind
-from multiscale.rendering.renderer import Renderer
-from multiscale.view import Region
 from torch_utils.random import stream
+
+if TYPE_CHECKING:
+    from multiscale.rendering.renderer import Renderer
 
 
 def seam_steps(renderer: Renderer, octave: int, seed: int, indices: Sequence[int]) -> np.ndarray:
@@ -22,6 +24,8 @@ def seam_steps(renderer: Renderer, octave: int, seed: int, indices: Sequence[int
     Four tiles of N x N pixels that meet in a point are rendered each on its own, and once more all in one image. At the
     pixels on both sides of the borders the difference is what tiling adds: a seam is seen if it is 1 or more.
     """
+    from multiscale.view import Region  # here: PyTorch takes seconds
+
     size = renderer.resolution
     steps = []
     for index in indices:

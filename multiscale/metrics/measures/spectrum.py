@@ -9,10 +9,11 @@ import numpy as np
 from multiscale.metrics import plots
 from multiscale.metrics.compare import Comparison, PatchKind, beside_halves, mean_power, over_octaves
 from multiscale.metrics.measure import KINDS, Picture, Result
-from multiscale.metrics.spectra import radial_power, spectrum_distance
 
 
 def _distances(real: Sequence[np.ndarray], fake: Sequence[np.ndarray]) -> Result:
+    from multiscale.metrics.spectra import radial_power, spectrum_distance  # here: PyTorch takes seconds
+
     powers = [[mean_power(radial_power, images).numpy() for images in sets] for sets in (real, fake)]
     return over_octaves([spectrum_distance(*pair) for pair in zip(*powers, strict=True)]) | {
         name: [power.tolist() for power in sets] for name, sets in zip(("real", "fake"), powers, strict=True)

@@ -8,10 +8,11 @@ import numpy as np
 
 from multiscale.metrics.compare import Comparison, PatchKind, beside_halves, over_octaves
 from multiscale.metrics.measure import KINDS, Result
-from multiscale.metrics.sliced_wasserstein import sliced_wasserstein
 
 
 def _distances(real: Sequence[np.ndarray], fake: Sequence[np.ndarray]) -> Result:
+    from multiscale.metrics.sliced_wasserstein import sliced_wasserstein  # here: PyTorch takes seconds
+
     levels = [sliced_wasserstein(*pair) for pair in zip(real, fake, strict=True)]
     return over_octaves([level["mean"] for level in levels]) | {
         "levels": {side: [level[side] for level in levels] for side in levels[0] if side != "mean"}

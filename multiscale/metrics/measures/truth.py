@@ -5,18 +5,18 @@ Shapes: B samples, N side of a view in pixels.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 
 from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
-from multiscale.data.procedural import render_batch
-from multiscale.metrics.consistency import psnr
 from multiscale.metrics.measure import KINDS, Column, Result
 from multiscale.metrics.render import Model, ViewKind
-from multiscale.metrics.samples import quantised
-from multiscale.metrics.sliced_wasserstein import sliced_wasserstein
 from torch_utils.random import stream
+
+if TYPE_CHECKING:
+    import torch
 
 SCENE_SEEDS = 1000
 """Planets that labels are tried against."""
@@ -40,12 +40,17 @@ def scene_seed(dataset: PatchDataset) -> int:
 
 def scene_patches(transform: torch.Tensor, size: int, seed: int) -> np.ndarray:
     """The planet itself in these views [B, 3, 3]: uint8 [B, 3, N, N]."""
+    from multiscale.data.procedural import render_batch  # here: SciPy takes a second
+
     centres, zooms = transform[:, :2, 2].numpy(), 1 / transform[:, 0, 0].numpy()
     images = render_batch(centres, zooms, size, seed)
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def _measured(model: Model) -> Result:
+    from multiscale.metrics.samples import quantised  # here: PyTorch takes seconds
+    from multiscale.metrics.sliced_wasserstein import sliced_wasserstein
+
     scene = scene_seed(model.dataset)
     rows = []
     for octave in model.octaves:
@@ -71,6 +76,8 @@ def _measured(model: Model) -> Result:
 
 
 def _mean_psnr(a: np.ndarray, b: np.ndarray) -> float:
+    from multiscale.metrics.consistency import psnr  # here: PyTorch takes seconds
+
     difference = (a.astype(np.float64) - b) / 127.5
     return float(psnr(np.square(difference).mean(axis=(1, 2, 3))).mean())
 
