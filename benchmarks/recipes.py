@@ -342,7 +342,7 @@ def complete(run: Run, options: argparse.Namespace, workers: Workers) -> dict[st
     g, d = (sum(p.numel() for p in network.parameters()) for network in networks_on_meta(run.config))
     return {
         "kimg": run.images(kimg) / 1000,
-        "snapshot": str(run.snapshot(kimg)),
+        "snapshot": run.snapshot(kimg).relative_to(options.out).as_posix(),
         "images_per_sec": float(np.median([line["img/s"] for line in stats])),
         "cpu_seconds_an_image": cpu_seconds_an_image(stats),
         "g_parameters": g,
@@ -567,7 +567,7 @@ def write_sheet(
     for run in runs:
         if (run.variant, run.seed) not in found or run.variant in rows:
             continue
-        snapshot = load_snapshot(found[run.variant, run.seed]["snapshot"])
+        snapshot = load_snapshot(options.out / found[run.variant, run.seed]["snapshot"])
         renderer = Renderer(snapshot.generator, torch.device("cpu"))
         rows[run.variant] = [view(renderer, zoom) for zoom in SHEET_ZOOMS if zoom <= renderer.max_zoom]
         titles = [f"{zoom}x" for zoom in SHEET_ZOOMS if zoom <= renderer.max_zoom]
