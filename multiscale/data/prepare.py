@@ -195,6 +195,7 @@ def make_from_photographs(
         jobs = [job._replace(place=remote, mode="L" if remote.grey else "RGB") for job in jobs]
     say_plan(dest, counts, resolution, jobs[0].mode, dry_run=tiles.dry_run)
     if tiles.dry_run:
+        say_empty(pictures, allow_empty)
         return
     write_patches(dest, cut_patches, jobs, counts, workers=processes, force=force)
     forget_sources()
@@ -315,6 +316,17 @@ def say_plan(dest: Path, counts: Sequence[int], resolution: int, mode: str, *, d
         f"{dest} {'would' if dry_run else 'will'} hold {sum(counts):,} patches, by octave "
         f"{', '.join(f'{count:,}' for count in counts)}: {counted(len(counts), 'octave')}, up to {size / unit:,.1f} {name}"
     )
+
+
+def say_empty(pictures: Sequence[Place], allow_empty: float) -> None:
+    """Say that a dry run does not look for empty areas, where there may be some that matter: it would read every patch."""
+    names = [picture.name for picture in pictures if picture.with_empty]
+    if names and allow_empty < 1:
+        which = names[0] if len(pictures) == 1 else counted(len(names), "picture")
+        print(
+            f"{which} may have empty areas (transparent or without data). A dry run does not look at them; the run itself ends "
+            f"where it finds no patch with at most {allow_empty:.0%} of them, and says what to allow."
+        )
 
 
 def write_patches(

@@ -84,6 +84,11 @@ class RemotePicture(NamedTuple):
     grey: bool = False
 
     @property
+    def with_empty(self) -> bool:
+        """Whether parts of it may be empty, which no description says."""
+        return True
+
+    @property
     def width(self) -> int:
         """In pixels."""
         return self.tiling.width
