@@ -82,6 +82,7 @@ def make_demo(
     seed: int = 0,
     workers: int | None = None,
     force: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Sample the procedural scene: in octave j, s uniform in [j, j + 1) and the centre uniform over the world.
 
@@ -93,15 +94,20 @@ def make_demo(
         seed: Of the scene and of the views.
         workers: Processes; None: one a core.
         force: Replace an existing set.
+        dry_run: Say what would be drawn, and write nothing.
 
     Raises:
         UserError: ``dest`` exists or cannot be written, a resolution or counts that are not allowed.
     """
-    from multiscale.data.procedural import render_batch  # loads SciPy, which takes a second
-
-    check_dest(Path(dest), force=force)
+    if not dry_run:
+        check_dest(Path(dest), force=force)
     check_resolution(resolution)
     counts = resolved_counts(counts, octaves or len(counts or ()) or DEFAULT_OCTAVES, demo_counts)
+    if dry_run:
+        say_plan(Path(dest), counts, resolution, "RGB", dry_run=True)
+        return
+    from multiscale.data.procedural import render_batch  # loads SciPy, which takes a second
+
     block = min(max(_SCENE_PIXELS_A_JOB // resolution**2, 1), 64)
     jobs = [
         _SceneJob(resolution, seed, octave, start, min(start + block, count))
@@ -127,6 +133,7 @@ def make_from_photographs(
     skip_bad: bool = False,
     allow_empty: float = 0.0,
     tiles: Tiles | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Sample one image, or each photograph below a folder as a scale space of its own.
 
@@ -148,6 +155,7 @@ def make_from_photographs(
         skip_bad: Leave out files that cannot be used, and say so, in place of an error.
         allow_empty: Share of a patch, 0 ... 1, that may be empty: transparent or without data. 0: none of what its filter sees.
         tiles: Of a picture as tiles: how they are fetched; None: the defaults.
+        dry_run: Say what would be cut, and of tiles how much would be fetched (of which a sample is), and write nothing.
 
     Raises:
         UserError: photographs that cannot be read (all are named) or have too few octaves; no place for a patch that is not
@@ -156,7 +164,7 @@ def make_from_photographs(
     dest, processes = Path(dest), process_count(workers)
     reading, tiles = reading or Reading(), tiles or Tiles()
     forget_sources()
-    if not tiles.dry_run:
+    if not dry_run:
         check_dest(dest, force=force)
     check_resolution(resolution)
     wanted = min(octaves or len(counts or ()), MAX_OCTAVES)
@@ -191,10 +199,10 @@ def make_from_photographs(
         for picture, crops in _crop_jobs(pictures, counts, seed, resolution)
     ]
     if remote is not None:
-        remote = fetch_tiles(remote, tiles_of(remote, parts_of(remote, jobs)), dry_run=tiles.dry_run)
+        remote = fetch_tiles(remote, tiles_of(remote, parts_of(remote, jobs)), dry_run=dry_run)
         jobs = [job._replace(place=remote, mode="L" if remote.grey else "RGB") for job in jobs]
-    say_plan(dest, counts, resolution, jobs[0].mode, dry_run=tiles.dry_run)
-    if tiles.dry_run:
+    say_plan(dest, counts, resolution, jobs[0].mode, dry_run=dry_run)
+    if dry_run:
         say_empty(pictures, allow_empty)
         return
     write_patches(dest, cut_patches, jobs, counts, workers=processes, force=force)

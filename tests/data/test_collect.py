@@ -260,6 +260,24 @@ def test_gaps_are_printed_and_drawn(tmp_path):
     assert "pictures" in result.output
 
 
+def test_a_dry_run_writes_nothing_and_says_what_a_run_says(scene, tmp_path):
+    folder, dest = scene[0], tmp_path / "s.zip"
+    options = ["collect", "--source", folder, "--dest", dest, "--scales", folder / "table.csv", "--resolution", N]
+    options += ["--counts", "4,5,6", "--workers", 1]
+    dry = invoke(*options, "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert f"{dest} would hold 15 patches, by octave 4, 5, 6: 3 octaves, up to 11.5 kB\n" in dry.output
+    assert "empty areas" not in dry.output
+    assert not dest.exists()
+    done = f"{dest}: 15 patches, by octave 4, 5, 6\n"
+    said = invoke(*options).stdout
+    assert done in said
+    assert said.replace(done, "").replace(" will hold ", " would hold ") == dry.stdout
+    before = dest.read_bytes()
+    assert invoke(*options, "--dry-run", "--seed", 1).exit_code == 0, "whatever stands there"
+    assert dest.read_bytes() == before
+
+
 def test_charts():
     assert covered([(0, 1), (0.5, 2), (3, 4), (5, 5)], 0, 6) == [(0, 2), (3, 4)]
     assert gaps([(0.5, 1), (1.01, 3)], 4) == [(0.0, 0.5), (3, 4.0)]

@@ -69,6 +69,13 @@ def test_an_existing_dest_is_refused_and_force_replaces_it(demo_zip, tmp_path):
     assert len(PatchDataset(dest)) == 4
 
 
+def test_a_dry_run_of_the_demo_draws_nothing(tmp_path):
+    dest = tmp_path / "patches.zip"
+    result = invoke("demo", "--dest", dest, "--resolution", 16, "--counts", "5,6,7", "--dry-run")
+    assert result.output == f"{dest} would hold 18 patches, by octave 5, 6, 7: 3 octaves, up to 13.8 kB\n"
+    assert not dest.exists()
+
+
 @pytest.mark.parametrize(
     "arguments, expected",
     [
