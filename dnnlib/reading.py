@@ -37,6 +37,7 @@ _KINDS = {
     "a JPEG XL picture": rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a",
     "a FITS picture": rb"SIMPLE  = ",
     "a PGM or PPM picture": rb"P[2356]\s",
+    "a Canon raw file": rb".{4}ftypcrx ",
     "an MP4 film": rb".{4}ftyp",
     "a PDF": rb"%PDF-",
     "an HDF5 file": rb"\x89HDF\r\n\x1a\n",

@@ -330,7 +330,7 @@ def say_empty(pictures: Sequence[Place], allow_empty: float) -> None:
     """Say that a dry run does not look for empty areas, where there may be some that matter: it would read every patch."""
     names = [picture.name for picture in pictures if picture.with_empty]
     if names and allow_empty < 1:
-        which = names[0] if len(pictures) == 1 else counted(len(names), "picture")
+        which = names[0] if len(names) == 1 else counted(len(names), "picture")
         print(
             f"{which} may have empty areas (transparent or without data). A dry run does not look at them; the run itself ends "
             f"where it finds no patch with at most {allow_empty:.0%} of them, and says what to allow."
