@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageCms
 
-from dnnlib.reading import kind_of_file, regular_size
+from dnnlib.reading import kind_of, kind_of_file, regular_size
 from multiscale.data.fits import is_fits, open_fits
 
 DEFLATE_RATIO = 1032
@@ -152,7 +152,7 @@ def _way_out(path: Path) -> str:
 
 
 def _advice(path: Path, reason: str) -> str:
-    """What to do about a file that this build of libvips lacks the part for; empty if nothing shows that it does."""
+    """What to do about a file that this libvips lacks the part for, or may lack; empty if nothing shows that it does."""
     head = b""
     with contextlib.suppress(OSError), open(path, "rb") as stream:
         head = stream.read(4096)
@@ -165,6 +165,8 @@ def _advice(path: Path, reason: str) -> str:
         part = "JPEG XL"
     elif any(words in reason for words in ("not configured", "not implemented", "built without")):
         part = "this compression"
+    elif suffix in (".avif", ".heic", ".heif") or kind_of(head) == "an AVIF or HEIF picture":
+        return "; it is damaged, or of a kind that this libvips lacks a part for: convert it to JPEG, PNG or TIFF"
     else:
         return ""
     return (

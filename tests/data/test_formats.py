@@ -324,6 +324,19 @@ def test_what_this_libvips_lacks_is_one_sentence_that_says_what_to_do(tmp_path, 
         find_pictures(tmp_path, Reading(), 1)
 
 
+@pytest.mark.parametrize("name", ["cut.heic", "cut.avif", "cut.jpg", "empty.heif"])
+def test_a_heic_that_cannot_be_decoded_is_damaged_or_of_a_kind_that_is_not_read(tmp_path, name):
+    """Of a file whose beginning does not say how it is coded nobody knows which."""
+    Image.fromarray(ASTRONAUT).save(tmp_path / "whole.avif")
+    data = (tmp_path / "whole.avif").read_bytes().replace(b"ftypavif", b"ftypheic" if "heic" in name else b"ftypavif")
+    (tmp_path / name).write_bytes(data[: len(data) // 2] if name != "empty.heif" else bytes(1000))
+    assert refusal(tmp_path / name).endswith(
+        "; it is damaged, or of a kind that this libvips lacks a part for: convert it to JPEG, PNG or TIFF"
+    )
+    (tmp_path / "other.jpg").write_bytes(b"\xff\xd8\xff" + bytes(500))
+    assert "lacks" not in refusal(tmp_path / "other.jpg")
+
+
 RAW = {
     "a.cr3": (
         b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
