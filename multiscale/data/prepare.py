@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,6 +45,10 @@ SMALL_NAMED = 10
 """Images with too few octaves that are named; the others are counted."""
 SHEET_COLUMNS = 8
 _SCENE_PIXELS_A_JOB = 1 << 17
+
+Encoder = Callable[[np.ndarray, Mapping[str, Any]], bytes]
+"""Of pixels, uint8 [H, W, 3], with JSON values that the file shall say of itself, as far as it can."""
+PNG_ALONE: Mapping[str, Encoder] = {".png": lambda pixels, _: encode_png(pixels)}
 
 _Job = TypeVar("_Job")
 
@@ -209,19 +213,26 @@ def make_from_photographs(
     forget_sources()
 
 
-def inspect_patches(path: str | Path, *, sheet: str | Path | None = None, workers: int | None = None) -> None:
+def inspect_patches(
+    path: str | Path,
+    *,
+    sheet: str | Path | None = None,
+    workers: int | None = None,
+    encoders: Mapping[str, Encoder] = PNG_ALONE,
+) -> None:
     """Print what a set holds, decode every patch, and draw a contact sheet with one row an octave.
 
     Args:
         path: ZIP or folder.
-        sheet: PNG to write; None: none.
+        sheet: Picture to write, in the format of its ending; None: none.
         workers: Processes; None: one a core.
+        encoders: Of pictures, by the endings that ``sheet`` may have, as :data:`multiscale.rendering.files.ENCODERS`.
 
     Raises:
         UserError: the set cannot be opened, or has problems, which have been printed.
     """
-    if sheet is not None and Path(sheet).suffix.lower() != ".png":
-        raise UserError(f"--sheet {sheet} is not a PNG; give a name that ends in .png.")
+    if sheet is not None and Path(sheet).suffix.lower() not in encoders:
+        raise UserError(f"--sheet {sheet} is not allowed; give a name that ends in {', '.join(encoders)}.")
     if sheet is not None:
         check_writable(sheet)
     dataset = PatchDataset(path)
@@ -241,7 +252,7 @@ def inspect_patches(path: str | Path, *, sheet: str | Path | None = None, worker
     broken = {name for name, _ in bad}
     _print_contrast(dataset, broken)
     if sheet is not None:
-        _write_sheet(dataset, broken, Path(sheet))
+        _write_sheet(dataset, broken, Path(sheet), encoders[Path(sheet).suffix.lower()])
         print(f"contact sheet: {sheet}")
     if problems:
         raise UserError(f"{dataset.path} has {len(problems)} problem{'s' * (len(problems) > 1)} (listed above).")
@@ -274,7 +285,7 @@ def _print_contrast(dataset: PatchDataset, bad: set[str]) -> None:
         )
 
 
-def _write_sheet(dataset: PatchDataset, bad: set[str], sheet: Path) -> None:
+def _write_sheet(dataset: PatchDataset, bad: set[str], sheet: Path, encode: Encoder) -> None:
     """One row an octave: patches spread evenly over its scales."""
     rows, titles = [], []
     for octave, images in _sample(dataset, bad):
@@ -283,7 +294,7 @@ def _write_sheet(dataset: PatchDataset, bad: set[str], sheet: Path) -> None:
     if not rows:
         raise UserError(f"No patch of {dataset.path} can be shown on a sheet.")
     with atomic_write(sheet) as file:
-        file.write(encode_png(grid(rows, titles=[], row_titles=titles)))
+        file.write(encode(grid(rows, titles=[], row_titles=titles), {}))
 
 
 def check_resolution(resolution: int) -> None:

@@ -10,6 +10,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skimage.data
 from click.testing import CliRunner
@@ -48,6 +49,25 @@ def test_demo_makes_what_inspect_describes(demo_zip, tmp_path):
     for text in ("18 RGB patches of 16 x 16", "3 octaves", "4x - 8x         7   38.9%", "no problems"):
         assert text in result.output
     assert Image.open(tmp_path / "sheet.png").format == "PNG"
+
+
+@pytest.mark.parametrize("name", ["c.jpg", "c.JPEG", "c.webp", "c.tif", "c.png"])
+def test_a_sheet_is_of_the_format_that_its_name_says(demo_zip, tmp_path, name):
+    formats = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".png": "PNG"}
+    for sheet in (tmp_path / "as.png", tmp_path / name):
+        result = invoke("inspect", demo_zip, "--sheet", sheet, "--workers", 1)
+        assert result.exit_code == 0, result.output
+        assert f"contact sheet: {sheet}" in result.output
+    with Image.open(tmp_path / name) as drawn, Image.open(tmp_path / "as.png") as expected:
+        assert drawn.format == formats[Path(name).suffix.lower()]
+        difference = np.asarray(drawn).astype(float) - np.asarray(expected)
+    assert np.abs(difference).mean() < (4 if drawn.format in ("JPEG", "WEBP") else 1e-9)
+
+
+def test_a_sheet_of_another_format_is_one_sentence_before_anything_is_read(demo_zip, tmp_path):
+    result = invoke("inspect", demo_zip, "--sheet", tmp_path / "c.bmp")
+    assert_one_sentence(result, "c.bmp is not allowed; give a name that ends in .png, .jpg, .jpeg, .webp, .tif, .tiff.")
+    assert "patches of" not in result.output
 
 
 def test_a_bundled_photograph_goes_through_make_and_inspect(tmp_path):
