@@ -37,6 +37,7 @@ _KINDS = {
     "a JPEG XL picture": rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a",
     "a FITS picture": rb"SIMPLE  = ",
     "a PGM or PPM picture": rb"P[2356]\s",
+    "a Canon raw file": rb".{4}ftypcrx ",
     "an MP4 film": rb".{4}ftyp",
     "a PDF": rb"%PDF-",
     "an HDF5 file": rb"\x89HDF\r\n\x1a\n",
@@ -69,12 +70,8 @@ def regular_size(path: str | Path, what: str) -> int:
     return facts.st_size
 
 
-def read_text(path: str | Path, what: str, limit: int = TEXT_BYTES) -> str:
-    """A regular file's UTF-8 text.
-
-    Raises:
-        UserError: as :func:`regular_size`, or it is longer than ``limit`` bytes, or not UTF-8.
-    """
+def read_bytes(path: str | Path, what: str, limit: int) -> bytes:
+    """A regular file's bytes, at most ``limit`` of them; UserError as :func:`read_text`, but of any encoding."""
     size = regular_size(path, what)
     try:
         with open(path, "rb") as stream:
@@ -83,6 +80,16 @@ def read_text(path: str | Path, what: str, limit: int = TEXT_BYTES) -> str:
         raise UserError(f"Cannot read {what} {path}: {error.strerror or error}.") from error
     if len(data) > limit:
         raise UserError(f"Cannot read {what} {path}: it has {size} bytes, and {limit} are allowed; give another file.")
+    return data
+
+
+def read_text(path: str | Path, what: str, limit: int = TEXT_BYTES) -> str:
+    """A regular file's UTF-8 text.
+
+    Raises:
+        UserError: as :func:`regular_size`, or it is longer than ``limit`` bytes, or not UTF-8.
+    """
+    data = read_bytes(path, what, limit)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

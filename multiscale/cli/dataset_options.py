@@ -15,7 +15,7 @@ workers_option = click.option("--workers", type=click.IntRange(1), help="Process
 
 
 def making_options(resolution: int, octaves: str, counts: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options that ``demo``, ``make`` and ``earth`` share, with their own defaults."""
+    """The options that all commands that make a set share, with their own defaults."""
     options = [
         click.option("--dest", required=True, metavar="ZIP|FOLDER", help="Where to write; a .zip name makes a ZIP."),
         click.option(
@@ -34,6 +34,11 @@ def making_options(resolution: int, octaves: str, counts: str) -> Callable[[Call
         click.option("--seed", type=click.IntRange(0), default=0, help="Seed of every draw."),
         workers_option,
         click.option("--force", is_flag=True, help="Replace an existing patch set."),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Print how many patches and bytes it would be, and how many tiles would be fetched; write nothing, exit.",
+        ),
     ]
     return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
 
@@ -83,10 +88,8 @@ def tile_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of pictures that a server has as tiles, given to the command as ``tiles``."""
 
     @functools.wraps(command)
-    def with_tiles(
-        *, connections: int, rate: float, zooms: str | None, bounds: str | None, dry_run: bool, **options: Any
-    ) -> Any:
-        return command(tiles=Tiles(connections, rate, zooms, bounds, dry_run), **options)
+    def with_tiles(*, connections: int, rate: float, zooms: str | None, bounds: str | None, **options: Any) -> Any:
+        return command(tiles=Tiles(connections, rate, zooms, bounds), **options)
 
     options = [
         click.option("--connections", type=click.IntRange(1, 64), default=4, help="Tiles requested at a time."),
@@ -94,11 +97,6 @@ def tile_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--zooms", metavar="LOW-HIGH", help="For XYZ tiles: the z to use, such as 0-12."),
         click.option(
             "--bounds", metavar="W,S,E,N", help="For XYZ tiles: degrees of longitude and latitude.  [default: all]"
-        ),
-        click.option(
-            "--dry-run",
-            is_flag=True,
-            help="Print the patches, and of tiles how many and how many bytes would be fetched; write nothing, exit.",
         ),
     ]
     return functools.reduce(lambda inner, option: option(inner), reversed(options), with_tiles)

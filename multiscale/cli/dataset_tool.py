@@ -11,6 +11,7 @@ from multiscale.cli.dataset_options import making_options, reading_options, tile
 from multiscale.data.collect import make_collection
 from multiscale.data.earth import make_earth
 from multiscale.data.prepare import inspect_patches, make_demo, make_from_photographs, parse_counts
+from multiscale.rendering.files import ENCODERS
 
 
 @click.group(context_settings={"show_default": True, "max_content_width": 110})
@@ -80,12 +81,14 @@ def earth(*, counts: str | None, **options: Any) -> None:
 
 @main.command(cls=Command)
 @click.argument("patches", metavar="ZIP|FOLDER")
-@click.option("--sheet", metavar="PNG", help="Also draw a contact sheet, one row per octave.")
+@click.option(
+    "--sheet", metavar="PICTURE", help="Also draw a contact sheet, one row per octave: .png, .jpg, .webp or .tif."
+)
 @workers_option
 @reports_user_errors
 def inspect(*, patches: str, sheet: str | None, workers: int | None) -> None:
     """Count the patches of each octave, decode all, and list every problem; exit code 2 if there are any."""
-    inspect_patches(patches, sheet=sheet, workers=workers)
+    inspect_patches(patches, sheet=sheet, workers=workers, encoders=ENCODERS)
 
 
 if __name__ == "__main__":

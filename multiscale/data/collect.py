@@ -21,7 +21,15 @@ from multiscale.data.extents import read_extents
 from multiscale.data.finding import find_pictures
 from multiscale.data.patches import MAX_OCTAVES
 from multiscale.data.pictures import Picture, forget_sources, shorter_side
-from multiscale.data.prepare import check_resolution, paper_counts, resolved_counts, say_fewer, say_plan, write_patches
+from multiscale.data.prepare import (
+    check_resolution,
+    paper_counts,
+    resolved_counts,
+    say_empty,
+    say_fewer,
+    say_plan,
+    write_patches,
+)
 from multiscale.data.process_pool import process_count
 from multiscale.data.remote import is_remote
 from multiscale.data.source import counted, listed
@@ -61,6 +69,7 @@ def make_collection(
     reading: Reading | None = None,
     skip_bad: bool = False,
     allow_empty: float = 0.0,
+    dry_run: bool = False,
 ) -> None:
     """Sample pictures of known extent. In octave j, s is uniform over what of [j, j + 1) pictures have; pictures take turns.
 
@@ -71,7 +80,7 @@ def make_collection(
         world: Side of the world, s = 0, in the unit of the extents; None: the largest extent.
         octaves: S >= 1; None: as many as there are ``counts``, else as the pictures reach, at most 10.
         counts: Patches of each octave, coarse to fine; None: ``default_counts``.
-        resolution, seed, workers, force, default_counts, reading, skip_bad, allow_empty: As for
+        resolution, seed, workers, force, default_counts, reading, skip_bad, allow_empty, dry_run: As for
             :func:`multiscale.data.prepare.make_from_photographs`.
 
     Raises:
@@ -82,7 +91,8 @@ def make_collection(
         raise UserError(f"{source} is a picture as tiles, and collect reads files; give it to make, or a folder here.")
     source, dest, processes = Path(source), Path(dest), process_count(workers)
     forget_sources()
-    check_dest(dest, force=force)
+    if not dry_run:
+        check_dest(dest, force=force)
     check_resolution(resolution)
     if world is not None and not (math.isfinite(world) and world > 0):
         raise UserError(f"--world {world:g} is not allowed; give the side of the world, above 0.")
@@ -116,16 +126,12 @@ def make_collection(
         for picture, extent, crops in zip(pictures, extents, dealt, strict=True)
         for i in range(0, len(crops), CROPS_A_JOB)
     ]
-    say_plan(dest, counts, resolution, mode)
-    write_patches(
-        dest,
-        cut_patches,
-        jobs,
-        counts,
-        workers=processes,
-        force=force,
-        facts={"pictures": [list(span) for span in spans]},
-    )
+    say_plan(dest, counts, resolution, mode, dry_run=dry_run)
+    if dry_run:
+        say_empty(pictures, allow_empty)
+    else:
+        facts = {"pictures": [list(span) for span in spans]}
+        write_patches(dest, cut_patches, jobs, counts, workers=processes, force=force, facts=facts)
     unused = sum(not crops for crops in dealt)
     print(
         f"from {counted(len(pictures) - unused, 'picture')} of extents {min(extents):g} to {max(extents):g}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -85,13 +86,17 @@ def _views(job: CropJob, crop: Crop) -> Iterator[tuple[float, tuple[float, float
 
 
 def _cut_crop(source: Source, job: CropJob, crop: Crop) -> tuple[bytes, float]:
+    least = 1.0
     for label, view in itertools.islice(_views(job, crop), EMPTY_DRAWS):
         pixels, empty = cut_square(source, *view, job.resolution)
         if empty <= job.allow_empty:
             if pixels.ndim == 2 and job.mode == "RGB":
                 pixels = np.repeat(pixels[..., None], 3, axis=2)
             return encode_png(pixels), label
+        least = min(least, empty)
+    percent = math.ceil(least * 100)  # rounded up: as an option it lets the patch pass
+    advice = f"the least empty has {percent}%; raise --allow-empty to {percent / 100:g} or more, or crop the image"
     raise UserError(
         f"Of {EMPTY_DRAWS} patches of octave {crop.octave} in {source.describe()} none has at most "
-        f"{job.allow_empty:.0%} of empty area; raise --allow-empty, or crop the image."
+        f"{job.allow_empty:.0%} of empty area; {'all are empty; crop the image' if least == 1 else advice}."
     )

@@ -54,6 +54,7 @@ def make_earth(
     seed: int = 0,
     workers: int | None = None,
     force: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Sample the picture exactly as ``make_from_photographs`` does, with ``earth_counts`` by default.
 
@@ -70,4 +71,5 @@ def make_earth(
         workers=workers,
         force=force,
         default_counts=earth_counts,
+        dry_run=dry_run,
     )

@@ -5,12 +5,14 @@ The extent of a picture is the side of the scene that its shorter side shows, in
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import math
 import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +20,16 @@ import tifffile
 from PIL import Image
 
 from dnnlib.errors import UserError
-from dnnlib.reading import parsed, read_text, short_reason
+from dnnlib.reading import kind_of, parsed, read_bytes, short_reason
 from multiscale.data.pictures import Picture, shorter_side
 from multiscale.data.source import listed
 from multiscale.data.vips import without_size_limit
 from multiscale.data.xml import parse_xml
 
 TABLE_BYTES = 1 << 26
+COLUMNS = frozenset({"file", "extent"})
+"""Of a table, among others."""
+_SEPARATORS = ",;\t"
 FILM_DIAGONAL_MM = math.hypot(36, 24)
 """EXIF's focal length "in 35 mm film" has the picture's angle of view along the diagonal."""
 _EXIF, _GPS = 0x8769, 0x8825
@@ -60,8 +65,8 @@ def read_extents(how: str, pictures: Sequence[Picture], folder: Path) -> list[fl
     """The extent of each picture.
 
     Args:
-        how: ``exif``, ``geotiff`` or ``ome``; the path of a CSV file with columns ``file`` and ``extent``; or else a regular
-            expression that finds the extent in a file's name, as its group ``extent`` or its first.
+        how: ``exif``, ``geotiff`` or ``ome``; the path of a table, a CSV file with columns ``file`` and ``extent``; or else a
+            regular expression that finds the extent in a file's name, as its group ``extent`` or its first.
         pictures: Files in or below ``folder``.
         folder: That was searched.
 
@@ -121,31 +126,25 @@ def _by_name(picture: Picture, pattern: re.Pattern[str]) -> Measured:
         raise Unknown("has a name that the expression does not match")
     text = match.groupdict().get("extent") or match[1]
     try:
-        return Measured(float(text), "its name's unit")
-    except (TypeError, ValueError):
+        return Measured(float(text.replace(",", ".")), "its name's unit")
+    except (AttributeError, ValueError):
         raise Unknown(f"has {text!r} in its name, which is not a number") from None
 
 
 def _by_table(path: Path, folder: Path) -> Callable[[Picture], Measured]:
-    text = read_text(path, "the table", TABLE_BYTES).removeprefix("\ufeff")
+    names, rows, separator = _read_table(path)
     table: dict[str, str] = {}
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
-    rows = parsed(lambda: list(reader), f"{path} is not a CSV file: {{reason}}.")
-    names = [name.strip() for name in reader.fieldnames or []]
-    if not {"file", "extent"} <= set(names):
-        raise UserError(
-            f"{path} has no columns file and extent in its first line; it has {', '.join(names)[:200] or 'none'}."
-        )
     for row in rows:
-        clean = {str(key).strip(): value for key, value in row.items()}
-        name = _normal((clean["file"] or "").strip())
+        clean = dict(zip(names, (value.strip() for value in row), strict=False))
+        name, extent = _normal(clean.get("file", "")), clean.get("extent", "")
         if "://" in name:
             raise UserError(
                 f"{path} names {name}, and collect reads files; download it into {folder}, or leave it out."
             )
-        if name in table and table[name] != clean["extent"]:
-            raise UserError(f"{path} gives {name} twice, with {table[name]} and {clean['extent']}.")
-        table[name] = clean["extent"] or ""
+        if table.setdefault(name, extent) != extent:
+            raise UserError(f"{path} gives {name} twice, with {table[name]} and {extent}.")
+    # A point beside commas may stand between thousands: then neither is guessed at.
+    decimal_comma = separator != "," and not any("." in extent for extent in table.values())
 
     def measure(picture: Picture) -> Measured:
         names = (_normal(_relative(picture.path, folder)), _normal(picture.path.name))
@@ -153,11 +152,48 @@ def _by_table(path: Path, folder: Path) -> Callable[[Picture], Measured]:
         if text is None:
             raise Unknown("is not in the table")
         try:
-            return Measured(float(text), "the table's unit")
+            return Measured(float(text.replace(",", ".") if decimal_comma else text), "the table's unit")
         except ValueError:
-            raise Unknown(f"has the extent {text[:40]!r}, which is not a number") from None
+            hint = "; write all extents with a decimal point, such as 1234.5" if "," in text else ""
+            raise Unknown(f"has the extent {text[:40]!r}, which is not a number{hint}") from None
 
     return measure
+
+
+def _read_table(path: Path) -> tuple[list[str], list[list[str]], str]:
+    """Names of a table's columns, its rows, and what separates them: the one of ``_SEPARATORS`` that finds ``COLUMNS``."""
+    text = _decoded_table(read_bytes(path, "the table", TABLE_BYTES), path)
+    first = re.split(r"[\r\n]", text, maxsplit=1)[0]
+
+    def read(lines: Iterable[str], separator: str) -> list[list[str]]:
+        reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+        return parsed(lambda: list(reader), f"{path} is not a CSV file: {{reason}}.")
+
+    for separator in _SEPARATORS:
+        names = [name.strip() for row in read([first], separator) for name in row]
+        if set(names) >= COLUMNS:
+            return names, read(io.StringIO(text, newline=""), separator)[1:], separator
+    raise UserError(
+        f"{path} has no columns file and extent in its first line, separated by commas, semicolons or tabs; "
+        f"it has {' '.join(first.split())[:200] or 'none'}."
+    )
+
+
+def _decoded_table(data: bytes, path: Path) -> str:
+    """Text as spreadsheets save it: UTF-8, with or without a mark, UTF-16 with one, or else Windows-1252."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encodings = ["utf-16"]
+    else:
+        encodings = [] if b"\0" in data else ["utf-8-sig", "cp1252"]
+    for encoding in encodings:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise UserError(
+        f"Cannot read the table {path}: it is {kind_of(data) or 'no text that is known here'}, not a table; "
+        "save it as CSV from the spreadsheet program, in UTF-8 if it asks."
+    )
 
 
 def _normal(name: str) -> str:

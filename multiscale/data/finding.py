@@ -19,7 +19,7 @@ from dnnlib.reading import regular_size
 from multiscale.data.pictures import Picture, examine, remove_broken_levels
 from multiscale.data.process_pool import in_order
 from multiscale.data.source import counted, listed
-from multiscale.data.vips import SLIDE_SUFFIXES, NotAPicture, Reading, Unreadable
+from multiscale.data.vips import RAW_SUFFIXES, SLIDE_SUFFIXES, NotAPicture, Reading, Unreadable, way_out
 
 PHOTOGRAPH_SUFFIXES = frozenset(
     {
@@ -145,6 +145,7 @@ def find_pictures(
         print(f"{which} {'; '.join(problems)}; they are left out.")
     if not pictures:
         raise UserError(f"Folder {source} holds no pictures; give --source another, or an image.")
+    _print_raw(pictures)
     _print_pages(pictures)
     _print_ranges(pictures)
     return pictures, reading
@@ -155,6 +156,24 @@ def _print_passed(passed: Counter[str]) -> None:
     if passed:
         kinds = [f"{kind or 'no suffix'} ({count})" for kind, count in passed.most_common()]
         print(f"Passed over as no pictures: {listed(kinds, ', ', KINDS_NAMED)}.")
+    by_way: dict[str, list[str]] = {}
+    for kind in sorted(passed):
+        if way := way_out(kind):
+            by_way.setdefault(way, []).append(kind)
+    if by_way:
+        print(f"To use them, {' and '.join(way.format(', '.join(kinds)) for way, kinds in by_way.items())} first.")
+
+
+def _print_raw(pictures: Sequence[Picture]) -> None:
+    """Say where a camera's raw file is read by the TIFF that it also is."""
+    raw = [picture for picture in pictures if picture.path.suffix.lower() in RAW_SUFFIXES]
+    if raw:
+        one = f"{raw[0].path.name} ({raw[0].width} x {raw[0].height})"
+        which = one if len(raw) == 1 else f"{counted(len(raw), 'raw file')}, such as {one}"
+        print(
+            f"{which}: read as the TIFF that a raw file also is, which may be a preview or the sensor's bare numbers; export "
+            f"{'it' if len(raw) == 1 else 'them'} as TIFF or PNG first."
+        )
 
 
 def _print_pages(pictures: Sequence[Picture]) -> None:

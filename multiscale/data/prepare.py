@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -46,6 +46,10 @@ SMALL_NAMED = 10
 SHEET_COLUMNS = 8
 _SCENE_PIXELS_A_JOB = 1 << 17
 
+Encoder = Callable[[np.ndarray, Mapping[str, Any]], bytes]
+"""Of pixels, uint8 [H, W, 3], with JSON values that the file shall say of itself, as far as it can."""
+PNG_ALONE: Mapping[str, Encoder] = {".png": lambda pixels, _: encode_png(pixels)}
+
 _Job = TypeVar("_Job")
 
 
@@ -82,6 +86,7 @@ def make_demo(
     seed: int = 0,
     workers: int | None = None,
     force: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Sample the procedural scene: in octave j, s uniform in [j, j + 1) and the centre uniform over the world.
 
@@ -93,15 +98,20 @@ def make_demo(
         seed: Of the scene and of the views.
         workers: Processes; None: one a core.
         force: Replace an existing set.
+        dry_run: Say what would be drawn, and write nothing.
 
     Raises:
         UserError: ``dest`` exists or cannot be written, a resolution or counts that are not allowed.
     """
-    from multiscale.data.procedural import render_batch  # loads SciPy, which takes a second
-
-    check_dest(Path(dest), force=force)
+    if not dry_run:
+        check_dest(Path(dest), force=force)
     check_resolution(resolution)
     counts = resolved_counts(counts, octaves or len(counts or ()) or DEFAULT_OCTAVES, demo_counts)
+    if dry_run:
+        say_plan(Path(dest), counts, resolution, "RGB", dry_run=True)
+        return
+    from multiscale.data.procedural import render_batch  # loads SciPy, which takes a second
+
     block = min(max(_SCENE_PIXELS_A_JOB // resolution**2, 1), 64)
     jobs = [
         _SceneJob(resolution, seed, octave, start, min(start + block, count))
@@ -127,6 +137,7 @@ def make_from_photographs(
     skip_bad: bool = False,
     allow_empty: float = 0.0,
     tiles: Tiles | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Sample one image, or each photograph below a folder as a scale space of its own.
 
@@ -148,6 +159,7 @@ def make_from_photographs(
         skip_bad: Leave out files that cannot be used, and say so, in place of an error.
         allow_empty: Share of a patch, 0 ... 1, that may be empty: transparent or without data. 0: none of what its filter sees.
         tiles: Of a picture as tiles: how they are fetched; None: the defaults.
+        dry_run: Say what would be cut, and of tiles how much would be fetched (of which a sample is), and write nothing.
 
     Raises:
         UserError: photographs that cannot be read (all are named) or have too few octaves; no place for a patch that is not
@@ -156,7 +168,7 @@ def make_from_photographs(
     dest, processes = Path(dest), process_count(workers)
     reading, tiles = reading or Reading(), tiles or Tiles()
     forget_sources()
-    if not tiles.dry_run:
+    if not dry_run:
         check_dest(dest, force=force)
     check_resolution(resolution)
     wanted = min(octaves or len(counts or ()), MAX_OCTAVES)
@@ -191,28 +203,36 @@ def make_from_photographs(
         for picture, crops in _crop_jobs(pictures, counts, seed, resolution)
     ]
     if remote is not None:
-        remote = fetch_tiles(remote, tiles_of(remote, parts_of(remote, jobs)), dry_run=tiles.dry_run)
+        remote = fetch_tiles(remote, tiles_of(remote, parts_of(remote, jobs)), dry_run=dry_run)
         jobs = [job._replace(place=remote, mode="L" if remote.grey else "RGB") for job in jobs]
-    say_plan(dest, counts, resolution, jobs[0].mode, dry_run=tiles.dry_run)
-    if tiles.dry_run:
+    say_plan(dest, counts, resolution, jobs[0].mode, dry_run=dry_run)
+    if dry_run:
+        say_empty(pictures, allow_empty)
         return
     write_patches(dest, cut_patches, jobs, counts, workers=processes, force=force)
     forget_sources()
 
 
-def inspect_patches(path: str | Path, *, sheet: str | Path | None = None, workers: int | None = None) -> None:
+def inspect_patches(
+    path: str | Path,
+    *,
+    sheet: str | Path | None = None,
+    workers: int | None = None,
+    encoders: Mapping[str, Encoder] = PNG_ALONE,
+) -> None:
     """Print what a set holds, decode every patch, and draw a contact sheet with one row an octave.
 
     Args:
         path: ZIP or folder.
-        sheet: PNG to write; None: none.
+        sheet: Picture to write, in the format of its ending; None: none.
         workers: Processes; None: one a core.
+        encoders: Of pictures, by the endings that ``sheet`` may have, as :data:`multiscale.rendering.files.ENCODERS`.
 
     Raises:
         UserError: the set cannot be opened, or has problems, which have been printed.
     """
-    if sheet is not None and Path(sheet).suffix.lower() != ".png":
-        raise UserError(f"--sheet {sheet} is not a PNG; give a name that ends in .png.")
+    if sheet is not None and Path(sheet).suffix.lower() not in encoders:
+        raise UserError(f"--sheet {sheet} is not allowed; give a name that ends in {', '.join(encoders)}.")
     if sheet is not None:
         check_writable(sheet)
     dataset = PatchDataset(path)
@@ -232,7 +252,7 @@ def inspect_patches(path: str | Path, *, sheet: str | Path | None = None, worker
     broken = {name for name, _ in bad}
     _print_contrast(dataset, broken)
     if sheet is not None:
-        _write_sheet(dataset, broken, Path(sheet))
+        _write_sheet(dataset, broken, Path(sheet), encoders[Path(sheet).suffix.lower()])
         print(f"contact sheet: {sheet}")
     if problems:
         raise UserError(f"{dataset.path} has {len(problems)} problem{'s' * (len(problems) > 1)} (listed above).")
@@ -265,7 +285,7 @@ def _print_contrast(dataset: PatchDataset, bad: set[str]) -> None:
         )
 
 
-def _write_sheet(dataset: PatchDataset, bad: set[str], sheet: Path) -> None:
+def _write_sheet(dataset: PatchDataset, bad: set[str], sheet: Path, encode: Encoder) -> None:
     """One row an octave: patches spread evenly over its scales."""
     rows, titles = [], []
     for octave, images in _sample(dataset, bad):
@@ -274,7 +294,7 @@ def _write_sheet(dataset: PatchDataset, bad: set[str], sheet: Path) -> None:
     if not rows:
         raise UserError(f"No patch of {dataset.path} can be shown on a sheet.")
     with atomic_write(sheet) as file:
-        file.write(encode_png(grid(rows, titles=[], row_titles=titles)))
+        file.write(encode(grid(rows, titles=[], row_titles=titles), {}))
 
 
 def check_resolution(resolution: int) -> None:
@@ -315,6 +335,17 @@ def say_plan(dest: Path, counts: Sequence[int], resolution: int, mode: str, *, d
         f"{dest} {'would' if dry_run else 'will'} hold {sum(counts):,} patches, by octave "
         f"{', '.join(f'{count:,}' for count in counts)}: {counted(len(counts), 'octave')}, up to {size / unit:,.1f} {name}"
     )
+
+
+def say_empty(pictures: Sequence[Place], allow_empty: float) -> None:
+    """Say that a dry run does not look for empty areas, where there may be some that matter: it would read every patch."""
+    names = [picture.name for picture in pictures if picture.with_empty]
+    if names and allow_empty < 1:
+        which = names[0] if len(names) == 1 else counted(len(names), "picture")
+        print(
+            f"{which} may have empty areas (transparent or without data). A dry run does not look at them; the run itself ends "
+            f"where it finds no patch with at most {allow_empty:.0%} of them, and says what to allow."
+        )
 
 
 def write_patches(

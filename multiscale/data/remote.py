@@ -49,14 +49,12 @@ class Tiles:
         rate: Requests a second, at most; 0: no bound.
         zooms: Of XYZ: lowest and highest z, such as ``"0-12"``.
         bounds: Of XYZ: ``"west,south,east,north"`` in degrees; None: all.
-        dry_run: Fetch a sample, say how much there is, and make nothing.
     """
 
     connections: int = 4
     rate: float = 20.0
     zooms: str | None = None
     bounds: str | None = None
-    dry_run: bool = False
 
 
 def open_tiles(source: str, reading: Reading, tiles: Tiles) -> RemotePicture:
@@ -82,6 +80,11 @@ class RemotePicture(NamedTuple):
     web: Web
     version: str
     grey: bool = False
+
+    @property
+    def with_empty(self) -> bool:
+        """Whether parts of it may be empty, which no description says."""
+        return True
 
     @property
     def width(self) -> int:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageCms
 
-from dnnlib.reading import kind_of_file, regular_size
+from dnnlib.reading import kind_of, kind_of_file, regular_size
 from multiscale.data.fits import is_fits, open_fits
 
 DEFLATE_RATIO = 1032
@@ -58,6 +58,17 @@ MOST_PAGES = 64
 """Of a TIFF, or levels of a slide, that are looked at."""
 SLIDE_SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu")
 """Names of what OpenSlide reads and that is not, or not always, an ordinary TIFF."""
+RAW_SUFFIXES = frozenset(
+    [".3fr", ".arw", ".cr2", ".cr3", ".dng", ".iiq", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"]
+)
+"""Names of what cameras' sensors saw. Some are TIFFs, of which a preview or the bare numbers are read."""
+_WAYS = {
+    "export {} as TIFF or PNG": RAW_SUFFIXES.union([".ai", ".eps", ".kra", ".pdf", ".psb", ".psd", ".svg", ".xcf"]),
+    "take frames of {} (ffmpeg -i FILM -vf fps=1 %05d.png)": frozenset(
+        [".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv"]
+    ),
+}
+"""How pictures are made of files that are none, by their suffixes."""
 _HARMLESS = re.compile(
     r"extraneous bytes before marker 0x(?!d[0-9a]|c4)|Invalid SOS parameters|Unknown Adobe color|unknown JFIF revision"
 )
@@ -120,11 +131,28 @@ def reported(path: Path) -> Iterator[None]:
             text = text.replace(name, "the file")
         lines = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
         reason = "; ".join(list(lines)[:2]) or type(error).__name__
-        raise Unreadable(f"cannot be decoded ({reason}){_advice(path, reason)}") from error
+        raise Unreadable(f"cannot be decoded ({reason}){_way_out(path) or _advice(path, reason)}") from error
+
+
+def way_out(suffix: str) -> str:
+    """What to do with files of a name that promises pictures of another kind; empty where that is not known.
+
+    Args:
+        suffix: In lower case, with its point.
+
+    Returns:
+        Such as ``"export {} as TIFF or PNG"``, with braces for the files.
+    """
+    return next((way for way, suffixes in _WAYS.items() if suffix in suffixes), "")
+
+
+def _way_out(path: Path) -> str:
+    way = way_out(path.suffix.lower())
+    return f"; {way.format('it')} first" if way else ""
 
 
 def _advice(path: Path, reason: str) -> str:
-    """What to do about a file that this build of libvips lacks the part for; empty if nothing shows that it does."""
+    """What to do about a file that this libvips lacks the part for, or may lack; empty if nothing shows that it does."""
     head = b""
     with contextlib.suppress(OSError), open(path, "rb") as stream:
         head = stream.read(4096)
@@ -137,6 +165,8 @@ def _advice(path: Path, reason: str) -> str:
         part = "JPEG XL"
     elif any(words in reason for words in ("not configured", "not implemented", "built without")):
         part = "this compression"
+    elif suffix in (".avif", ".heic", ".heif") or kind_of(head) == "an AVIF or HEIF picture":
+        return "; it is damaged, or of a kind that this libvips lacks a part for: convert it to JPEG, PNG or TIFF"
     else:
         return ""
     return (
@@ -339,10 +369,12 @@ def without_size_limit() -> Iterator[None]:
 
 def _no_picture(path: Path) -> str:
     """The end of "FILE ..." about a file that nothing opens."""
-    kind = kind_of_file(path)
+    kind, way = kind_of_file(path), _way_out(path)
     if kind is None or kind.endswith("picture"):
-        return "is of no known format"
-    return f"is {kind}, not a picture{'; unpack it, if it holds pictures' if kind.endswith('ZIP') else ''}"
+        return f"is of no known format{way}"
+    if kind.endswith("ZIP") and not way:
+        way = "; unpack it, if it holds pictures"
+    return f"is {kind}, not a picture{way}"
 
 
 def _by_pillow(path: Path, reading: Reading) -> Any:

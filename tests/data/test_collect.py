@@ -187,6 +187,60 @@ def test_what_is_missing_is_named_before_anything_is_written(scene, tmp_path):
     assert not (tmp_path / "s.zip").exists()
 
 
+@pytest.mark.parametrize(
+    "header, separator, decimal, encoding",
+    [
+        ("file;extent", ";", ",", "utf-8-sig"),  # a German or French Excel, "CSV UTF-8"
+        ("file;extent", ";", ",", "cp1252"),  # the same, "CSV"
+        ("extent;note;file", ";", ".", "utf-8"),
+        ("file\textent", "\t", ",", "utf-16"),  # Excel's "Unicode text"
+        ("file\textent", "\t", ".", "utf-16-be"),
+        ("file,extent", ",", ".", "cp1252"),
+        ('"file","extent"', ",", ".", "utf-8-sig"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["\r\n", "\n", "\r"])
+def test_tables_are_read_as_spreadsheets_save_them(tmp_path, header, separator, decimal, encoding, ending):
+    extents = {"Läufer.png": "300.5", "œuvre; à 5.png": "0.25"}
+    for name in extents:
+        Image.new("L", (20, 20)).save(tmp_path / name)
+    rows = [header]
+    for name, extent in extents.items():
+        cells = {"file": f'"{name}"', "extent": extent.replace(".", decimal), "note": ""}
+        rows.append(separator.join(cells[column.strip('"')] for column in header.split(separator)))
+    data = ending.join([*rows, separator, ""]).encode(encoding)
+    table = tmp_path / "table.csv"
+    table.write_bytes(b"\xfe\xff" + data if encoding == "utf-16-be" else data)
+    assert read_extents(str(table), [picture_of(tmp_path / name) for name in extents], tmp_path) == [300.5, 0.25]
+
+
+def test_what_no_table_is_and_what_no_number_is_says_what_to_do(tmp_path):
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    picture, table = picture_of(tmp_path / "a.png"), tmp_path / "table.csv"
+    for data, words in (
+        (b"PK\x03\x04" + bytes(30), "it is a ZIP, not a table; save it as CSV from the spreadsheet"),
+        (b"\xd0\xcf\x11\xe0" + bytes(30), "no text that is known here, not a table; save it"),
+        ("file,extent\na.png,3".encode("utf-16-le"), "no text that is known here, not a table; save it"),
+        (b"\xff\xfea", "no text that is known here, not a table; save it"),
+        (b"file|extent\na.png|3", "separated by commas, semicolons or tabs; it has file|extent."),
+        (b"file;extent\na.png;1.234,5", "'1.234,5', which is not a number; write all extents with a decimal point"),
+        (b"file;extent\na.png;1,5\nb.png;2.5", "'1,5', which is not a number; write all extents with a decimal point"),
+        (b'file,extent\na.png,"1,200"', "'1,200', which is not a number; write all extents with a decimal point"),
+        (b"file;extent\na.png;wide", "'wide', which is not a number."),
+        (b"file;extent\na.png", "'', which is not a number."),
+        (b"file;extent\na.png;1\na.png;1,5", "gives a.png twice, with 1 and 1,5."),
+    ):
+        table.write_bytes(data)
+        with pytest.raises(UserError) as raised:
+            read_extents(str(table), [picture], tmp_path)
+        assert words in str(raised.value)
+
+
+def test_names_have_decimal_commas_too(tmp_path):
+    Image.new("L", (20, 20)).save(tmp_path / "wall 2,5m.png")
+    assert read_extents(r"([\d,.]+)m", [picture_of(tmp_path / "wall 2,5m.png")], tmp_path) == [2.5]
+
+
 def test_gaps_are_printed_and_drawn(tmp_path):
     for name, extent in (("a", 100.0), ("b", 4.0)):
         Image.new("RGB", (64, 64)).save(tmp_path / f"{name}{extent}.png")
@@ -204,6 +258,24 @@ def test_gaps_are_printed_and_drawn(tmp_path):
     assert result.exit_code == 0
     assert "no picture between s = 4.18 and 4.64" in result.output
     assert "pictures" in result.output
+
+
+def test_a_dry_run_writes_nothing_and_says_what_a_run_says(scene, tmp_path):
+    folder, dest = scene[0], tmp_path / "s.zip"
+    options = ["collect", "--source", folder, "--dest", dest, "--scales", folder / "table.csv", "--resolution", N]
+    options += ["--counts", "4,5,6", "--workers", 1]
+    dry = invoke(*options, "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert f"{dest} would hold 15 patches, by octave 4, 5, 6: 3 octaves, up to 11.5 kB\n" in dry.output
+    assert "empty areas" not in dry.output
+    assert not dest.exists()
+    done = f"{dest}: 15 patches, by octave 4, 5, 6\n"
+    said = invoke(*options).stdout
+    assert done in said
+    assert said.replace(done, "").replace(" will hold ", " would hold ") == dry.stdout
+    before = dest.read_bytes()
+    assert invoke(*options, "--dry-run", "--seed", 1).exit_code == 0, "whatever stands there"
+    assert dest.read_bytes() == before
 
 
 def test_charts():

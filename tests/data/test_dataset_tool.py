@@ -10,6 +10,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skimage.data
 from click.testing import CliRunner
@@ -50,6 +51,25 @@ def test_demo_makes_what_inspect_describes(demo_zip, tmp_path):
     assert Image.open(tmp_path / "sheet.png").format == "PNG"
 
 
+@pytest.mark.parametrize("name", ["c.jpg", "c.JPEG", "c.webp", "c.tif", "c.png"])
+def test_a_sheet_is_of_the_format_that_its_name_says(demo_zip, tmp_path, name):
+    formats = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".png": "PNG"}
+    for sheet in (tmp_path / "as.png", tmp_path / name):
+        result = invoke("inspect", demo_zip, "--sheet", sheet, "--workers", 1)
+        assert result.exit_code == 0, result.output
+        assert f"contact sheet: {sheet}" in result.output
+    with Image.open(tmp_path / name) as drawn, Image.open(tmp_path / "as.png") as expected:
+        assert drawn.format == formats[Path(name).suffix.lower()]
+        difference = np.asarray(drawn).astype(float) - np.asarray(expected)
+    assert np.abs(difference).mean() < (4 if drawn.format in ("JPEG", "WEBP") else 1e-9)
+
+
+def test_a_sheet_of_another_format_is_one_sentence_before_anything_is_read(demo_zip, tmp_path):
+    result = invoke("inspect", demo_zip, "--sheet", tmp_path / "c.bmp")
+    assert_one_sentence(result, "c.bmp is not allowed; give a name that ends in .png, .jpg, .jpeg, .webp, .tif, .tiff.")
+    assert "patches of" not in result.output
+
+
 def test_a_bundled_photograph_goes_through_make_and_inspect(tmp_path):
     Image.fromarray(skimage.data.astronaut()).save(tmp_path / "astronaut.png")
     arguments = ["make", "--source", tmp_path / "astronaut.png", "--dest", tmp_path / "set.zip", "--resolution", 64]
@@ -67,6 +87,13 @@ def test_an_existing_dest_is_refused_and_force_replaces_it(demo_zip, tmp_path):
     assert dest.read_bytes() == demo_zip.read_bytes()
     assert invoke(*again, "--force").exit_code == 0
     assert len(PatchDataset(dest)) == 4
+
+
+def test_a_dry_run_of_the_demo_draws_nothing(tmp_path):
+    dest = tmp_path / "patches.zip"
+    result = invoke("demo", "--dest", dest, "--resolution", 16, "--counts", "5,6,7", "--dry-run")
+    assert result.output == f"{dest} would hold 18 patches, by octave 5, 6, 7: 3 octaves, up to 13.8 kB\n"
+    assert not dest.exists()
 
 
 @pytest.mark.parametrize(

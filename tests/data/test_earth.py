@@ -54,6 +54,9 @@ def test_patches_are_those_of_make_for_any_number_of_workers(tmp_path, monkeypat
     assert made[0] == made[1] == (tmp_path / "made.zip").read_bytes()
     assert PatchDataset(tmp_path / "earth1.zip").counts().tolist() == [9, 20, 30]
     assert "--force" in refusal("--dest", tmp_path / "earth1.zip", *options)
+    dry = invoke("earth", "--dest", tmp_path / "none.zip", *options, "--dry-run")
+    assert f"{tmp_path / 'none.zip'} would hold 59 patches, by octave 9, 20, 30: 3 octaves" in dry.output
+    assert not (tmp_path / "none.zip").exists()
 
 
 def test_counts_by_default():

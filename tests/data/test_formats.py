@@ -324,6 +324,68 @@ def test_what_this_libvips_lacks_is_one_sentence_that_says_what_to_do(tmp_path, 
         find_pictures(tmp_path, Reading(), 1)
 
 
+@pytest.mark.parametrize("name", ["cut.heic", "cut.avif", "cut.jpg", "empty.heif"])
+def test_a_heic_that_cannot_be_decoded_is_damaged_or_of_a_kind_that_is_not_read(tmp_path, name):
+    """Of a file whose beginning does not say how it is coded nobody knows which."""
+    Image.fromarray(ASTRONAUT).save(tmp_path / "whole.avif")
+    data = (tmp_path / "whole.avif").read_bytes().replace(b"ftypavif", b"ftypheic" if "heic" in name else b"ftypavif")
+    (tmp_path / name).write_bytes(data[: len(data) // 2] if name != "empty.heif" else bytes(1000))
+    assert refusal(tmp_path / name).endswith(
+        "; it is damaged, or of a kind that this libvips lacks a part for: convert it to JPEG, PNG or TIFF"
+    )
+    (tmp_path / "other.jpg").write_bytes(b"\xff\xd8\xff" + bytes(500))
+    assert "lacks" not in refusal(tmp_path / "other.jpg")
+
+
+RAW = {
+    "a.cr3": (
+        b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
+        "is a Canon raw file, not a picture; export it as TIFF or PNG first",
+    ),
+    "a.ORF": (b"IIRO\x08\0\0\0", "is of no known format; export it as TIFF or PNG first"),
+    "a.nef": (b"II*\0\x08\0\0\0", "; export it as TIFF or PNG first"),
+    "a.psd": (b"8BPS\0\1", "is of no known format; export it as TIFF or PNG first"),
+    "a.ai": (b"%PDF-1.5\n", "is a PDF, not a picture; export it as TIFF or PNG first"),
+    "a.kra": (b"PK\x03\x04", "is a ZIP, not a picture; export it as TIFF or PNG first"),
+    "a.mov": (b"\0\0\0\x14ftypqt  \0\0\0\0", "is an MP4 film, not a picture; take frames of it (ffmpeg -i FILM"),
+    "a.mkv": (b"\x1a\x45\xdf\xa3", "is of no known format; take frames of it (ffmpeg -i FILM"),
+    "a.zip": (b"PK\x03\x04", "is a ZIP, not a picture; unpack it, if it holds pictures"),
+    "a.txt": (b"words", "is of no known format"),
+}
+
+
+def test_files_that_pictures_can_be_made_of_say_how(tmp_path, capsys):
+    for name, (head, words) in RAW.items():
+        (tmp_path / name).write_bytes(head + bytes(1000))
+        sentence = refusal(tmp_path / name)
+        assert words in sentence
+        assert sentence.endswith(words) or "ffmpeg" in words
+    (tmp_path / "a.nef").unlink()  # a TIFF, and broken
+    Image.fromarray(ASTRONAUT).save(tmp_path / "good.png")
+    found, _ = find_pictures(tmp_path, Reading(), 1)
+    assert [picture.path.name for picture in found] == ["good.png"]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("Passed over as no pictures: ")
+    assert said[0].count(" (1)") == len(RAW) - 1
+    assert said[1:] == [
+        "To use them, export .ai, .cr3, .kra, .orf, .psd as TIFF or PNG and take frames of .mkv, .mov "
+        "(ffmpeg -i FILM -vf fps=1 %05d.png) first."
+    ]
+
+
+def test_a_raw_file_that_is_a_tiff_is_read_and_says_what_that_may_be(tmp_path, capsys):
+    Image.fromarray(ASTRONAUT).save(tmp_path / "a.dng", "TIFF")
+    (picture,), _ = find_pictures(tmp_path / "a.dng", Reading(), 1)
+    size = f"{ASTRONAUT.shape[1]} x {ASTRONAUT.shape[0]}"
+    assert (picture.width, picture.height) == (ASTRONAUT.shape[1], ASTRONAUT.shape[0])
+    said = capsys.readouterr().out
+    assert f"a.dng ({size}): read as the TIFF that a raw file also is, which may be a preview" in said
+    assert "export it as TIFF or PNG first." in said
+    Image.fromarray(ASTRONAUT).save(tmp_path / "b.NEF", "TIFF")
+    find_pictures(tmp_path, Reading(), 1)
+    assert f"2 raw files, such as a.dng ({size}): read as the TIFF" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("compression", ["deflate", "lzw"])
 @pytest.mark.parametrize("tile", [True, False])
 def test_damaged_tiles_of_a_tiff_are_an_error_and_not_black(tmp_path, compression, tile):

@@ -99,6 +99,7 @@ def test_a_dry_run_writes_nothing_whatever_stands_there_and_says_what_a_run_says
     plan = "2 octaves of the 4 that the picture reaches, as --counts has 2 numbers.\n"
     plan += f"{dest} would hold 7 patches, by octave 3, 4: 2 octaves, up to 21.5 kB\n"
     assert (done.exit_code, plan in done.output) == (0, True), done.output
+    assert "empty areas" not in done.output
     assert dest.read_bytes() == before
     assert "d.zip exists; pass --force" in refusal(*options)
     assert plan.replace("would", "will") in invoke(*options, "--force").output
@@ -321,8 +322,30 @@ def test_patches_that_touch_what_is_empty_are_not_taken(tmp_path):
     Image.merge("LA", [Image.new("L", (300, 300)), Image.new("L", (300, 300))]).save(tmp_path / "clear.png")
     options[2], dest = tmp_path / "clear.png", tmp_path / "none.zip"
     options[4] = dest
-    assert "none has at most 0% of empty area; raise --allow-empty" in refusal(*options, "--counts", "5")
+    assert "none has at most 0% of empty area; all are empty; crop the image." in refusal(*options, "--counts", "5")
     assert not dest.exists()
+
+
+def test_the_least_empty_patch_says_which_allow_empty_will_do(tmp_path):
+    """A checkerboard is half empty wherever it is cut. A dry run says that it does not look."""
+    squares = (np.add.outer(np.arange(128) // 8, np.arange(128) // 8) % 2).astype(np.uint8) * 255
+    path, dest = tmp_path / "board.png", tmp_path / "set.zip"
+    Image.merge("LA", [Image.new("L", (128, 128)), Image.fromarray(squares)]).save(path)
+    options = ["make", "--source", path, "--dest", dest, "--resolution", 64, "--workers", 1, "--counts", "1"]
+    sentence = refusal(*options)
+    found = re.search(
+        r"the least empty has (\d+)%; raise --allow-empty to (0\.\d+) or more, or crop the image\.", sentence
+    )
+    assert found, sentence
+    assert int(found[1]) / 100 == float(found[2])
+    assert 0.45 <= float(found[2]) <= 0.51
+    lower = refusal(*options, "--allow-empty", float(found[2]) - 0.01)
+    assert lower.split("; ")[1:] == sentence.split("; ")[1:]
+    assert not dest.exists()
+    assert f"{path} may have empty areas" in invoke(*options, "--dry-run").output
+    assert "may have empty areas" not in invoke(*options, "--dry-run", "--allow-empty", 1).output
+    assert invoke(*options, "--allow-empty", found[2]).exit_code == 0
+    assert len(PatchDataset(dest)) == 1
 
 
 def test_one_empty_pixel_is_seen_from_every_level(tmp_path):
