@@ -702,6 +702,16 @@ def test_pictures_in_each_format_show_the_same_and_say_what(trained, tmp_path, e
     assert (facts["world"], facts["scale"]) == ("3", 2)
 
 
+def test_a_name_that_ends_as_files_of_other_formats_do_is_a_folders_only_if_it_says_so(trained, tmp_path):
+    out = tmp_path / "bild.heic"
+    says = f"--out {out} asks for a format that pictures cannot have here; give a name that ends in .png, .jpg, "
+    for more in ([], ["--grid"], ["--strip"]):
+        assert says in refused(generate, "--network", trained, "--out", out, *more)
+    assert not out.exists()
+    for name in (f"{out}/", out, tmp_path / "v1.5", f"{tmp_path / 'a.png'}/"):
+        assert run(generate, "--network", trained, "--out", name).stdout.strip() == f"{Path(name)}/seed0000-1x.png"
+
+
 def test_truncation_changes_the_image(trained, tmp_path):
     for psi in ("0", "1"):
         run(generate, "--network", trained, "--trunc", psi, "--out", tmp_path / f"{psi}.png")

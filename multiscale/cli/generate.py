@@ -66,7 +66,8 @@ from multiscale.runs.headers import find_network
     "--out",
     metavar="FILE|FOLDER",
     default="out",
-    help="A .png, .jpg, .webp or .tif file, or a folder for one .png per seed.",
+    help="A .png, .jpg, .webp or .tif file, or a folder for one .png per seed; a folder's name that ends as other files' do "
+    "(.pdf, .heic) takes a / at the end.",
 )
 @reports_user_errors
 def main(

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import webbrowser
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
@@ -14,6 +13,7 @@ from click_option_group import optgroup
 
 from dnnlib.cli import Command, reports_user_errors
 from dnnlib.console import say
+from dnnlib.endings import folder_named
 from dnnlib.errors import UserError
 from dnnlib.reading import read_text
 from multiscale.explorer.options import Options, is_loopback, parse_origin, parse_public_url, token_for
@@ -91,7 +91,7 @@ def main(
     if title is not None and export is None:
         raise UserError("--title goes with --export FOLDER, whose page it names; give them together.")
     if export is not None:
-        folder, chosen = Path(export), World.parse(world or "3")
+        folder, chosen = folder_named("--export", export), World.parse(world or "3")
         check_place(folder)
         file = find_network(network, say)
         from multiscale.site.write import export_site, export_tiles  # here, as the server below: PyTorch takes seconds

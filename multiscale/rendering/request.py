@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dnnlib.endings import ends_in_separator, is_file_name
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
 from dnnlib.reading import each_once
@@ -22,7 +23,6 @@ MAX_PICTURE_PX = 1 << 28
 """Of a picture that is held as a whole; larger ones are written in parts, as TIFF and pyramids."""
 PICTURES = {".png": 16, ".jpg": 8, ".jpeg": 8, ".webp": 8, ".tif": 16, ".tiff": 16}
 """Endings of a picture's name, and the bits a channel that such a file can hold."""
-OTHER_FILES = {".gif", ".bmp", ".avif", ".jxl", ".mp4", ".webm", ".dzi"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,13 +223,13 @@ def _check_place(request: Request) -> None:
 def grid_path(request: Request) -> Path:
     """The file of ``--grid``."""
     out = _checked_out(request)
-    return out if out.suffix.lower() in PICTURES else out / "grid.png"
+    return out if _is_picture(request.out) else out / "grid.png"
 
 
 def picture_paths(request: Request) -> list[Path]:
     """A file for each world."""
     out, scale = _checked_out(request), 1.0 if request.scale is None else request.scale
-    if out.suffix.lower() in PICTURES:
+    if _is_picture(request.out):
         if len(request.worlds) > 1:
             raise UserError(
                 f"{len(request.worlds)} seeds cannot be written to the one file {out}; give a folder as --out."
@@ -245,21 +245,26 @@ def picture_paths(request: Request) -> list[Path]:
     return [out / f"seed{_file_name(world)}-{name}.png" for world in request.worlds]
 
 
+def _is_picture(out: str) -> bool:
+    """Whether ``--out`` names one picture, not a folder."""
+    return Path(out).suffix.lower() in PICTURES and not ends_in_separator(out)
+
+
 def _checked_out(request: Request) -> Path:
     out = Path(request.out)
-    ending = out.suffix.lower()
-    if ending in OTHER_FILES:
+    if _is_picture(request.out):
+        if PICTURES[out.suffix.lower()] < request.bits:
+            raise UserError(
+                f"--out {out} cannot hold {request.bits} bits a channel; give a name that ends in .png or .tif."
+            )
+    elif is_file_name(request.out):
         raise UserError(
             f"--out {out} asks for a format that pictures cannot have here; give a name that ends in {', '.join(PICTURES)}, or "
-            "a folder, or --video or --pyramid."
+            f"a folder (if it is to have that name: {out}/), or --video or --pyramid."
         )
-    if ending not in PICTURES and out.is_file():
+    elif out.is_file():
         raise UserError(
             f"--out {out} is a file that does not end in {', '.join(PICTURES)}; give such a name, or a folder."
-        )
-    if PICTURES.get(ending, request.bits) < request.bits:
-        raise UserError(
-            f"--out {out} cannot hold {request.bits} bits a channel; give a name that ends in .png or .tif."
         )
     return out
 
