@@ -712,6 +712,22 @@ def test_a_name_that_ends_as_files_of_other_formats_do_is_a_folders_only_if_it_s
         assert run(generate, "--network", trained, "--out", name).stdout.strip() == f"{Path(name)}/seed0000-1x.png"
 
 
+def test_names_of_files_may_begin_at_home_though_no_shell_has_looked_at_them(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").symlink_to(trained)
+    assert run(generate, "--network=~/x", "--out=~/a.png").stdout == f"{tmp_path}/a.png\n"
+    model = multiscale.load("~/x")
+    assert model.path == tmp_path / "x" / snapshots_of(trained)[-1].name
+    assert model.world(0).pyramid("~/a.dzi") == tmp_path / "a.dzi"
+    assert model.world(0).film("~/a.gif", (2, 0, 0), seconds=0.1, size=16) == tmp_path / "a.gif"
+    assert "There is no network" in refused(generate, "--network=~/y")
+    settings = ("--set", "training.lpips_folder=~/weights", "--set", "training.consistency_metric=l1+lpips")
+    data = small_patches(tmp_path / "p.zip", side=32)
+    assert f"into {tmp_path}/weights;" in refused(train, "--data", data, "--outdir=~/run", *settings)
+    assert {path.name for path in tmp_path.iterdir()} == {"x", "p.zip", "a.png", "a.dzi", "a_files", "a.gif"}
+
+
 def test_truncation_changes_the_image(trained, tmp_path):
     for psi in ("0", "1"):
         run(generate, "--network", trained, "--trunc", psi, "--out", tmp_path / f"{psi}.png")

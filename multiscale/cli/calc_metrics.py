@@ -8,8 +8,8 @@ import click
 from click_option_group import optgroup
 
 from dnnlib.cli import Command, reports_user_errors
-from dnnlib.endings import folder_named
 from dnnlib.files import check_writable
+from dnnlib.names import folder_named
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.measure import KINDS
 from multiscale.metrics.parse import DEFAULT, FEATURES, parse_metrics

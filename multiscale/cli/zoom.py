@@ -13,8 +13,8 @@ from click_option_group import optgroup
 
 from dnnlib.cli import Command, reports_user_errors
 from dnnlib.console import say
-from dnnlib.endings import folder_named
 from dnnlib.errors import UserError
+from dnnlib.names import folder_named
 from dnnlib.reading import read_text
 from multiscale.explorer.options import Options, is_loopback, parse_origin, parse_public_url, token_for
 from multiscale.rendering.worlds import World
@@ -50,6 +50,7 @@ TOKEN_FILE_BYTES = 4096
 @optgroup.option("--port", type=click.IntRange(1, 65535), help="Port.  [default: the first free one from 8000]")
 @optgroup.option(
     "--token",
+    type=click.UNPROCESSED,
     envvar="MULTISCALE_TOKEN",
     help="What every request must carry; other users of this machine see it, unless it comes from the variable "
     "MULTISCALE_TOKEN or a file.  [default: a random one if others can connect]",

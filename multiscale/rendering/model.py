@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dnnlib.errors import UserError, shown
+from dnnlib.names import typed_path
 from dnnlib.reading import parsed
 from multiscale.networks.generator import Generator
 from multiscale.rendering.enlarging import enlarged_view
@@ -244,7 +245,7 @@ class PlacedWorld:
         Raises:
             UserError: something out of range, or the file cannot be written.
         """
-        path = parsed(lambda: Path(path), f"{shown(path)} is not the name of a file or folder.")
+        path = parsed(lambda: typed_path(path), f"{shown(path)} is not the name of a file or folder.")
         kind_of_film(path).check_place(path)
         places = [Keyframe(*place) for place in (_numbers(start, 3, _not_a_place(start)), *_places(to))]
         passed = [self.world, *map(self._other, worlds)]
@@ -394,7 +395,7 @@ def _places(to: Any) -> list[tuple[float, ...]]:
 
 
 def _ending(path: str | Path, suffix: str) -> Path:
-    path = parsed(lambda: Path(path), f"{shown(path)} is not the name of a file; give one that ends in {suffix}.")
+    path = parsed(lambda: typed_path(path), f"{shown(path)} is not the name of a file; give one that ends in {suffix}.")
     if path.suffix.lower() != suffix:
         raise UserError(f"{path} does not end in {suffix}; give a name that does.")
     return path

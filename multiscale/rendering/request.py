@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnnlib.endings import ends_in_separator, is_file_name
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
+from dnnlib.names import ends_in_separator, is_file_name
 from dnnlib.reading import each_once
 from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.worlds import World

@@ -13,6 +13,7 @@ from typing import Any
 from dnnlib.download import fetch
 from dnnlib.errors import UserError, shown
 from dnnlib.files import cache_folder
+from dnnlib.names import typed_path
 from dnnlib.reading import short_reason
 
 HUB = "hf://"
@@ -55,13 +56,13 @@ def is_remote(name: str | Path) -> bool:
 
 
 def local_path(name: str | Path) -> Path:
-    """A path as it is; a name by the file that is fetched, or was.
+    """The path of a file on this machine; of a name in its place, that of the file that is fetched, or was.
 
     Raises:
         UserError: a name that cannot be read, or whose file cannot be had.
     """
     if not is_remote(name):
-        return Path(name)
+        return typed_path(name)
     name = str(name)
     if name.startswith(HUB):
         return _from_hub(HubName.parse(name))

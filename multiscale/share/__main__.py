@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from dnnlib.cli import Command, reports_user_errors
-from dnnlib.endings import folder_named
 from dnnlib.errors import UserError
+from dnnlib.names import folder_named
 from multiscale.runs.headers import find_network
 from multiscale.runs.remote import HubName, hub, hub_errors
 

@@ -15,6 +15,7 @@ import torch
 
 from dnnlib.errors import UserError
 from dnnlib.machine import available_cores
+from dnnlib.names import typed_path
 from dnnlib.signals import Ended
 from multiscale.config import RunConfig, build, check_keys, load_preset, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
@@ -346,7 +347,7 @@ def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
 def _metric_layer(dataset: PatchDataset, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fall back to L1, where no metric was chosen, if LPIPS cannot run: no weight files, or patches too small."""
     folder = given.get("training", {}).get("lpips_folder")
-    if dataset.resolution >= LPIPS_MIN_RESOLUTION and not missing_files(None if folder is None else Path(folder)):
+    if dataset.resolution >= LPIPS_MIN_RESOLUTION and not missing_files(None if folder is None else typed_path(folder)):
         return {}
     return {"training": {"consistency_metric": "l1"}}
 
@@ -361,7 +362,7 @@ def _missing_weights(config: RunConfig, dataset: PatchDataset) -> Iterator[Missi
                 f"{config.generator.img_resolution}; give --set training.consistency_metric=l1."
             )
         try:
-            load_lpips(None if training.lpips_folder is None else Path(training.lpips_folder))
+            load_lpips(None if training.lpips_folder is None else typed_path(training.lpips_folder))
         except MissingWeights as error:
             yield error
     try:

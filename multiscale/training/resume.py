@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from dnnlib.endings import folder_named
 from dnnlib.errors import UserError
+from dnnlib.names import folder_named
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.folder import began_with, holds_run, is_held, launcher

@@ -1,4 +1,4 @@
-"""Which names are those of files, by their endings: where a folder is wanted, such a name is mostly a mistake."""
+"""Names of files and folders as users type them: what ``~`` means, and which endings are those of files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ _OTHERS = (
     ".orf .parquet .pkl .psb .psd .pt .pth .raf .raw .rw2 .safetensors .svg .svgz .svs .toml .webm .webp .xcf .yaml .yml"
 )
 """Endings of files that neither ``mimetypes`` nor Pillow knows in every version."""
+
+
+def typed_path(name: str | Path) -> Path:
+    """The path of a name, of which ``~`` at the beginning is the user's home: quoted, no shell has replaced it."""
+    return Path(os.path.expanduser(name))
 
 
 def ends_in_separator(name: str) -> bool:
