@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -541,6 +542,32 @@ def test_the_newest_run_is_taken_and_the_bundled_model_before_there_is_one(train
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "00000-a").symlink_to(trained)
     assert run(generate).stdout.strip() == "out/seed0000-1x.png"
+
+
+def test_of_a_folder_of_runs_the_snapshot_written_last_is_taken_and_named(trained, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    older, newer = (Path("mine", run, snapshots_of(trained)[-1].name) for run in ("b", "a"))
+    for age, path in ((100, older), (0, newer)):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(snapshots_of(trained)[-1].read_bytes())
+        os.utime(path, (time.time() - age,) * 2)
+    says = f"Using {newer} (0.016 kimg), the snapshot written last in mine; --network takes another."
+    for folder in ("mine", "mine/"):
+        assert run(generate, "--network", folder).stderr == f"{says}\n"
+        assert find_networks([folder]) == [newer]
+    assert run(generate, "--network", "mine/b").stderr == "", "a run is named"
+    assert multiscale.load("mine").path == newer
+    assert caplog.messages == [says.replace("--network", "load()")]
+    state = Path("mine/b", states_of(trained)[-1].name)
+    state.write_bytes(states_of(trained)[-1].read_bytes())
+    data = trained.parent / "patches.zip"
+    assert resolve(Request(data=str(data), transfer="mine", outdir="x", gpus=0)).job.transfer == state
+    empty = tmp_path / "mine" / "c" / "deeper"
+    empty.mkdir(parents=True)
+    assert "c holds no snapshot (generator-*.safetensors), nor does a folder in it; give" in refused(
+        generate, "--network", empty.parent
+    )
 
 
 def test_a_network_that_nobody_named_is_named_on_stderr_and_an_untrained_one_is_called_so(

@@ -59,7 +59,8 @@ from multiscale.runs.headers import find_network
 @optgroup.option(
     "--network",
     metavar="RUN|FILE|NAME",
-    help="A run's folder, a snapshot, a published .pkl, https://..., hf://owner/repo, or earth, the bundled model.  "
+    help="A run's folder, a folder of runs (of which the snapshot written last), a snapshot, a published .pkl, https://..., "
+    "hf://owner/repo, or earth, the bundled model.  "
     "[default: the snapshot written last in runs/, else the bundled model]",
 )
 @optgroup.option(

@@ -30,8 +30,8 @@ TOKEN_FILE_BYTES = 4096
 @optgroup.option(
     "--network",
     metavar="RUN|FILE|NAME",
-    help="A run's folder, new snapshots included; a snapshot, a published .pkl, https://..., hf://owner/repo, "
-    "or earth, the bundled model.  "
+    help="A run's folder, new snapshots included, or a folder of runs (the one written to last); a snapshot, a published .pkl, "
+    "https://..., hf://owner/repo, or earth, the bundled model.  "
     "[default: the snapshot written last in runs/, else the bundled model]",
 )
 @optgroup.group("Export")

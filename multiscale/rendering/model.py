@@ -302,11 +302,11 @@ def load_model(network: str | Path | None = None, device: str | torch.device | N
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"There is no device {shown(device)} here; give 'cpu', 'cuda', 'mps', or nothing.") from error
     path = find_network(network)
-    if network is None:
+    if (sentence := choice(path, network, "load()")) is not None:
         if kimg_of(path) == 0:
-            warnings.warn(choice(path, "load()"), stacklevel=3)  # where multiscale.load was called
+            warnings.warn(sentence, stacklevel=3)  # where multiscale.load was called
         else:
-            logging.getLogger(__name__).info(choice(path, "load()"))
+            logging.getLogger(__name__).info(sentence)
     return Model(load_snapshot(path), place)
 
 

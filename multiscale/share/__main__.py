@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from dnnlib.cli import Command, reports_user_errors
+from dnnlib.console import say
 from dnnlib.errors import UserError
 from dnnlib.names import folder_named
 from multiscale.runs.headers import find_network
@@ -36,7 +37,7 @@ def push(run: str, name: str, seed: int, licence: str | None, private: bool, fol
     target = HubName.parse(name)
     if target.file is not None:
         raise UserError(f"{name} names a file; give hf://owner/repo, and @revision if you like.")
-    network = find_network(run)
+    network = find_network(run, say)
     from multiscale.share.card import write_share  # here: PyTorch takes seconds
 
     if place is not None:

@@ -22,6 +22,7 @@ from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
 from multiscale.runs.folder import held, holds_run, load_settings, write_beside
 from multiscale.runs.headers import PATTERN as SNAPSHOTS
+from multiscale.runs.headers import written_last
 from multiscale.runs.migrations import measured_by_name
 from multiscale.runs.remote import existing_path
 from multiscale.runs.states import PATTERN as STATES
@@ -378,10 +379,11 @@ def _learned(transfer: str) -> Learned:
     )
     path = existing_path(transfer, wanted)
     if path.is_dir():
-        states = states_of(path)
-        if not states:
+        own = states_of(path)
+        state = own[-1] if own else written_last(path, states_of)
+        if state is None:
             raise UserError(f"The folder {path} holds no training state ({STATES}); give {wanted}.")
-        path = states[-1]
+        path = state
     return load_learned(path)
 
 

@@ -73,6 +73,9 @@ def test_packing_keeps_the_pictures(tmp_path):
     options = ["--info", "title=Earth = Terra", "--info", "after_kimg=104"]
     done = CliRunner().invoke(pack, [str(tmp_path / "run"), str(packed_file), *options])
     assert done.exit_code == 0, done.output
+    again = CliRunner().invoke(pack, [str(tmp_path), str(tmp_path / "again.safetensors"), *options])
+    assert f"run/generator-000001000.safetensors (1 kimg), the snapshot written last in {tmp_path}" in again.stderr
+    assert load_snapshot(tmp_path / "again.safetensors").info == load_snapshot(packed_file).info, "of a folder of runs"
     packed = load_snapshot(tmp_path / "packed.safetensors")
     assert packed.info == {
         "kimg": 1.0,
