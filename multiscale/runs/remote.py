@@ -82,7 +82,7 @@ def existing_path(name: str | Path, wanted: str, *, bundled: bool = True) -> Pat
     Args:
         name: As a user typed it.
         wanted: What could be given, for the message.
-        bundled: Whether a name of :func:`bundled_networks` will do, where there is no such path.
+        bundled: Whether a name of :func:`bundled_networks` will do, where there is no such path; in any case, a slash behind.
 
     Raises:
         UserError: there is none; as :func:`local_path`.
@@ -91,8 +91,8 @@ def existing_path(name: str | Path, wanted: str, *, bundled: bool = True) -> Pat
     if path.exists():
         return path
     names = bundled_networks() if bundled else {}
-    if str(name) in names:
-        return names[str(name)]
+    if (plain := str(name).rstrip("/").lower()) in names:
+        return names[plain]
     known = f", or a bundled one by name ({', '.join(names)})" if names else ""
     raise UserError(f"There is no network {path}; give {wanted}{known}.")
 

@@ -49,7 +49,7 @@ def test_it_shows_something_at_every_zoom(bundled):
 def test_it_has_a_name_wherever_a_network_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert bundled_networks() == {"earth": BUNDLED, "earth64": BUNDLED}
-    for name in ("earth", "earth64"):
+    for name in ("earth", "earth64", "Earth", "EARTH64", "earth/"):
         assert find_network(name) == find_networks([name])[0] == multiscale.load(name).path == BUNDLED
     with pytest.raises(
         UserError, match=r"There is no network mars; give .*, or a bundled one by name \(earth, earth64\)"
@@ -60,7 +60,8 @@ def test_it_has_a_name_wherever_a_network_is_named(tmp_path, monkeypatch):
     own = tmp_path / "earth" / "generator-000000001.safetensors"
     own.parent.mkdir()
     own.touch()
-    assert find_network("earth").absolute() == own, "what lies there comes first"
+    for name in ("earth", "earth/"):
+        assert find_network(name).absolute() == own, "what lies there comes first"
 
 
 def test_packing_keeps_the_pictures(tmp_path):
