@@ -11,8 +11,15 @@ from dnnlib.cli import Command, reports_user_errors
 from dnnlib.console import say
 from dnnlib.errors import UserError
 from multiscale.rendering.flights import Keyframe
-from multiscale.rendering.request import Request, check, parse_centre, parse_keyframe, parse_size, parse_worlds
-from multiscale.rendering.worlds import World
+from multiscale.rendering.request import (
+    Request,
+    check,
+    parse_centre,
+    parse_keyframe,
+    parse_size,
+    parse_world,
+    parse_worlds,
+)
 from multiscale.runs.headers import find_network
 
 
@@ -89,7 +96,7 @@ def main(
         raise UserError("Both --seed and --seeds were given; give one of them.")
     flight: list[Keyframe] = [parse_keyframe(place) for place in (start, *ends)] if ends or start != "1,0,0" else []
     request = Request(
-        worlds=parse_worlds(seeds, once=options["video"] is None) if seeds is not None else [World.parse(seed or "0")],
+        worlds=parse_worlds(seeds, once=options["video"] is None) if seeds is not None else [parse_world(seed or "0")],
         truncation_psi=trunc,
         centre=parse_centre(centre),
         size=None if size is None else parse_size(size),

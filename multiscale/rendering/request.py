@@ -21,6 +21,8 @@ from multiscale.rendering.worlds import World
 MAX_SEEDS = 100_000
 MAX_PICTURE_PX = 1 << 28
 """Of a picture that is held as a whole; larger ones are written in parts, as TIFF and pyramids."""
+KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP", ".tif": "TIFF", ".tiff": "TIFF"}
+"""Names of pictures' formats by their endings, but for PNG, which others are written as."""
 PICTURES = {".png": 16, ".jpg": 8, ".jpeg": 8, ".webp": 8, ".tif": 16, ".tiff": 16}
 """Endings of a picture's name, and the bits a channel that such a file can hold."""
 
@@ -69,6 +71,18 @@ def parse_worlds(text: str, *, once: bool = True) -> list[World]:
             raise UserError(f"Seeds {text!r} are more than {MAX_SEEDS:,} images; ask for fewer at once.")
         worlds.extend(World.parse(seed) for seed in range(first, last + 1))
     return each_once(worlds) if once else worlds
+
+
+def parse_world(text: str) -> World:
+    """``--seed``, of one world.
+
+    Raises:
+        UserError: it cannot be read, or is several worlds as ``--seeds`` has them.
+    """
+    world, *others = parse_worlds(text, once=False)
+    if others:
+        raise UserError(f"--seed {text} is more than one world; give --seeds {text}.")
+    return world
 
 
 def parse_centre(text: str) -> tuple[float, float]:
@@ -191,10 +205,19 @@ def _check_options(request: Request) -> None:
         x, y = request.centre
         raise UserError(f"Centre ({x:g}, {y:g}) is outside the world; both coordinates must lie in [-0.5, 0.5].")
     if kind in ("", "--grid") and request.size is not None and request.size[0] * request.size[1] > MAX_PICTURE_PX:
-        raise UserError(
-            f"An image of {request.size[0]} x {request.size[1]} pixels is too large for a PNG; "
-            "give --tiff FILE, or for the whole world as fine as the model goes --pyramid FILE without --size."
-        )
+        raise UserError(_too_large(request, *request.size))
+
+
+def _too_large(request: Request, width: int, height: int) -> str:
+    """What is said of a picture or of a sheet's views of more than ``MAX_PICTURE_PX``."""
+    size, kind = f"{width} x {height} pixels", picture_kind(request)
+    if request.grid:
+        return f"Views of {size} are too large for a {kind}; give a smaller --size."
+    tiff = f"--tiff {request.out} in place of --out" if kind == "TIFF" else "--tiff FILE"
+    return (
+        f"An image of {size} is too large for a {kind} that is written as a whole; give {tiff}, which is written in parts, or "
+        "for the whole world as fine as the model goes --pyramid FILE without --size."
+    )
 
 
 def _check_place(request: Request) -> None:
@@ -232,7 +255,8 @@ def picture_paths(request: Request) -> list[Path]:
     if _is_picture(request.out):
         if len(request.worlds) > 1:
             raise UserError(
-                f"{len(request.worlds)} seeds cannot be written to the one file {out}; give a folder as --out."
+                f"{len(request.worlds)} seeds cannot be written to the one file {out}; give a folder as --out"
+                f"{'' if request.strip else ', or --grid for one sheet of all'}."
             )
         return [out]
     name = "strip" if request.strip else f"{scale!r}x".replace(".0x", "x")
@@ -248,6 +272,11 @@ def picture_paths(request: Request) -> list[Path]:
 def _is_picture(out: str) -> bool:
     """Whether ``--out`` names one picture, not a folder."""
     return Path(out).suffix.lower() in PICTURES and not ends_in_separator(out)
+
+
+def picture_kind(request: Request) -> str:
+    """The format in which ``--out`` has pictures written, such as ``"PNG"``."""
+    return KINDS.get(Path(request.out).suffix.lower(), "PNG") if _is_picture(request.out) else "PNG"
 
 
 def _checked_out(request: Request) -> Path:
