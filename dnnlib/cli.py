@@ -62,13 +62,9 @@ _NUMBERS = (type(click.INT), type(click.FLOAT))
 def _is_allowed(word: str, kind: Any) -> bool:
     """Whether a word is a finite number of click's type ``kind``, with or without a range."""
     try:
-        number = int(word) if isinstance(kind, type(click.INT)) else float(word)
-    except ValueError:
+        return math.isfinite(kind.convert(word, None, None))
+    except click.BadParameter:
         return False
-    low, high, low_open, high_open = _range(kind)
-    above = low is None or (number > low if low_open else number >= low)
-    below = high is None or (number < high if high_open else number <= high)
-    return math.isfinite(number) and above and below
 
 
 def _allowed(kind: Any) -> str:

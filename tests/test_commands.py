@@ -28,6 +28,8 @@ from tqdm import tqdm
 
 import multiscale
 from multiscale.cli import dataset_tool, generate, train
+from multiscale.rendering.flights import Keyframe
+from multiscale.rendering.request import parse_keyframe
 from multiscale.runs import folder as folder_module
 from multiscale.runs.folder import LOCK, held
 from multiscale.runs.headers import BUNDLED, find_network, find_networks, snapshots_of
@@ -755,6 +757,13 @@ def test_names_of_files_may_begin_at_home_though_no_shell_has_looked_at_them(tra
     assert {path.name for path in tmp_path.iterdir()} == {"x", "p.zip", "a.png", "a.dzi", "a_files", "a.gif"}
 
 
+def test_a_zoom_may_be_written_as_files_are_called(trained, tmp_path):
+    for scale in ("2", "2x", "2X"):
+        said = run(generate, "--network", trained, "--scale", scale, "--out", tmp_path).stdout
+        assert said == f"{tmp_path}/seed0000-2x.png\n"
+    assert parse_keyframe("64x,0.1,-0.2") == parse_keyframe("64,0.1,-0.2") == Keyframe(64, 0.1, -0.2)
+
+
 def test_truncation_changes_the_image(trained, tmp_path):
     for psi in ("0", "1"):
         run(generate, "--network", trained, "--trunc", psi, "--out", tmp_path / f"{psi}.png")
@@ -834,6 +843,17 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--loop"], "--loop belongs to a film"),
         (["--video", "a.mp4", "--to", "4,0"], "Place '4,0' cannot be read"),
         (["--video", "a.mp4", "--to", "4,0,0", "--scale", "2"], "leave out --scale"),
+        (
+            ["--video", "a.mp4", "--to", "-0.19,-0.02,64"],
+            "Place '-0.19,-0.02,64' has the zoom -0.19, and 1 is the whole world; write zoom,x,y in this order, such as 64,",
+        ),
+        (
+            ["--video", "a.mp4", "--to", "64,0.1,0"],
+            r"Scale 64 of the place .64, 0.1, 0. is out of range: .* from 1 to 8, and places are .zoom, x, y.",
+        ),
+        (["--scale", "4xx"], "--scale '4xx' is not allowed; give a number"),
+        (["--scale", "infx"], "--scale 'infx' is not allowed; give a number"),
+        (["--scale", "9x"], "Scale 9 is out of range"),
         (["--to", "4,0,0"], "belong to a film; give --video FILE.mp4"),
         (["--pyramid", "a.dzi", "--size", "64"], "leave out --size"),
         (["--pyramid", "a.dzi", "--seeds", "0-1"], "shows one world and 2 were given"),

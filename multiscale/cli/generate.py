@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from multiscale.rendering.request import (
     Request,
     check,
     parse_centre,
+    parse_factor,
     parse_keyframe,
     parse_size,
     parse_world,
@@ -23,13 +25,25 @@ from multiscale.rendering.request import (
 from multiscale.runs.headers import find_network
 
 
+class _Factor(click.types.FloatParamType):
+    """A zoom factor, as :func:`parse_factor` reads it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click converts a number."""
+        with contextlib.suppress(ValueError):
+            value = parse_factor(str(value))
+        return super().convert(value, param, ctx)
+
+
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("World")
 @optgroup.option("--seed", metavar="WORLD", help="A seed, or a world such as 3~7:0.25 or 3_7@4-8.  [default: 0]")
 @optgroup.option("--seeds", metavar="WORLDS", help="Several: 0-15 or 1,4~7:0.5,8-10; one file each, or a film.")
 @optgroup.option("--trunc", type=click.FloatRange(-2, 2), default=1.0, help="Truncation psi: 1 as trained, 0 the mean.")
 @optgroup.group("View")
-@optgroup.option("--scale", type=float, help="Zoom FACTOR, up to the model's 2^octaves.  [default: 1, the whole world]")
+@optgroup.option(
+    "--scale", type=_Factor(), help="Zoom, 4 or 4x, up to the model's 2^octaves.  [default: 1, the whole world]"
+)
 @optgroup.option("--centre", metavar="X,Y", default="0,0", help="In the world [-0.5, 0.5], x right, y down.")
 @optgroup.option(
     "--size",

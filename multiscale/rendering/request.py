@@ -85,6 +85,11 @@ def parse_world(text: str) -> World:
     return world
 
 
+def parse_factor(text: str) -> float:
+    """``"4"``, or ``"4x"`` as files are called -> a zoom factor, of any value; ValueError for what is no number."""
+    return float(re.sub(r"(?<=[\d.])\s*[xX]\s*$", "", text))
+
+
 def parse_centre(text: str) -> tuple[float, float]:
     """``"0.1,-0.2"`` -> world coordinates (x, y).
 
@@ -115,15 +120,22 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_keyframe(text: str) -> Keyframe:
-    """``"64,0.1,-0.2"`` -> zoom factor and centre.
+    """``"64,0.1,-0.2"`` or ``"64x,0.1,-0.2"`` -> zoom factor and centre.
 
     Raises:
-        UserError: it is not three finite numbers.
+        UserError: it is not three finite numbers, or the first is below 1.
     """
+    zoom, *centre = text.split(",")
     try:
-        return Keyframe(*_numbers(text, 3))
+        place = Keyframe(*_numbers(",".join([str(parse_factor(zoom)), *centre]), 3))
     except ValueError:
         raise UserError(f"Place {text!r} cannot be read; write zoom,x,y such as 64,0.1,-0.2.") from None
+    if place.zoom < 1:
+        raise UserError(
+            f"Place {text!r} has the zoom {place.zoom:g}, and 1 is the whole world; write zoom,x,y in this order, such as "
+            "64,0.1,-0.2."
+        )
+    return place
 
 
 def _numbers(text: str, count: int) -> list[float]:
