@@ -329,8 +329,9 @@ def test_networks_that_do_not_fit_are_not_transferred(tmp_path):
     fewer = small_patches(tmp_path / "fewer.zip", octaves=2)
     assert "generator.octaves=3 but the patches of" in refused(train, "--data", fewer, *options, snapshot)
     assert "There is no network" in refused(train, "--data", data, *options, tmp_path / "none.pt")
-    message = refused(train, "--data", data, *options, snapshot.parent.parent)
-    assert "holds no training state (state-*.pt); give the folder of a run" in message
+    (tmp_path / "empty").mkdir()
+    message = refused(train, "--data", data, *options, tmp_path / "empty")
+    assert "holds no training state (state-*.pt), nor does a folder in it; give the folder of a run" in message
     assert "hf://owner/repo" in message
     assert "Both --resume and --transfer" in refused(train, "--data", data, *options, state, "--resume", state)
     assert not (tmp_path / "x").exists()

@@ -382,7 +382,9 @@ def _learned(transfer: str) -> Learned:
         own = states_of(path)
         state = own[-1] if own else written_last(path, states_of)
         if state is None:
-            raise UserError(f"The folder {path} holds no training state ({STATES}); give {wanted}.")
+            raise UserError(
+                f"The folder {path} holds no training state ({STATES}), nor does a folder in it; give {wanted}."
+            )
         path = state
     return load_learned(path)
 
