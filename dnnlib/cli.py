@@ -23,7 +23,8 @@ class Command(click.Command):
     """A command that refuses empty arguments, repeated options unless they are declared repeatable, and what is no number.
 
     An empty argument is mostly a script's unset variable, and would mean the current folder; of two values of one option,
-    one would be dropped silently. A number that is not allowed is answered with those that are.
+    one would be dropped silently. A number that is not allowed is answered with those that are. ``~`` at the beginning of a
+    text is the user's home, as of a word that a shell reads: it leaves ``"~/x"`` and ``--out=~/x`` as they are.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -41,7 +42,18 @@ class Command(click.Command):
             for word in words:
                 if isinstance(param.type, _NUMBERS) and not _is_allowed(word, param.type):
                     ctx.fail(f"{name} {shown(word)} is not allowed; give {_allowed(param.type)}.")
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        for param in self.get_params(ctx):
+            if param.type is click.STRING and param.name in ctx.params:
+                ctx.params[param.name] = _at_home(ctx.params[param.name])
+        return rest
+
+
+def _at_home(given: Any) -> Any:
+    """A text, or several, with the user's home in place of ``~``; None as it is."""
+    if isinstance(given, tuple):
+        return tuple(map(_at_home, given))
+    return os.path.expanduser(given) if isinstance(given, str) else given
 
 
 _NUMBERS = (type(click.INT), type(click.FLOAT))
@@ -50,13 +62,9 @@ _NUMBERS = (type(click.INT), type(click.FLOAT))
 def _is_allowed(word: str, kind: Any) -> bool:
     """Whether a word is a finite number of click's type ``kind``, with or without a range."""
     try:
-        number = int(word) if isinstance(kind, type(click.INT)) else float(word)
-    except ValueError:
+        return math.isfinite(kind.convert(word, None, None))
+    except click.BadParameter:
         return False
-    low, high, low_open, high_open = _range(kind)
-    above = low is None or (number > low if low_open else number >= low)
-    below = high is None or (number < high if high_open else number <= high)
-    return math.isfinite(number) and above and below
 
 
 def _allowed(kind: Any) -> str:

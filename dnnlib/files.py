@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from dnnlib.errors import UserError
+from dnnlib.names import typed_path
 
 _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]{1,10})-[0-9a-z_]{8}\.tmp", re.ASCII | re.DOTALL)
 _NAME_BYTES = 150
@@ -299,10 +300,10 @@ def cache_folder() -> Path:
     """
     chosen = os.environ.get("MULTISCALE_CACHE")
     if chosen:
-        return Path(chosen)
+        return typed_path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(base) if base else Path.home() / ".cache") / "multiscale"
+        return (typed_path(base) if base else Path.home() / ".cache") / "multiscale"
     except RuntimeError:
         return _homeless_cache()
 

@@ -22,9 +22,9 @@ def load(network: str | Path | None = None, device: str | torch.device | None = 
     """Open a model. Nothing in its file is executed.
 
     Args:
-        network: What ``--network`` takes: a snapshot, a run's folder (its newest), a ``.pkl`` of the published code,
-            ``https://...``, ``hf://owner/repo``, or ``earth``, the bundled model. None: the snapshot written last below
-            ``runs/``, else the bundled model.
+        network: What ``--network`` takes: a snapshot, a run's folder (its newest), a folder of runs (the one written
+            last), a ``.pkl`` of the published code, ``https://...``, ``hf://owner/repo``, or ``earth``, the bundled
+            model. None: the snapshot written last below ``runs/``, else the bundled model.
         device: Where to render, such as ``"cpu"`` or ``"cuda:1"``; None: a GPU if there is one.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from tqdm import tqdm
 
 import multiscale
 from multiscale.cli import dataset_tool, generate, train
+from multiscale.rendering.flights import Keyframe
+from multiscale.rendering.request import parse_keyframe
 from multiscale.runs import folder as folder_module
 from multiscale.runs.folder import LOCK, held
 from multiscale.runs.headers import BUNDLED, find_network, find_networks, snapshots_of
@@ -326,8 +329,9 @@ def test_networks_that_do_not_fit_are_not_transferred(tmp_path):
     fewer = small_patches(tmp_path / "fewer.zip", octaves=2)
     assert "generator.octaves=3 but the patches of" in refused(train, "--data", fewer, *options, snapshot)
     assert "There is no network" in refused(train, "--data", data, *options, tmp_path / "none.pt")
-    message = refused(train, "--data", data, *options, snapshot.parent.parent)
-    assert "holds no training state (state-*.pt); give the folder of a run" in message
+    (tmp_path / "empty").mkdir()
+    message = refused(train, "--data", data, *options, tmp_path / "empty")
+    assert "holds no training state (state-*.pt), nor does a folder in it; give the folder of a run" in message
     assert "hf://owner/repo" in message
     assert "Both --resume and --transfer" in refused(train, "--data", data, *options, state, "--resume", state)
     assert not (tmp_path / "x").exists()
@@ -543,6 +547,32 @@ def test_the_newest_run_is_taken_and_the_bundled_model_before_there_is_one(train
     assert run(generate).stdout.strip() == "out/seed0000-1x.png"
 
 
+def test_of_a_folder_of_runs_the_snapshot_written_last_is_taken_and_named(trained, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    older, newer = (Path("mine", run, snapshots_of(trained)[-1].name) for run in ("b", "a"))
+    for age, path in ((100, older), (0, newer)):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(snapshots_of(trained)[-1].read_bytes())
+        os.utime(path, (time.time() - age,) * 2)
+    says = f"Using {newer} (0.016 kimg), the snapshot written last in mine; --network takes another."
+    for folder in ("mine", "mine/"):
+        assert run(generate, "--network", folder).stderr == f"{says}\n"
+        assert find_networks([folder]) == [newer]
+    assert run(generate, "--network", "mine/b").stderr == "", "a run is named"
+    assert multiscale.load("mine").path == newer
+    assert caplog.messages == [says.replace("--network", "load()")]
+    state = Path("mine/b", states_of(trained)[-1].name)
+    state.write_bytes(states_of(trained)[-1].read_bytes())
+    data = trained.parent / "patches.zip"
+    assert resolve(Request(data=str(data), transfer="mine", outdir="x", gpus=0)).job.transfer == state
+    empty = tmp_path / "mine" / "c" / "deeper"
+    empty.mkdir(parents=True)
+    assert "c holds no snapshot (generator-*.safetensors), nor does a folder in it; give" in refused(
+        generate, "--network", empty.parent
+    )
+
+
 def test_a_network_that_nobody_named_is_named_on_stderr_and_an_untrained_one_is_called_so(
     trained, tmp_path, monkeypatch, caplog
 ):
@@ -702,6 +732,39 @@ def test_pictures_in_each_format_show_the_same_and_say_what(trained, tmp_path, e
     assert (facts["world"], facts["scale"]) == ("3", 2)
 
 
+def test_a_name_that_ends_as_files_of_other_formats_do_is_a_folders_only_if_it_says_so(trained, tmp_path):
+    out = tmp_path / "bild.heic"
+    says = f"--out {out} asks for a format that pictures cannot have here; give a name that ends in .png, .jpg, "
+    for more in ([], ["--grid"], ["--strip"]):
+        assert says in refused(generate, "--network", trained, "--out", out, *more)
+    assert not out.exists()
+    for name in (f"{out}/", out, tmp_path / "v1.5", f"{tmp_path / 'a.png'}/"):
+        assert run(generate, "--network", trained, "--out", name).stdout.strip() == f"{Path(name)}/seed0000-1x.png"
+
+
+def test_names_of_files_may_begin_at_home_though_no_shell_has_looked_at_them(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").symlink_to(trained)
+    assert run(generate, "--network=~/x", "--out=~/a.png").stdout == f"{tmp_path}/a.png\n"
+    model = multiscale.load("~/x")
+    assert model.path == tmp_path / "x" / snapshots_of(trained)[-1].name
+    assert model.world(0).pyramid("~/a.dzi") == tmp_path / "a.dzi"
+    assert model.world(0).film("~/a.gif", (2, 0, 0), seconds=0.1, size=16) == tmp_path / "a.gif"
+    assert "There is no network" in refused(generate, "--network=~/y")
+    settings = ("--set", "training.lpips_folder=~/weights", "--set", "training.consistency_metric=l1+lpips")
+    data = small_patches(tmp_path / "p.zip", side=32)
+    assert f"into {tmp_path}/weights;" in refused(train, "--data", data, "--outdir=~/run", *settings)
+    assert {path.name for path in tmp_path.iterdir()} == {"x", "p.zip", "a.png", "a.dzi", "a_files", "a.gif"}
+
+
+def test_a_zoom_may_be_written_as_files_are_called(trained, tmp_path):
+    for scale in ("2", "2x", "2X"):
+        said = run(generate, "--network", trained, "--scale", scale, "--out", tmp_path).stdout
+        assert said == f"{tmp_path}/seed0000-2x.png\n"
+    assert parse_keyframe("64x,0.1,-0.2") == parse_keyframe("64,0.1,-0.2") == Keyframe(64, 0.1, -0.2)
+
+
 def test_truncation_changes_the_image(trained, tmp_path):
     for psi in ("0", "1"):
         run(generate, "--network", trained, "--trunc", psi, "--out", tmp_path / f"{psi}.png")
@@ -722,6 +785,11 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--seeds", "0-999999999"], "more than 100,000"),
         (["--seed", "1", "--seeds", "2"], "give one of them"),
         (["--seeds", "0-3", "--out", "a.png"], "cannot be written to the one file"),
+        (["--seeds", "0-3", "--out", "a.png"], "give a folder as --out, or --grid for one sheet of all"),
+        (["--seeds", "0-3", "--strip", "--out", "a.png"], "give a folder as --out.$"),
+        (["--seed", "3,4"], "--seed 3,4 is more than one world; give --seeds 3,4"),
+        (["--seed", "0-7"], "--seed 0-7 is more than one world; give --seeds 0-7"),
+        (["--seed", "3,x"], "World 'x' cannot be read"),
         (["--network", "nowhere"], "There is no network nowhere"),
         (["--trunc", "nan"], "--trunc 'nan' is not allowed; give a number from -2 to 2"),
         (["--strip", "--scale", "3"], "shows every zoom; leave out --scale"),
@@ -751,7 +819,21 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--fps", "0"], "--fps '0' is not allowed; give a whole number from 1 to 240"),
         (["--seconds", "abc"], "--seconds 'abc' is not allowed; give a number above 0"),
         (["--size", "64x"], "Size '64x' cannot be read"),
-        (["--size", "99999x99999"], "give --tiff FILE, or for the whole world"),
+        (["--size", "99999x99999"], "too large for a PNG that is .* give --tiff FILE, .* or for the whole world"),
+        (["--size", "99999x99999", "--out", "a.jpg"], "too large for a JPEG that is .* give --tiff FILE, "),
+        (["--size", "99999x99999", "--out", "a.webp"], "too large for a WebP that is .* give --tiff FILE, "),
+        (
+            ["--size", "99999x99999", "--out", "a.TIF"],
+            "too large for a TIFF that is .* give --tiff a.TIF in place of --out, ",
+        ),
+        (
+            ["--size", "99999x99999", "--grid", "--seeds", "1,2"],
+            "Views of 99999 x 99999 pixels are too large for a PNG; give a smaller --size",
+        ),
+        (
+            ["--grid", "--seeds", "0-3", "--size", "9000", "--out", "a.tif"],
+            "too many for one TIFF; give a smaller --size",
+        ),
         (["--grid", "--strip"], "--strip and --grid make different things"),
         (["--video", "a.mp4"], "give --to zoom,x,y"),
         (["--video", "a.avi", "--to", "4,0,0"], "does not end in .mp4, .webm, .gif, .webp"),
@@ -762,6 +844,17 @@ def test_truncation_changes_the_image(trained, tmp_path):
         (["--loop"], "--loop belongs to a film"),
         (["--video", "a.mp4", "--to", "4,0"], "Place '4,0' cannot be read"),
         (["--video", "a.mp4", "--to", "4,0,0", "--scale", "2"], "leave out --scale"),
+        (
+            ["--video", "a.mp4", "--to", "-0.19,-0.02,64"],
+            "Place '-0.19,-0.02,64' has the zoom -0.19, and 1 is the whole world; write zoom,x,y in this order, such as 64,",
+        ),
+        (
+            ["--video", "a.mp4", "--to", "64,0.1,0"],
+            r"Scale 64 of the place .64, 0.1, 0. is out of range: .* from 1 to 8, and places are .zoom, x, y.",
+        ),
+        (["--scale", "4xx"], "--scale '4xx' is not allowed; give a number"),
+        (["--scale", "infx"], "--scale 'infx' is not allowed; give a number"),
+        (["--scale", "9x"], "Scale 9 is out of range"),
         (["--to", "4,0,0"], "belong to a film; give --video FILE.mp4"),
         (["--pyramid", "a.dzi", "--size", "64"], "leave out --size"),
         (["--pyramid", "a.dzi", "--seeds", "0-1"], "shows one world and 2 were given"),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 from click_option_group import optgroup
 
 from dnnlib.cli import Command, reports_user_errors
-from dnnlib.errors import UserError
 from dnnlib.files import check_writable
+from dnnlib.names import folder_named
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.measure import KINDS
 from multiscale.metrics.parse import DEFAULT, FEATURES, parse_metrics
@@ -60,8 +59,7 @@ class _WithMeasures(Command):
 @reports_user_errors
 def main(*, networks: tuple[str, ...], data: str, metrics: str, out: str, dry_run: bool, **options: Any) -> None:
     """Measure models against the patches that they were trained on, octave by octave, and write a report."""
-    if Path(out).is_file():
-        raise UserError(f"--out {out} is a file; give a folder.")
+    folder_named("--out", out)
     if not dry_run:
         check_writable(out, folder="filled")
     measures = parse_metrics(metrics)

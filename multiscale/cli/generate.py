@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import click
@@ -11,9 +12,27 @@ from dnnlib.cli import Command, reports_user_errors
 from dnnlib.console import say
 from dnnlib.errors import UserError
 from multiscale.rendering.flights import Keyframe
-from multiscale.rendering.request import Request, check, parse_centre, parse_keyframe, parse_size, parse_worlds
-from multiscale.rendering.worlds import World
+from multiscale.rendering.request import (
+    Request,
+    check,
+    parse_centre,
+    parse_factor,
+    parse_keyframe,
+    parse_size,
+    parse_world,
+    parse_worlds,
+)
 from multiscale.runs.headers import find_network
+
+
+class _Factor(click.types.FloatParamType):
+    """A zoom factor, as :func:`parse_factor` reads it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click converts a number."""
+        with contextlib.suppress(ValueError):
+            value = parse_factor(str(value))
+        return super().convert(value, param, ctx)
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
@@ -22,7 +41,9 @@ from multiscale.runs.headers import find_network
 @optgroup.option("--seeds", metavar="WORLDS", help="Several: 0-15 or 1,4~7:0.5,8-10; one file each, or a film.")
 @optgroup.option("--trunc", type=click.FloatRange(-2, 2), default=1.0, help="Truncation psi: 1 as trained, 0 the mean.")
 @optgroup.group("View")
-@optgroup.option("--scale", type=float, help="Zoom FACTOR, up to the model's 2^octaves.  [default: 1, the whole world]")
+@optgroup.option(
+    "--scale", type=_Factor(), help="Zoom, 4 or 4x, up to the model's 2^octaves.  [default: 1, the whole world]"
+)
 @optgroup.option("--centre", metavar="X,Y", default="0,0", help="In the world [-0.5, 0.5], x right, y down.")
 @optgroup.option(
     "--size",
@@ -59,14 +80,16 @@ from multiscale.runs.headers import find_network
 @optgroup.option(
     "--network",
     metavar="RUN|FILE|NAME",
-    help="A run's folder, a snapshot, a published .pkl, https://..., hf://owner/repo, or earth, the bundled model.  "
+    help="A run's folder, a folder of runs (of which the snapshot written last), a snapshot, a published .pkl, https://..., "
+    "hf://owner/repo, or earth, the bundled model.  "
     "[default: the snapshot written last in runs/, else the bundled model]",
 )
 @optgroup.option(
     "--out",
     metavar="FILE|FOLDER",
     default="out",
-    help="A .png, .jpg, .webp or .tif file, or a folder for one .png per seed.",
+    help="A .png, .jpg, .webp or .tif file, or a folder for one .png per seed; a folder's name that ends as other files' do "
+    "(.pdf, .heic) takes a / at the end.",
 )
 @reports_user_errors
 def main(
@@ -87,7 +110,7 @@ def main(
         raise UserError("Both --seed and --seeds were given; give one of them.")
     flight: list[Keyframe] = [parse_keyframe(place) for place in (start, *ends)] if ends or start != "1,0,0" else []
     request = Request(
-        worlds=parse_worlds(seeds, once=options["video"] is None) if seeds is not None else [World.parse(seed or "0")],
+        worlds=parse_worlds(seeds, once=options["video"] is None) if seeds is not None else [parse_world(seed or "0")],
         truncation_psi=trunc,
         centre=parse_centre(centre),
         size=None if size is None else parse_size(size),

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from dnnlib.cli import Command, reports_user_errors
+from dnnlib.console import say
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
 from multiscale.runs.headers import BUNDLED, find_network
@@ -29,13 +30,14 @@ def main(run: str, file: str, networks: str | None, info: tuple[str, ...]) -> No
     for path in (file, *([] if networks is None else [networks])):
         check_writable(path)
     entries = dict(map(entry, info))
-    find_network(run)
+    found = find_network(run, say)
+    folder = found.parent if Path(run).is_dir() else Path(run)
     from multiscale.runs.packing import pack, pack_networks  # here: PyTorch takes seconds
 
-    pack(Path(run), Path(file), entries)
+    pack(folder, Path(file), entries)
     print(f"{file}: {Path(file).stat().st_size / 1e6:.2f} MB")
     if networks is not None:
-        pack_networks(Path(run), Path(networks))
+        pack_networks(folder, Path(networks))
         print(f"{networks}: {Path(networks).stat().st_size / 1e6:.2f} MB")
 
 

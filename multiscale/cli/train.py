@@ -21,7 +21,7 @@ from multiscale.training.status import report_status
 @optgroup.option(
     "--transfer",
     metavar="RUN|FILE|NAME",
-    help="Start a new run from networks only: a run (its newest state), a state-*.pt, a generator-*.safetensors, a "
+    help="Start a new run from networks only: a run or runs (the newest state), a state-*.pt, a generator-*.safetensors, a "
     "published .pkl, https://... or hf://owner/repo.",
 )
 @optgroup.option("--fresh", is_flag=True, help="Start another run; without it the same command resumes its run.")

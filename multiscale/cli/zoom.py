@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import webbrowser
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
@@ -15,6 +14,7 @@ from click_option_group import optgroup
 from dnnlib.cli import Command, reports_user_errors
 from dnnlib.console import say
 from dnnlib.errors import UserError
+from dnnlib.names import folder_named
 from dnnlib.reading import read_text
 from multiscale.explorer.options import Options, is_loopback, parse_origin, parse_public_url, token_for
 from multiscale.rendering.worlds import World
@@ -30,8 +30,8 @@ TOKEN_FILE_BYTES = 4096
 @optgroup.option(
     "--network",
     metavar="RUN|FILE|NAME",
-    help="A run's folder, new snapshots included; a snapshot, a published .pkl, https://..., hf://owner/repo, "
-    "or earth, the bundled model.  "
+    help="A run's folder, new snapshots included, or a folder of runs (the one written to last); a snapshot, a published .pkl, "
+    "https://..., hf://owner/repo, or earth, the bundled model.  "
     "[default: the snapshot written last in runs/, else the bundled model]",
 )
 @optgroup.group("Export")
@@ -50,6 +50,7 @@ TOKEN_FILE_BYTES = 4096
 @optgroup.option("--port", type=click.IntRange(1, 65535), help="Port.  [default: the first free one from 8000]")
 @optgroup.option(
     "--token",
+    type=click.UNPROCESSED,
     envvar="MULTISCALE_TOKEN",
     help="What every request must carry; other users of this machine see it, unless it comes from the variable "
     "MULTISCALE_TOKEN or a file.  [default: a random one if others can connect]",
@@ -91,7 +92,7 @@ def main(
     if title is not None and export is None:
         raise UserError("--title goes with --export FOLDER, whose page it names; give them together.")
     if export is not None:
-        folder, chosen = Path(export), World.parse(world or "3")
+        folder, chosen = folder_named("--export", export), World.parse(world or "3")
         check_place(folder)
         file = find_network(network, say)
         from multiscale.site.write import export_site, export_tiles  # here, as the server below: PyTorch takes seconds

@@ -69,8 +69,8 @@ async def _serve(options: Options, ready: Callable[[str], None]) -> None:
     queue = RenderQueue()
     library = Library(options.network, default_device(), queue)
     network = await library.first()  # reports what is wrong with it now
-    if options.network is None:
-        say(choice(library.entries[network.name].path))
+    if (sentence := choice(library.entries[network.name].path, options.network)) is not None:
+        say(sentence)
     services = Services(library, queue, Films(queue), DiskCache(cache_folder() / "tiles", options.cache_mb << 20))
     access = Access(options.token, origins=options.origins, public_url=options.public_url)
     explorer = Explorer(services, access)

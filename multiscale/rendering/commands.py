@@ -16,7 +16,7 @@ from multiscale.rendering.files import check_size, save_picture
 from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.pyramid import Pyramid, check_tiff, claim, tiff_tiles, write_deep_zoom, write_tiff
 from multiscale.rendering.renderer import EXTRAPOLATE, Renderer, provenance
-from multiscale.rendering.request import MAX_PICTURE_PX, Request, grid_path, picture_paths
+from multiscale.rendering.request import MAX_PICTURE_PX, Request, grid_path, picture_kind, picture_paths
 from multiscale.rendering.sheets import zoom_strip
 from multiscale.rendering.video import FILM_PX, check_film, film_facts, write_film
 from multiscale.rendering.worlds import World
@@ -168,8 +168,8 @@ class _Maker:
         views = renderer.generator.config.octaves + 1 if request.strip else len(request.worlds) if request.grid else 1
         if views * width * height > MAX_PICTURE_PX:
             raise UserError(
-                f"{views} views of {width} x {height} pixels are too many for one PNG; give a smaller --size"
-                f"{' or fewer --seeds' * request.grid}."
+                f"{views} views of {width} x {height} pixels are too many for one {picture_kind(request)}; give a "
+                f"smaller --size{' or fewer --seeds' * request.grid}."
             )
         if not (request.strip or request.grid):
             check_size(picture_paths(request)[0], width, height)

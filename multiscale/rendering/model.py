@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dnnlib.errors import UserError, shown
+from dnnlib.names import typed_path
 from dnnlib.reading import parsed
 from multiscale.networks.generator import Generator
 from multiscale.rendering.enlarging import enlarged_view
@@ -244,7 +245,7 @@ class PlacedWorld:
         Raises:
             UserError: something out of range, or the file cannot be written.
         """
-        path = parsed(lambda: Path(path), f"{shown(path)} is not the name of a file or folder.")
+        path = parsed(lambda: typed_path(path), f"{shown(path)} is not the name of a file or folder.")
         kind_of_film(path).check_place(path)
         places = [Keyframe(*place) for place in (_numbers(start, 3, _not_a_place(start)), *_places(to))]
         passed = [self.world, *map(self._other, worlds)]
@@ -301,11 +302,11 @@ def load_model(network: str | Path | None = None, device: str | torch.device | N
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"There is no device {shown(device)} here; give 'cpu', 'cuda', 'mps', or nothing.") from error
     path = find_network(network)
-    if network is None:
+    if (sentence := choice(path, network, "load()")) is not None:
         if kimg_of(path) == 0:
-            warnings.warn(choice(path, "load()"), stacklevel=3)  # where multiscale.load was called
+            warnings.warn(sentence, stacklevel=3)  # where multiscale.load was called
         else:
-            logging.getLogger(__name__).info(choice(path, "load()"))
+            logging.getLogger(__name__).info(sentence)
     return Model(load_snapshot(path), place)
 
 
@@ -394,7 +395,7 @@ def _places(to: Any) -> list[tuple[float, ...]]:
 
 
 def _ending(path: str | Path, suffix: str) -> Path:
-    path = parsed(lambda: Path(path), f"{shown(path)} is not the name of a file; give one that ends in {suffix}.")
+    path = parsed(lambda: typed_path(path), f"{shown(path)} is not the name of a file; give one that ends in {suffix}.")
     if path.suffix.lower() != suffix:
         raise UserError(f"{path} does not end in {suffix}; give a name that does.")
     return path

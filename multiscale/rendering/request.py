@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
+from dnnlib.names import ends_in_separator, is_file_name
 from dnnlib.reading import each_once
 from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.worlds import World
@@ -20,9 +21,10 @@ from multiscale.rendering.worlds import World
 MAX_SEEDS = 100_000
 MAX_PICTURE_PX = 1 << 28
 """Of a picture that is held as a whole; larger ones are written in parts, as TIFF and pyramids."""
+KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP", ".tif": "TIFF", ".tiff": "TIFF"}
+"""Names of pictures' formats by their endings, but for PNG, which others are written as."""
 PICTURES = {".png": 16, ".jpg": 8, ".jpeg": 8, ".webp": 8, ".tif": 16, ".tiff": 16}
 """Endings of a picture's name, and the bits a channel that such a file can hold."""
-OTHER_FILES = {".gif", ".bmp", ".avif", ".jxl", ".mp4", ".webm", ".dzi"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,23 @@ def parse_worlds(text: str, *, once: bool = True) -> list[World]:
     return each_once(worlds) if once else worlds
 
 
+def parse_world(text: str) -> World:
+    """``--seed``, of one world.
+
+    Raises:
+        UserError: it cannot be read, or is several worlds as ``--seeds`` has them.
+    """
+    world, *others = parse_worlds(text, once=False)
+    if others:
+        raise UserError(f"--seed {text} is more than one world; give --seeds {text}.")
+    return world
+
+
+def parse_factor(text: str) -> float:
+    """``"4"``, or ``"4x"`` as files are called -> a zoom factor, of any value; ValueError for what is no number."""
+    return float(re.sub(r"(?<=[\d.])\s*[xX]\s*$", "", text))
+
+
 def parse_centre(text: str) -> tuple[float, float]:
     """``"0.1,-0.2"`` -> world coordinates (x, y).
 
@@ -101,15 +120,22 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_keyframe(text: str) -> Keyframe:
-    """``"64,0.1,-0.2"`` -> zoom factor and centre.
+    """``"64,0.1,-0.2"`` or ``"64x,0.1,-0.2"`` -> zoom factor and centre.
 
     Raises:
-        UserError: it is not three finite numbers.
+        UserError: it is not three finite numbers, or the first is below 1.
     """
+    zoom, *centre = text.split(",")
     try:
-        return Keyframe(*_numbers(text, 3))
+        place = Keyframe(*_numbers(",".join([str(parse_factor(zoom)), *centre]), 3))
     except ValueError:
         raise UserError(f"Place {text!r} cannot be read; write zoom,x,y such as 64,0.1,-0.2.") from None
+    if place.zoom < 1:
+        raise UserError(
+            f"Place {text!r} has the zoom {place.zoom:g}, and 1 is the whole world; write zoom,x,y in this order, such as "
+            "64,0.1,-0.2."
+        )
+    return place
 
 
 def _numbers(text: str, count: int) -> list[float]:
@@ -191,10 +217,19 @@ def _check_options(request: Request) -> None:
         x, y = request.centre
         raise UserError(f"Centre ({x:g}, {y:g}) is outside the world; both coordinates must lie in [-0.5, 0.5].")
     if kind in ("", "--grid") and request.size is not None and request.size[0] * request.size[1] > MAX_PICTURE_PX:
-        raise UserError(
-            f"An image of {request.size[0]} x {request.size[1]} pixels is too large for a PNG; "
-            "give --tiff FILE, or for the whole world as fine as the model goes --pyramid FILE without --size."
-        )
+        raise UserError(_too_large(request, *request.size))
+
+
+def _too_large(request: Request, width: int, height: int) -> str:
+    """What is said of a picture or of a sheet's views of more than ``MAX_PICTURE_PX``."""
+    size, kind = f"{width} x {height} pixels", picture_kind(request)
+    if request.grid:
+        return f"Views of {size} are too large for a {kind}; give a smaller --size."
+    tiff = f"--tiff {request.out} in place of --out" if kind == "TIFF" else "--tiff FILE"
+    return (
+        f"An image of {size} is too large for a {kind} that is written as a whole; give {tiff}, which is written in parts, or "
+        "for the whole world as fine as the model goes --pyramid FILE without --size."
+    )
 
 
 def _check_place(request: Request) -> None:
@@ -223,16 +258,17 @@ def _check_place(request: Request) -> None:
 def grid_path(request: Request) -> Path:
     """The file of ``--grid``."""
     out = _checked_out(request)
-    return out if out.suffix.lower() in PICTURES else out / "grid.png"
+    return out if _is_picture(request.out) else out / "grid.png"
 
 
 def picture_paths(request: Request) -> list[Path]:
     """A file for each world."""
     out, scale = _checked_out(request), 1.0 if request.scale is None else request.scale
-    if out.suffix.lower() in PICTURES:
+    if _is_picture(request.out):
         if len(request.worlds) > 1:
             raise UserError(
-                f"{len(request.worlds)} seeds cannot be written to the one file {out}; give a folder as --out."
+                f"{len(request.worlds)} seeds cannot be written to the one file {out}; give a folder as --out"
+                f"{'' if request.strip else ', or --grid for one sheet of all'}."
             )
         return [out]
     name = "strip" if request.strip else f"{scale!r}x".replace(".0x", "x")
@@ -245,21 +281,31 @@ def picture_paths(request: Request) -> list[Path]:
     return [out / f"seed{_file_name(world)}-{name}.png" for world in request.worlds]
 
 
+def _is_picture(out: str) -> bool:
+    """Whether ``--out`` names one picture, not a folder."""
+    return Path(out).suffix.lower() in PICTURES and not ends_in_separator(out)
+
+
+def picture_kind(request: Request) -> str:
+    """The format in which ``--out`` has pictures written, such as ``"PNG"``."""
+    return KINDS.get(Path(request.out).suffix.lower(), "PNG") if _is_picture(request.out) else "PNG"
+
+
 def _checked_out(request: Request) -> Path:
     out = Path(request.out)
-    ending = out.suffix.lower()
-    if ending in OTHER_FILES:
+    if _is_picture(request.out):
+        if PICTURES[out.suffix.lower()] < request.bits:
+            raise UserError(
+                f"--out {out} cannot hold {request.bits} bits a channel; give a name that ends in .png or .tif."
+            )
+    elif is_file_name(request.out):
         raise UserError(
             f"--out {out} asks for a format that pictures cannot have here; give a name that ends in {', '.join(PICTURES)}, or "
-            "a folder, or --video or --pyramid."
+            f"a folder (if it is to have that name: {out}/), or --video or --pyramid."
         )
-    if ending not in PICTURES and out.is_file():
+    elif out.is_file():
         raise UserError(
             f"--out {out} is a file that does not end in {', '.join(PICTURES)}; give such a name, or a folder."
-        )
-    if PICTURES.get(ending, request.bits) < request.bits:
-        raise UserError(
-            f"--out {out} cannot hold {request.bits} bits a channel; give a name that ends in .png or .tif."
         )
     return out
 

@@ -111,7 +111,11 @@ def check_film(
     for keyframe in keyframes:
         zoom, most = keyframe.zoom, renderer.max_zoom
         if not 1 <= zoom <= most:
-            raise UserError(f"Scale {zoom:g} is out of range: this model zooms from 1 to {most:g}.")
+            place = f"({zoom:g}, {keyframe.x:g}, {keyframe.y:g})"
+            raise UserError(
+                f"Scale {zoom:g} of the place {place} is out of range: this model zooms from 1 to {most:g}, and places are "
+                "(zoom, x, y)."
+            )
         region = Region.of_view(zoom, (keyframe.x, keyframe.y), width, height)
         renderer.check(region, extrapolate=True)
     return frames

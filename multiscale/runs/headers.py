@@ -17,20 +17,22 @@ from dnnlib.errors import REFUSED, UserError
 from dnnlib.reading import HEAD_BYTES, each_once, from_json, kind_of, parsed, regular_size
 from multiscale.config import GeneratorConfig
 from multiscale.runs.migrations import check_version, read_stored
-from multiscale.runs.remote import BUNDLED_FOLDER, bundled_networks, existing_path, is_remote
+from multiscale.runs.remote import BUNDLED_FOLDER, bundled_networks, existing_path, is_remote, local_path
 
 FORMAT = "multiscale-generator"
 PATTERN = "generator-*.safetensors"
 PUBLISHED = ".pkl"
 """How the name of a file of the published code ends."""
 DAMAGED = "{path} is not a whole safetensors file ({reason}); it may be truncated: copy it again, or use an older one."
-WANTED = f"the folder of a run, a {PATTERN} file, or a {PUBLISHED}"
+WANTED = f"the folder of a run or of runs, a {PATTERN} file, or a {PUBLISHED}"
 METADATA = "The metadata of {path} are damaged; use another snapshot of the run."
 CHECKSUM = "sha256"
 """Key of the checksum of a file's tensors; files of earlier versions have none, and are not checked."""
 HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its format allows."""
 
+RUNS = Path("runs")
+"""Where runs are that were given no other folder."""
 BUNDLED = BUNDLED_FOLDER / "earth64.safetensors"
 """The bundled model, trained on the Earth (docs/lab/earth64.md): 64 x 64 pixels, 6 octaves; parameters in half precision,
 training settings in its metadata."""
@@ -144,32 +146,40 @@ def _better_than_state(path: Path) -> str | None:
 
 
 def find_network(network: str | Path | None, tell: Callable[[str], object] | None = None) -> Path:
-    """The file meant by ``--network``: a file, the newest of a run's folder, a name to fetch, or (None) the one written last
-    by any run in ``runs``.
+    """The file meant by ``--network``: a file, the newest of a run's folder, the one written last by any run in a folder of
+    runs, a name to fetch, or (None) the one written last by any run in ``runs``.
 
     Names are ``earth``, ``https://...`` and ``hf://owner/repo`` (:mod:`multiscale.runs.remote`). Without any run it is the
     bundled model.
 
     Args:
         network: As the user typed it; None: nothing was typed.
-        tell: Told which network it is if that was not typed (:func:`choice`).
+        tell: Told which network it is if neither that nor its run was typed (:func:`choice`).
 
     Raises:
         UserError: what was named does not exist or holds no snapshot.
     """
     if network is None:
-        found = [path for folder in _subfolders(Path("runs")) for path in snapshots_of(folder)]
-        chosen = max(found, key=lambda path: (path.stat().st_mtime, path.name), default=BUNDLED)
-        if tell is not None:
-            tell(choice(chosen))
-        return chosen
-    path = existing_path(network, WANTED)
-    if path.is_dir():
-        found = snapshots_of(path)
-        if not found:
-            raise UserError(f"The folder {path} holds no snapshot ({PATTERN}); give the folder of a run or a file.")
-        return found[-1]
-    return path
+        found = written_last(RUNS, snapshots_of) or BUNDLED
+    else:
+        found = existing_path(network, WANTED)
+        if found.is_dir():
+            found = _newest_in(found)
+    if tell is not None and (sentence := choice(found, network)) is not None:
+        tell(sentence)
+    return found
+
+
+def _newest_in(folder: Path) -> Path:
+    """The newest snapshot of a run's folder, or the one written last by any run in a folder of runs."""
+    if own := snapshots_of(folder):
+        return own[-1]
+    found = written_last(folder, snapshots_of)
+    if found is None:
+        raise UserError(
+            f"The folder {folder} holds no snapshot ({PATTERN}), nor does a folder in it; give the folder of a run or a file."
+        )
+    return found
 
 
 def find_networks(texts: Sequence[str]) -> list[Path]:
@@ -190,27 +200,34 @@ def find_networks(texts: Sequence[str]) -> list[Path]:
             others = sorted(set(matches) - set(numbered))
             found += [path for path in numbered if path in matches] + [find_network(path) for path in others]
         else:
-            found.append(find_network(text))
+            found.append(find_network(text, say))
     return each_once(found, Path.resolve) if texts else [find_network(None, say)]
 
 
-def choice(path: Path, option: str = "--network") -> str:
+def choice(path: Path, network: str | Path | None, option: str = "--network") -> str | None:
     """A sentence on a network that nobody named: which it is, how far it was trained, and what names another.
 
     Args:
         path: As of :func:`find_network`.
+        network: What that was given.
         option: What takes a network.
+
+    Returns:
+        None if the network, or its run, was named.
     """
+    place = RUNS if network is None else local_path(network)
+    if network is not None and (not place.is_dir() or path.parent == place):
+        return None
     kimg = kimg_of(path)
     trained = "" if kimg is None else f" ({kimg:,.0f} kimg)" if kimg >= 100 else f" ({kimg:.3g} kimg)"
     if path == BUNDLED:
         return f"Using the bundled model{trained}; {option} takes another."
     if kimg == 0:
         return (
-            f"Using {path}, the snapshot written last in runs, which is untrained (0 kimg) and shows noise; "
+            f"Using {path}, the snapshot written last in {place}, which is untrained (0 kimg) and shows noise; "
             f"{option} takes another, such as the bundled model, {next(iter(bundled_networks()))}."
         )
-    return f"Using {path}{trained}, the snapshot written last in runs; {option} takes another."
+    return f"Using {path}{trained}, the snapshot written last in {place}; {option} takes another."
 
 
 def kimg_of(path: Path) -> float | None:
@@ -228,5 +245,13 @@ def snapshots_of(run: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+def written_last(folder: Path, files_of: Callable[[Path], Sequence[Path]]) -> Path | None:
+    """The file written last by any run in a folder of runs; None if there is none.
+
+    Args:
+        folder: Which need not be there.
+        files_of: The files of a run's folder that count, such as :func:`snapshots_of`.
+    """
+    runs = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    found = [file for run in runs for file in files_of(run)]
+    return max(found, key=lambda path: (path.stat().st_mtime, path.name), default=None)

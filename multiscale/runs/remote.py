@@ -13,6 +13,7 @@ from typing import Any
 from dnnlib.download import fetch
 from dnnlib.errors import UserError, shown
 from dnnlib.files import cache_folder
+from dnnlib.names import typed_path
 from dnnlib.reading import short_reason
 
 HUB = "hf://"
@@ -55,13 +56,13 @@ def is_remote(name: str | Path) -> bool:
 
 
 def local_path(name: str | Path) -> Path:
-    """A path as it is; a name by the file that is fetched, or was.
+    """The path of a file on this machine; of a name in its place, that of the file that is fetched, or was.
 
     Raises:
         UserError: a name that cannot be read, or whose file cannot be had.
     """
     if not is_remote(name):
-        return Path(name)
+        return typed_path(name)
     name = str(name)
     if name.startswith(HUB):
         return _from_hub(HubName.parse(name))
@@ -81,7 +82,7 @@ def existing_path(name: str | Path, wanted: str, *, bundled: bool = True) -> Pat
     Args:
         name: As a user typed it.
         wanted: What could be given, for the message.
-        bundled: Whether a name of :func:`bundled_networks` will do, where there is no such path.
+        bundled: Whether a name of :func:`bundled_networks` will do, where there is no such path; in any case, a slash behind.
 
     Raises:
         UserError: there is none; as :func:`local_path`.
@@ -90,8 +91,8 @@ def existing_path(name: str | Path, wanted: str, *, bundled: bool = True) -> Pat
     if path.exists():
         return path
     names = bundled_networks() if bundled else {}
-    if str(name) in names:
-        return names[str(name)]
+    if (plain := str(name).rstrip("/").lower()) in names:
+        return names[plain]
     known = f", or a bundled one by name ({', '.join(names)})" if names else ""
     raise UserError(f"There is no network {path}; give {wanted}{known}.")
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from dnnlib.cli import Command, reports_user_errors
+from dnnlib.console import say
 from dnnlib.errors import UserError
+from dnnlib.names import folder_named
 from multiscale.runs.headers import find_network
 from multiscale.runs.remote import HubName, hub, hub_errors
 
@@ -31,14 +33,15 @@ def push(run: str, name: str, seed: int, licence: str | None, private: bool, fol
 
     The repository is made if need be; log in first with hf auth login. Others then fly with zoom.py --network hf://OWNER/REPO.
     """
+    place = None if folder is None else folder_named("--folder", folder)
     target = HubName.parse(name)
     if target.file is not None:
         raise UserError(f"{name} names a file; give hf://owner/repo, and @revision if you like.")
-    network = find_network(run)
+    network = find_network(run, say)
     from multiscale.share.card import write_share  # here: PyTorch takes seconds
 
-    if folder is not None:
-        for path in write_share(network, Path(folder), name, seed=seed, licence=licence):
+    if place is not None:
+        for path in write_share(network, place, name, seed=seed, licence=licence):
             print(path)
         return
     api = hub().HfApi()

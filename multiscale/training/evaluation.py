@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dnnlib.errors import UserError
+from dnnlib.names import typed_path
 from dnnlib.pictures import grid
 from multiscale.config import TrainingConfig
 from multiscale.data.patches import PatchDataset
@@ -43,7 +43,7 @@ def snapshot_evaluation(
         raise UserError(
             f"training.metrics={training.metrics!r} in the run's configuration is not allowed: {error}"
         ) from error
-    weights = None if training.metrics_weights is None else Path(training.metrics_weights)
+    weights = None if training.metrics_weights is None else typed_path(training.metrics_weights)
     features = load_features(training.metrics_features, dataset.resolution, process.device, weights, OPTIONS)
     return Evaluation(metrics, dataset, features, process, seed=training.seed, digest=digest)
 

@@ -15,12 +15,14 @@ import torch
 
 from dnnlib.errors import UserError
 from dnnlib.machine import available_cores
+from dnnlib.names import typed_path
 from dnnlib.signals import Ended
 from multiscale.config import RunConfig, build, check_keys, load_preset, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
 from multiscale.data.sampling import patches_by_octave
 from multiscale.runs.folder import held, holds_run, load_settings, write_beside
 from multiscale.runs.headers import PATTERN as SNAPSHOTS
+from multiscale.runs.headers import written_last
 from multiscale.runs.migrations import measured_by_name
 from multiscale.runs.remote import existing_path
 from multiscale.runs.states import PATTERN as STATES
@@ -346,7 +348,7 @@ def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
 def _metric_layer(dataset: PatchDataset, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fall back to L1, where no metric was chosen, if LPIPS cannot run: no weight files, or patches too small."""
     folder = given.get("training", {}).get("lpips_folder")
-    if dataset.resolution >= LPIPS_MIN_RESOLUTION and not missing_files(None if folder is None else Path(folder)):
+    if dataset.resolution >= LPIPS_MIN_RESOLUTION and not missing_files(None if folder is None else typed_path(folder)):
         return {}
     return {"training": {"consistency_metric": "l1"}}
 
@@ -361,7 +363,7 @@ def _missing_weights(config: RunConfig, dataset: PatchDataset) -> Iterator[Missi
                 f"{config.generator.img_resolution}; give --set training.consistency_metric=l1."
             )
         try:
-            load_lpips(None if training.lpips_folder is None else Path(training.lpips_folder))
+            load_lpips(None if training.lpips_folder is None else typed_path(training.lpips_folder))
         except MissingWeights as error:
             yield error
     try:
@@ -377,10 +379,13 @@ def _learned(transfer: str) -> Learned:
     )
     path = existing_path(transfer, wanted)
     if path.is_dir():
-        states = states_of(path)
-        if not states:
-            raise UserError(f"The folder {path} holds no training state ({STATES}); give {wanted}.")
-        path = states[-1]
+        own = states_of(path)
+        state = own[-1] if own else written_last(path, states_of)
+        if state is None:
+            raise UserError(
+                f"The folder {path} holds no training state ({STATES}), nor does a folder in it; give {wanted}."
+            )
+        path = state
     return load_learned(path)
 
 

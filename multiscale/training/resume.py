@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dnnlib.errors import UserError
+from dnnlib.names import folder_named
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.folder import began_with, holds_run, is_held, launcher
@@ -45,9 +46,7 @@ def choose_folder(
         UserError: ``outdir`` is a file, or its run has another model or other data, or it holds a run despite ``is_new``.
     """
     if outdir is not None:
-        folder = Path(outdir)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--outdir {folder} is a file; give a folder.")
+        folder = folder_named("--outdir", outdir)
         if not holds_run(folder):
             return folder, {}
         if is_new:

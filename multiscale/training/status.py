@@ -166,15 +166,19 @@ def _starts(starts: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _measures(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """First, best and newest values of the measures in the last line of ``metrics.jsonl``."""
+    """First, best and newest values of the measures in the last line of ``metrics.jsonl``, or the only ones."""
     for number, name in enumerate(lines[-1]["results"] if lines else ()):
         found = [(line["results"][name], line["kimg"]) for line in lines if name in line["results"]]
         first, last = found[0][0], found[-1][0]
         best, kimg = (max if _higher_is_better(name, last) else min)(found, key=lambda pair: pair[0]["value"])
-        text = f"{name:<18}{first['value']:.4g} -> {best['value']:.4g} (at {kimg:g} kimg) -> {last['value']:.4g}"
-        yield "" if number else "measures", text
+        if len(found) == 1:
+            text = f"{last['value']:.4g} at {kimg:g} kimg, measured once"
+        else:
+            text = f"{first['value']:.4g} -> {best['value']:.4g} (at {kimg:g} kimg) -> {last['value']:.4g}"
+        yield "" if number else "measures", f"{name:<18}{text}"
         if last.get("octaves"):
-            yield "", f"  {'by octave':<16}{_listed(first.get('octaves') or ())} -> {_listed(last['octaves'])}"
+            before = "" if len(found) == 1 else f"{_listed(first.get('octaves') or ())} -> "
+            yield "", f"  {'by octave':<16}{before}{_listed(last['octaves'])}"
 
 
 def _higher_is_better(name: str, result: dict[str, Any]) -> bool:

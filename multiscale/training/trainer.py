@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
+from dnnlib.names import typed_path
 from dnnlib.progress import Stopwatch, progress_bar
 from dnnlib.reading import short_reason
 from dnnlib.signals import ENDING, StopRequest
@@ -148,7 +149,7 @@ class Trainer:
 
         perceptual = None
         if training.consistency_weight and training.consistency_metric == "l1+lpips":
-            folder_of_weights = None if training.lpips_folder is None else Path(training.lpips_folder)
+            folder_of_weights = None if training.lpips_folder is None else typed_path(training.lpips_folder)
             perceptual = load_lpips(folder_of_weights).to(self.device)
         digest = None
         if training.metrics is not None:

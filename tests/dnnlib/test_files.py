@@ -181,6 +181,12 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "multiscale"
 
 
+def test_the_cache_folder_may_be_given_from_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MULTISCALE_CACHE", "~/kept")  # as a line of an environment file, which no shell reads
+    assert cache_folder() == tmp_path / "kept"
+
+
 def test_hints_name_the_nearest_or_all():
     assert nearest_name("bacth", ["batch", "seed"]) == ", did you mean 'batch'?"
     assert nearest_name("xyz", ["batch", "seed"]) == "; allowed: batch, seed."

@@ -146,6 +146,27 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_p
 @pytest.mark.parametrize(
     "module, words",
     [
+        ("multiscale.cli.calc_metrics", "--data p.zip --out report.html"),
+        ("multiscale.cli.generate", "--out report.html"),
+        ("multiscale.cli.zoom", "--export report.html"),
+        ("multiscale.cli.zoom", "--export report.html --tiles"),
+        ("multiscale.cli.train", "--data p.zip --outdir report.html"),
+        ("multiscale.share.__main__", "push none hf://a/b --folder report.html"),
+    ],
+)
+def test_no_folder_is_called_as_a_file_unless_that_is_meant(tmp_path, monkeypatch, module, words):
+    monkeypatch.chdir(tmp_path)
+    small_patches(tmp_path / "p.zip", per_octave=1)
+    result = CliRunner().invoke(import_module(module).main, words.split())
+    assert result.exit_code == 2, result.output
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.search(r"^Error: --\w+ report.html .* a folder \(if it is to have that name: report.html/\)", last)
+    assert list(tmp_path.iterdir()) == [tmp_path / "p.zip"]
+
+
+@pytest.mark.parametrize(
+    "module, words",
+    [
         ("multiscale.cli.calc_metrics", "--data p.zip --network none"),
         ("multiscale.cli.generate", "--network none"),
         ("multiscale.cli.zoom", "--network none --export x"),

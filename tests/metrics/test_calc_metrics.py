@@ -168,8 +168,10 @@ def test_networks_are_found_by_file_folder_and_pattern(place, monkeypatch):
     assert find_networks([f"{run}/*.safetensors"]) == [first, second, run / "best.safetensors"]
     monkeypatch.chdir(run)
     assert find_networks([first.name, str(first), ".", str(run)]) == [Path(first.name), Path(second.name)]
+    assert find_networks([str(place)]) == [second], "of a folder of runs"
+    (run / "empty").mkdir()
     with pytest.raises(UserError, match="holds no snapshot"):
-        find_networks([str(place)])
+        find_networks([str(run / "empty")])
     snapshots = [load_snapshot(path) for path in find_networks([f"{run}/*.safetensors"])]
     assert labels_of(snapshots) == ["1 kimg", "2 kimg", "best"]
     assert len(set(labels_of([snapshots[0], snapshots[0]]))) == 1  # the same file; --network drops repetitions

@@ -49,7 +49,7 @@ def test_it_shows_something_at_every_zoom(bundled):
 def test_it_has_a_name_wherever_a_network_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert bundled_networks() == {"earth": BUNDLED, "earth64": BUNDLED}
-    for name in ("earth", "earth64"):
+    for name in ("earth", "earth64", "Earth", "EARTH64", "earth/"):
         assert find_network(name) == find_networks([name])[0] == multiscale.load(name).path == BUNDLED
     with pytest.raises(
         UserError, match=r"There is no network mars; give .*, or a bundled one by name \(earth, earth64\)"
@@ -60,7 +60,8 @@ def test_it_has_a_name_wherever_a_network_is_named(tmp_path, monkeypatch):
     own = tmp_path / "earth" / "generator-000000001.safetensors"
     own.parent.mkdir()
     own.touch()
-    assert find_network("earth").absolute() == own, "what lies there comes first"
+    for name in ("earth", "earth/"):
+        assert find_network(name).absolute() == own, "what lies there comes first"
 
 
 def test_packing_keeps_the_pictures(tmp_path):
@@ -73,6 +74,9 @@ def test_packing_keeps_the_pictures(tmp_path):
     options = ["--info", "title=Earth = Terra", "--info", "after_kimg=104"]
     done = CliRunner().invoke(pack, [str(tmp_path / "run"), str(packed_file), *options])
     assert done.exit_code == 0, done.output
+    again = CliRunner().invoke(pack, [str(tmp_path), str(tmp_path / "again.safetensors"), *options])
+    assert f"run/generator-000001000.safetensors (1 kimg), the snapshot written last in {tmp_path}" in again.stderr
+    assert load_snapshot(tmp_path / "again.safetensors").info == load_snapshot(packed_file).info, "of a folder of runs"
     packed = load_snapshot(tmp_path / "packed.safetensors")
     assert packed.info == {
         "kimg": 1.0,

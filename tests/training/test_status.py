@@ -101,6 +101,12 @@ def test_a_stopped_run_says_how_far_it_came_and_how_it_goes_on(run, capsys):
         assert re.search(expected, text), expected
 
 
+def test_a_measure_that_was_taken_once_is_listed_once(tmp_path, capsys):
+    lines = [{"kimg": 0.0, "swd": [0.5, 0.65], "swd mean": 0.57571}, tick(0.064)]
+    text = printed(make_run(tmp_path / "run", lines), capsys)
+    assert re.search(r"\n  measures +swd +0\.5757 at 0 kimg, measured once\n +by octave +0\.5 0\.65\n", text), text
+
+
 def test_starts_and_the_settings_that_they_changed_are_listed(run, capsys):
     assert "started" not in printed(run, capsys)  # a run of an earlier version
     for kimg, changed in (
