@@ -1,6 +1,6 @@
 #!/bin/sh
-# Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in four stages.
-#   [WAVES=104 PACKETS=9 EVEN=16 FINE=21] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
+# Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in five stages.
+#   [WAVES=104 PACKETS=9 EVEN=16 FINE=21 FLAT=14 BENT=12] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
 # The stages' lengths are in thousands of images.
 set -e
 folder=$1
@@ -23,7 +23,7 @@ after() {  # STAGE, NAME and options: goes on from the networks of another
   python -m multiscale.cli.pack "$folder/$1" "$folder/$1.safetensors" --networks "$folder/$1.pt"
   before=$1
   shift
-  stage "$@" --transfer "$folder/$before.pt" --set generator.feature_bandwidth=0.2 --set training.ema_kimg=2 \
+  stage "$@" --transfer "$folder/$before.pt" --set generator.feature_bandwidth=0.3 --set training.ema_kimg=2 \
     --set training.ema_rampup=0.3 --set training.ada_kimg=150 --set schedule.warmup_kimg=0 --set schedule.skew_kimg=0
 }
 
@@ -35,5 +35,9 @@ after packets even --kimg ${EVEN:-16} --set generator.even_features=true --set t
   --set training.lr_end=0.03 --set training.consistency_weight=10 "$@"
 after even fine --kimg ${FINE:-21} --set generator.even_features=true --set training.g_lr=0.0022 --set training.d_lr=0.002 \
   --set training.lr_end=0.03 --set training.consistency_weight=10 "$@"
-python -m multiscale.cli.pack "$folder/fine" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
-  --info kimg=150 --info title=Earth --info licence=Apache-2.0
+after fine flat --kimg ${FLAT:-14} --set generator.even_features=true --set training.g_lr=0.0022 --set training.d_lr=0.002 \
+  --set training.lr_end=1 --set training.consistency_weight=12 "$@"
+after flat bent --kimg ${BENT:-12} --set generator.even_features=true --set training.g_lr=0.0022 --set training.d_lr=0.002 \
+  --set training.lr_end=0.03 --set training.consistency_weight=30 "$@"
+python -m multiscale.cli.pack "$folder/bent" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
+  --info kimg=176 --info title=Earth --info licence=Apache-2.0
