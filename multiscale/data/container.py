@@ -22,6 +22,7 @@ from PIL import Image
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_folder, atomic_write, check_writable, remove_abandoned
+from dnnlib.names import is_file_name, typed_path
 from dnnlib.pictures import PNG_STRATEGY
 from dnnlib.reading import kind_of_file, regular_size
 from multiscale.data.archive import ZipSource
@@ -50,7 +51,7 @@ class PatchWriter:
             UserError: ``dest`` exists and ``force`` is not given (also if it has come into being by the end), or it is
                 something other than a patch set.
         """
-        self.dest = Path(dest)
+        self.dest = typed_path(dest)
         self.is_zip = self.dest.suffix.lower() == ".zip"
         self.force = force
         self.facts = facts or {}
@@ -109,10 +110,16 @@ def check_dest(dest: Path, *, force: bool) -> None:
     """
     check_writable(dest, folder="replaced")
     try:
-        if not dest.exists():
-            return
+        exists = dest.exists()
     except OSError as error:
         raise UserError(f"Cannot write {dest}: {error.strerror or error}.") from error
+    if not exists:
+        if dest.suffix.lower() != ".zip" and is_file_name(str(dest)):
+            raise UserError(
+                f"{dest} ends in {dest.suffix} as a file does, and patches are written to a ZIP or a folder: give "
+                f"{dest.with_suffix('.zip').name}, say (or make the folder first, if it is to have that name)."
+            )
+        return
     if dest.suffix.lower() == ".zip":
         if dest.is_dir():
             raise UserError(f"{dest} is a folder; give a file name for the ZIP.")
@@ -220,7 +227,7 @@ def open_sources(path: str | Path) -> list[PatchSource]:
     """
     if re.match("https?://", str(path)):
         raise UserError(f"{path} is an address, and patches are files; make them from its tiles: {how_to_make(path)}.")
-    path = Path(path)
+    path = typed_path(path)
     if path.exists() or not glob.has_magic(str(path)):
         return [_open_source(path)]
     matches = sorted(glob.glob(str(path)))

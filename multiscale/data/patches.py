@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
+from dnnlib.names import typed_path
 from multiscale.data.archive import ZipSource
 from multiscale.data.container import open_sources
 from multiscale.data.process_pool import in_order
@@ -98,7 +99,7 @@ class PatchDataset:
                 NaN, infinite or below 0; a first patch that is not an 8-bit grey or RGB PNG, square, with a power-of-two
                 side; containers whose first patches differ in size or mode.
         """
-        self.path = Path(path)
+        self.path = typed_path(path)
         with _collector_paused():
             self._sources = open_sources(path)
             parts = [source.listing() for source in self._sources]

@@ -96,6 +96,21 @@ def test_a_dry_run_of_the_demo_draws_nothing(tmp_path):
     assert not dest.exists()
 
 
+def test_a_name_of_another_file_is_refused_unless_it_is_a_folders(tmp_path):
+    small = ["--resolution", 16, "--counts", "4", "--workers", 1]
+    assert_one_sentence(invoke("demo", "--dest", tmp_path / "set.tar", *small), "set.tar ends in .tar", "set.zip")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "set.tar").mkdir()
+    for name in ("set.tar", "v1.5"):
+        assert invoke("demo", "--dest", tmp_path / name, *small).exit_code == 0
+        assert len(PatchDataset(tmp_path / name)) == 4
+
+
+def test_a_set_is_found_below_the_home(demo_zip, monkeypatch):
+    monkeypatch.setenv("HOME", str(demo_zip.parent))
+    assert len(PatchDataset("~/patches.zip")) == 18
+
+
 @pytest.mark.parametrize(
     "arguments, expected",
     [
