@@ -103,7 +103,7 @@ class Waves:
 
     def styled(self, amplitude: torch.Tensor) -> Waves:
         """Each wave as A sin + B cos in place of sin, with ``amplitude`` [B, K, 2] = (A, B): another amplitude and phase."""
-        a, b = _each(amplitude.to(self.sin_y.dtype), self.terms, 1)[..., None].unbind(2)  # [B, K R, 1]
+        a, b = _of_terms(amplitude.to(self.sin_y.dtype), self.terms)[..., None].unbind(2)  # [B, K R, 1]
         along_y = a * self.sin_y + b * self.cos_y, a * self.cos_y - b * self.sin_y
         return Waves(self.sin_x, self.cos_x, *along_y, self.terms, self.shape)
 
@@ -124,7 +124,7 @@ class Waves:
             with full_precision(maps.device):
                 return (weight @ maps.flatten(2)).unflatten(2, maps.shape[2:])
         along_y = torch.cat([self.cos_y, self.sin_y], dim=1).mT[:, None]  # [B, 1, rows, 2 K R]
-        along_y = along_y * _each(weight, self.terms, 1).repeat(1, 2)[:, None]  # [B, C, rows, 2 K R]
+        along_y = along_y * _of_terms(weight, self.terms).repeat(1, 2)[:, None]  # [B, C, rows, 2 K R]
         along_x = torch.cat([self.sin_x, self.cos_x], dim=1)  # [B, 2 K R, columns]
         with full_precision(along_x.device):
             return self._shaped(torch.bmm(along_y.flatten(1, 2), along_x).unflatten(1, (channels, rows)))
@@ -155,9 +155,9 @@ class Waves:
         return maps if self.shape is None else maps.flatten(2).unflatten(2, self.shape)
 
 
-def _each(numbers: torch.Tensor, terms: int, dim: int) -> torch.Tensor:
-    """Numbers of features as those of their terms."""
-    return numbers if terms == 1 else numbers.repeat_interleave(terms, dim=dim)
+def _of_terms(numbers: torch.Tensor, terms: int) -> torch.Tensor:
+    """Numbers of features, [N, K, ...], as those of their terms, [N, K R, ...]."""
+    return numbers if terms == 1 else numbers.repeat_interleave(terms, dim=1)
 
 
 def _product(

@@ -143,6 +143,15 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_p
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
+def refused_beside_patches(folder, monkeypatch, module, words):
+    """What a command answers that is refused, in a folder that holds ``p.zip``."""
+    monkeypatch.chdir(folder)
+    small_patches(folder / "p.zip", per_octave=1)
+    result = CliRunner().invoke(import_module(module).main, words.split())
+    assert result.exit_code == 2, result.output
+    return result
+
+
 @pytest.mark.parametrize(
     "module, words",
     [
@@ -155,10 +164,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_p
     ],
 )
 def test_no_folder_is_called_as_a_file_unless_that_is_meant(tmp_path, monkeypatch, module, words):
-    monkeypatch.chdir(tmp_path)
-    small_patches(tmp_path / "p.zip", per_octave=1)
-    result = CliRunner().invoke(import_module(module).main, words.split())
-    assert result.exit_code == 2, result.output
+    result = refused_beside_patches(tmp_path, monkeypatch, module, words)
     last = result.stderr.strip().splitlines()[-1]
     assert re.search(r"^Error: --\w+ report.html .* a folder \(if it is to have that name: report.html/\)", last)
     assert list(tmp_path.iterdir()) == [tmp_path / "p.zip"]
@@ -179,10 +185,7 @@ def test_no_folder_is_called_as_a_file_unless_that_is_meant(tmp_path, monkeypatc
     ],
 )
 def test_a_network_that_is_not_there_has_one_sentence(tmp_path, monkeypatch, module, words):
-    monkeypatch.chdir(tmp_path)
-    small_patches(tmp_path / "p.zip", per_octave=1)
-    result = CliRunner().invoke(import_module(module).main, words.split())
-    assert result.exit_code == 2, result.output
+    result = refused_beside_patches(tmp_path, monkeypatch, module, words)
     assert "Error: There is no network none; give " in result.stderr
 
 

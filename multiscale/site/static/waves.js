@@ -19,7 +19,7 @@ const fraction = (value) => value - Math.floor(value);
 export function along(model, point, waves, view, { columns, rows }) {
   const count = waves.length / 4;
   const octave = -Math.log2(view.scale);
-  const { bandwidth, anchor, fade, terms } = model.packets;
+  const { bandwidth, anchor, fade, terms, slowest, fastest } = model.packets;
   const alongX = new Float32Array(2 * count * terms * columns);
   const alongY = new Float32Array(2 * count * terms * rows);
   const passed = model.band_limit === null ? null : point.rate / model.band_limit;
@@ -40,25 +40,26 @@ export function along(model, point, waves, view, { columns, rows }) {
     const shrunk = point.rate / 2 / (view.scale * Math.hypot(...corner)); // the part of the packet's box that the grid can hold
     for (let term = 0; term < terms; term++) {
       const row = k * terms + term;
-      const part = amplitude / (single ? terms : Math.sqrt(terms));
-      fill(alongX, count * terms, row, columns, atCentre, vx / point.rate, part);
-      fill(alongY, count * terms, row, rows, 0, vy / point.rate, 1);
-      if (single) continue;
+      if (single) {
+        fill(alongX, count * terms, row, columns, atCentre, vx / point.rate, amplitude / terms);
+        fill(alongY, count * terms, row, rows, 0, vy / point.rate, 1);
+        continue;
+      }
       for (const [axis, into, samples, centre] of [[0, alongX, columns, view.x], [1, alongY, rows, view.y]]) {
         const first = 2 * ((2 * k + axis) * terms + term);
         const [ofShift, ofBend] = point.packets.place.subarray(first, first + 2);
         const [phaseOfShift, phaseOfBend] = point.packets.phase.subarray(first, first + 2);
         const most = spread / 2; // frequencies in turns a unit of the world
         const shift = most * (2 * ofShift - 1);
-        const slow = spread * (model.packets.slowest + (model.packets.fastest - model.packets.slowest) * ofBend);
-        bend(into, count * terms, row, samples, {
+        const slow = spread * (slowest + (fastest - slowest) * ofBend);
+        fillBent(into, count * terms, row, samples, {
           sample: view.scale / point.rate,
-          shift,
+          mean: [wx, wy][axis] + shift,
           slow,
           most,
-          phase: fraction(shift * centre + phaseOfShift),
+          phase: fraction((axis === 0 ? atCentre : 0) + shift * centre + phaseOfShift),
           phaseOfBend: fraction(slow * centre + phaseOfBend),
-          mean: [wx, wy][axis] + shift,
+          amplitude: axis === 0 ? amplitude / Math.sqrt(terms) : 1,
           end: shrunk * corner[axis],
           fade: fade * corner[axis],
         });
@@ -84,21 +85,6 @@ export function drawPackets(count, stream, terms) {
   };
 }
 
-/** Bend the wave of a row: turn its phase by that of shift and bend, and fade it where its frequency passes `end`. */
-function bend(into, rows, row, samples, { sample, shift, slow, most, phase, phaseOfBend, mean, end, fade }) {
-  const depth = most / (TURN * slow);
-  for (let j = 0, at = row * samples; j < samples; j++, at++) {
-    const x = sample * (j - (samples - 1) / 2);
-    const turn = TURN * (phaseOfBend + slow * x);
-    const kept = clamp01((end - Math.abs(mean + most * Math.cos(turn))) / fade);
-    const angle = TURN * (phase + shift * x + depth * Math.sin(turn));
-    const [sine, cosine] = [kept * Math.sin(angle), kept * Math.cos(angle)];
-    const [sineOfWave, cosineOfWave] = [into[at], into[at + rows * samples]];
-    into[at] = sineOfWave * cosine + cosineOfWave * sine;
-    into[at + rows * samples] = cosineOfWave * cosine - sineOfWave * sine;
-  }
-}
-
 /**
  * A view {scale, x, y} in the frame of a world, {scale, x, y, cos, sin}: turned about the world's middle, then shifted.
  *
@@ -121,5 +107,18 @@ function fill(into, count, k, samples, phase, step, amplitude) {
     const turns = fraction(phase + step * (j - (samples - 1) / 2));
     into[at] = amplitude * Math.sin(TURN * turns);
     into[at + cosines] = amplitude * Math.cos(TURN * turns);
+  }
+}
+
+/** As `fill`, of a wave whose frequency swings about `mean`; it fades where that passes `end`. Packets are not in turned views. */
+function fillBent(into, rows, row, samples, { sample, mean, slow, most, phase, phaseOfBend, amplitude, end, fade }) {
+  const depth = most / (TURN * slow);
+  for (let j = 0, at = row * samples; j < samples; j++, at++) {
+    const x = sample * (j - (samples - 1) / 2);
+    const turn = TURN * (phaseOfBend + slow * x);
+    const kept = amplitude * clamp01((end - Math.abs(mean + most * Math.cos(turn))) / fade);
+    const angle = TURN * fraction(phase + mean * x + depth * Math.sin(turn));
+    into[at] = kept * Math.sin(angle);
+    into[at + rows * samples] = kept * Math.cos(angle);
   }
 }
