@@ -1,6 +1,8 @@
 """Pictures of every kind that people have: what they look like to a patch, how much memory they take, what is refused."""
 
 import contextlib
+import itertools
+import math
 import os
 import re
 import signal
@@ -574,8 +576,16 @@ def test_memory_does_not_grow_with_the_picture(tmp_path, tile):
 @pytest.mark.skipif(sys.platform != "linux", reason="sends signals to a session; run it on Linux")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_while_levels_are_made_ends_at_once_and_leaves_nothing(tmp_path, workers):
-    shape = (30_000, 30_000, 3)  # with a hole for a file
-    tifffile.imwrite(tmp_path / "a.tif", shape=shape, dtype="uint8", tile=(512, 512), photometric="rgb")
+    tile = zlib.compress(bytes(512 * 512 * 3))  # once for all tiles: 3 MB on disk, of which levels of 900 MB are made
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        itertools.repeat(tile, math.ceil(30_000 / 512) ** 2),
+        shape=(30_000, 30_000, 3),
+        dtype="uint8",
+        tile=(512, 512),
+        photometric="rgb",
+        compression="zlib",
+    )
     command = [sys.executable, "dataset_tool.py", "make", "--source", str(tmp_path / "a.tif")]
     command += ["--dest", str(tmp_path / "s.zip"), "--workers", str(workers)]
     environment = os.environ | {"MULTISCALE_CACHE": str(tmp_path / "cache")}
