@@ -61,6 +61,8 @@ class GeneratorConfig:
     """All features of an octave of frequencies count alike, in every world and in all: worlds turn their phases, not their
     amplitudes, and their mixing weights are scaled to their octave's root mean square. Otherwise some few come to dominate,
     which shows as strokes."""
+    feature_gates: bool = False
+    """Features are stronger and weaker from place to place, as the maps say that they are appended to."""
     world_frame: bool = False
     """An angle and a shift of the world follow from w (StyleGAN3's input has the same)."""
     z_dim: Annotated[int, Field(ge=1, le=65536)] = 512

@@ -219,6 +219,7 @@ class SynthesisNetwork(nn.Module):
         self.layers = nn.ModuleList()
         self.injections = nn.ModuleDict()
         self.mixing = nn.ParameterDict()  # of the injections behind layers, where they are mixed
+        self.gates = nn.ParameterDict()  # of the same; 0 at first, where all are open by half
         for layer in plan.layers:
             self.layers.append(SynthesisLayer(config, layer))
             if layer.features:
@@ -226,6 +227,8 @@ class SynthesisNetwork(nn.Module):
                 self.injections[index] = FeatureInjection(config, mine, layer.out_size, layer.out_rate, rng)
                 if config.fourier_features is not None:
                     self.mixing[index] = nn.Parameter(torch.randn(layer.features, layer.waves))
+                if config.feature_gates:
+                    self.gates[index] = nn.Parameter(torch.zeros(layer.features, layer.conv_channels))
                 taken += layer.waves
         self.frame = Linear(config.w_dim, 4) if config.world_frame else None
         if self.frame is not None:  # all worlds begin in the frame of the views
@@ -325,7 +328,17 @@ class SynthesisNetwork(nn.Module):
         key = str(i)
         if key not in self.injections:
             return x, None
-        return x, self.injections[key].maps(waves[key], ws[:, 0], self.mixing.get(key))  # type: ignore[operator]
+        features = self.injections[key].maps(waves[key], ws[:, 0], self.mixing.get(key))  # type: ignore[operator]
+        return x, self.gated(i, x, features)
+
+    def gated(self, i: int, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Features [B, F, H, W] behind layer ``i``, times what its output ``x`` [B, C', H, W] makes of them at each point: 0 to 2."""
+        gate = self.gates.get(str(i))
+        if gate is None:
+            return features
+        gain = self.layers[i + 1].magnitude_ema.rsqrt()  # type: ignore[operator]
+        weight = (gate * gain)[:, :, None, None].to(x.dtype)
+        return features * (2 * F.conv2d(x[:, : gate.shape[1]], weight).sigmoid())
 
 
 class Generator(nn.Module):

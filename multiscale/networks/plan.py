@@ -172,6 +172,7 @@ def least_weights(config: GeneratorConfig) -> int:
     for layer in plan.layers:
         mixed += layer.in_channels * layer.conv_channels * (1 if layer.is_torgb else config.conv_kernel**2)
         mixed += layer.features * layer.waves * (config.fourier_features is not None)
+        mixed += layer.features * layer.conv_channels * config.feature_gates
     return config.w_dim * linear + mixed
 
 

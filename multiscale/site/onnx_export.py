@@ -63,7 +63,8 @@ class SynthesisGraph(nn.Module):
             if (key := str(i)) in synthesis.injections:
                 point: Any = synthesis.injections[key]
                 mixing = synthesis.mixing.get(key)
-                x = torch.cat([x, _features(point, mixing, ws, *waiting[:2])], dim=1)
+                features = _features(point, mixing, ws, *waiting[:2])
+                x = torch.cat([x, synthesis.gated(i, x, features)], dim=1)
                 waiting = waiting[2:]
         return x * self.generator.config.output_scale
 
