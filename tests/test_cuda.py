@@ -39,7 +39,13 @@ def _full_float32():
 
 
 MIXED = {"fourier_features": 300, "feature_style": True, "world_frame": True}
-PACKETS = {"fourier_features": 300, "feature_style": True, "even_features": True, "feature_bandwidth": 0.2}
+PACKETS = {
+    "fourier_features": 300,
+    "feature_style": True,
+    "even_features": True,
+    "feature_bandwidth": 0.2,
+    "feature_gates": True,
+}
 
 
 def images(half_res: int, half_dtype: str = "float16", **changes):

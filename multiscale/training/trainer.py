@@ -513,7 +513,8 @@ class Trainer:
     def begin_with(self, weights: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Load the weights of trained networks by name (``G``, ``G_ema``, ``D``); everything else starts afresh."""
         for name, tensors in weights.items():
-            getattr(self, name).load_state_dict(tensors)
+            network = getattr(self, name)
+            network.load_state_dict({**network.state_dict(), **tensors})  # settings that came have weights of their own
 
     @float32_products()
     def _calibrate(self) -> None:

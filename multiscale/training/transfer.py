@@ -15,6 +15,8 @@ from multiscale.training.resume import check_changes
 
 WITHOUT_WEIGHTS = ("feature_bandwidth", "even_features")
 """Settings of the generator that change none of its weights' shapes: they may come or go."""
+WITH_WEIGHTS_OF_ZERO = ("feature_gates",)
+"""Settings whose weights change nothing at first: they may come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,9 @@ class Learned:
     def check(self, config: RunConfig) -> None:
         """Raise a :class:`UserError` unless the run's networks are of the same shape."""
         mine = {section: values for section, values in to_dict(config).items() if section in self.config}
-        free = {name: self.config["generator"][name] for name in WITHOUT_WEIGHTS}
+        theirs = self.config["generator"]
+        free = {name: theirs[name] for name in WITHOUT_WEIGHTS}
+        free |= {name: False for name in WITH_WEIGHTS_OF_ZERO if not theirs[name]}
         mine["generator"] = mine["generator"] | free
         check_changes(self.config, mine, f"The run of {self.path}")
 

@@ -1,5 +1,6 @@
 """The generator: one world in the image, every legal configuration, running means, repeatability."""
 
+import dataclasses
 import math
 
 import pytest
@@ -158,6 +159,24 @@ def test_even_features_count_alike_in_every_world_and_in_all():
         torch.testing.assert_close(energy[~free], before[~free])
 
 
+def test_gates_are_half_open_at_first_and_weigh_features_place_by_place():
+    config = small_config(img_resolution=64, **MIXED)
+    torch.manual_seed(0)
+    plain = calibrated_generator(config)
+    gated = Generator(dataclasses.replace(config, feature_gates=True))
+    gated.load_state_dict(gated.state_dict() | plain.state_dict())
+    z, view = torch.randn(2, 16), view_transform([3.0], [[0.1, 0.2]])
+    with torch.no_grad():
+        assert torch.equal(gated.eval()(z, view), plain.eval()(z, view))
+        synthesis = gated.synthesis
+        key, gate = next(iter(synthesis.gates.items()))
+        gate.normal_()
+        x, features = torch.randn(2, gate.shape[1], 9, 7), torch.randn(2, gate.shape[0], 9, 7)
+        rms = synthesis.layers[int(key) + 1].magnitude_ema.sqrt()
+        opened = 2 / (1 + torch.exp(-torch.einsum("fc,bchw->bfhw", gate, x) / rms))
+        torch.testing.assert_close(synthesis.gated(int(key), x, features), features * opened)
+
+
 @pytest.mark.parametrize("changes", [{}, STYLED, {"even_features": True, **STYLED}])
 def test_gradients_are_finite_at_the_latent_0_and_the_style_0(changes):
     """Where roots of squares have none of their own: inversions and mean worlds begin there."""
@@ -202,7 +221,8 @@ def test_gradients_reach_styles_mixing_and_frame():
         {"feature_style": True, "world_frame": True},
         {"img_resolution": 64, "feature_bandwidth": 0.25},
         {"img_resolution": 16, "feature_bandwidth": 0.1, **STYLED},
-        {"even_features": True, **STYLED},
+        {"even_features": True, "feature_gates": True, **STYLED},
+        {"feature_gates": True},
     ],
 )
 def test_legal_configurations_render_and_train(changes):

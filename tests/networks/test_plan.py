@@ -63,7 +63,7 @@ def test_widths_are_consistent_for_every_legal_configuration(resolution):
         {"conv_kernel": 3, "channel_base": 8192, "channel_max": 512},
         {"fourier_features": 4096, "channel_max": 64},
         {"fourier_features": 4096, "feature_style": True, "world_frame": True, "w_dim": 128},
-        {"z_dim": 4096, "feature_style": True, "fourier_features": 64, "even_features": True},
+        {"z_dim": 4096, "feature_style": True, "fourier_features": 64, "even_features": True, "feature_gates": True},
     ],
 )
 def test_the_least_number_of_weights_is_nearly_all_of_them(changes):

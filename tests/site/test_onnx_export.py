@@ -33,6 +33,13 @@ def framed_generator():
     return generator.requires_grad_(False)
 
 
+def gated_generator():
+    generator = calibrated_generator(small_config(**MIXED, feature_style=True, feature_gates=True))
+    for gate in generator.synthesis.gates.values():
+        torch.nn.init.normal_(gate, std=0.3)
+    return generator.requires_grad_(False)
+
+
 NETWORKS = {
     "radial": lambda: calibrated_generator(small_config(octaves=5)),
     "mixed, of both kinds of kernel": lambda: calibrated_generator(
@@ -44,6 +51,7 @@ NETWORKS = {
     "even packets": lambda: calibrated_generator(
         small_config(**MIXED, feature_style=True, even_features=True, feature_bandwidth=0.2)
     ),
+    "gated": gated_generator,
     "in frames of their own": framed_generator,
     "bundled": lambda: load_snapshot(BUNDLED).generator,
     "published": lambda: load_published(PUBLISHED).generator,

@@ -26,7 +26,11 @@ def test_packed_networks_are_what_a_transfer_begins_with(tmp_path):
     assert (tmp_path / "networks.pt").stat().st_size < state.stat().st_size / 3
     learned = load_learned(tmp_path / "networks.pt")
     learned.check(trainer.config)
-    free = {"feature_bandwidth": 0.2, "even_features": True}  # they have no weights
+    free = {
+        "feature_bandwidth": 0.2,
+        "even_features": True,
+        "feature_gates": True,
+    }  # no weights, or some that begin at 0
     packets = dataclasses.replace(config, generator=dataclasses.replace(styled, **free))
     learned.check(packets)
     Trainer(packets, dataset, tmp_path, Process(torch.device("cpu"))).begin_with(learned.weights)
