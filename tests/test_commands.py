@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -705,6 +706,15 @@ def test_films_and_large_files(trained, tmp_path):
     run(generate, "--network", trained, "--tiff", tmp_path / "t.tif")
     assert len(list((tmp_path / "p_files").glob("*/*.png"))) == 8  # 128 a side, on one tile
     assert {path.name for path in tmp_path.iterdir()} == {"f.mp4", "p.dzi", "p_files", "t.tif"}
+
+
+@pytest.mark.parametrize("room", [256 * 256 * 3, 256 * 256 * 3 - 1])
+def test_a_tiff_that_may_not_fit_the_disk_says_so_first(trained, tmp_path, monkeypatch, room):
+    usage = shutil.disk_usage(tmp_path)._replace(free=room)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    done = run(generate, "--network", trained, "--tiff", tmp_path / "new" / "t.tif")  # 128 a side, on one tile
+    assert done.exit_code == 0, done.output
+    assert ("t.tif may take up to 0.0 GB, and 0.0 GB are free." in done.stderr) == (room < 256 * 256 * 3)
 
 
 def test_films_walk_through_worlds_and_resume(trained, tmp_path):
