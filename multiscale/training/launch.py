@@ -175,11 +175,14 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
     with held(run.folder):
         if holds_run(run.folder) and not run.goes_on:
             raise UserError(f"{run.folder} has just been taken by another run; start this one again.")
+        start = report_start(run.folder, run.job.resumed, run.config)
+        if start >= run.config.training.kimg * 1000:
+            yield run, None  # its files go on saying how it was trained
+            return
         if run.changes:
             print("Changed settings: " + "; ".join(described(run.changes)))
         if run.devices[0].type == "cpu" and (advice := busy_advice()) is not None:
             print(advice)
-        start = report_start(run.folder, run.job.resumed, run.config)
         source = None if run.goes_on else run.job.resumed or run.job.transfer
         write_beside(
             run.folder,
@@ -191,7 +194,7 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
             changed=run.changes,
             begins_with=None if source is None else str(source),
         )
-        yield run, run.job if start < run.config.training.kimg * 1000 else None
+        yield run, run.job
 
 
 def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
