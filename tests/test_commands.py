@@ -320,6 +320,31 @@ def test_a_run_begins_with_the_networks_of_another(tmp_path):
         torch.testing.assert_close(new[name], tensor)
 
 
+def test_runs_that_began_otherwise_are_not_resumed_in_place_of_a_transfer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data, source = (
+        small_patches(tmp_path / "p.zip"),
+        quick_training(small_patches(tmp_path / "q.zip"), tmp_path / "source"),
+    )
+    short = [part for text in QUICK for part in ("--set", text)] + ["--kimg", 0.004, "--batch", 4, "--gpus", 0]
+
+    def trained_in(*words: object) -> str:
+        output = run(train, "--data", data, *short, *words).output
+        return ("new " if "Trained" in output else "") + re.search(r"runs/\d+", output)[0]
+
+    assert trained_in() == "new runs/00000"
+    assert trained_in("--transfer", source) == "new runs/00001"
+    assert [trained_in(), trained_in("--transfer", source), trained_in("--transfer", states_of(source)[-1])] == [
+        "runs/00000",
+        "runs/00001",
+        "runs/00001",
+    ]
+    assert trained_in("--transfer", snapshots_of(source)[-1]) == "new runs/00002"
+    first = next((tmp_path / "runs").glob("00000-*"))
+    sentence = refused(train, "--data", data, *short, "--outdir", first, "--transfer", source)
+    assert f"The run in {first} did not begin with the networks of {source}" in sentence
+
+
 def test_networks_that_do_not_fit_are_not_transferred(tmp_path):
     data, folder = small_patches(tmp_path / "p.zip"), tmp_path / "run"
     quick_training(data, folder)

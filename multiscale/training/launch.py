@@ -66,6 +66,13 @@ class Request:
     fresh: bool = False
 
 
+LEARNED = (
+    f"the folder of a run (its newest {STATES}), a {STATES} or {SNAPSHOTS} file, a .pkl of the published code, "
+    "https://... or hf://owner/repo"
+)
+"""What ``--transfer`` takes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What each process of a run needs to know."""
@@ -213,7 +220,8 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
         raise UserError(
             "Both --resume and --transfer were given; --resume goes on with a run, --transfer takes its networks."
         )
-    learned = None if request.transfer is None else _learned(request.transfer)
+    source = None if request.transfer is None else existing_path(request.transfer, LEARNED)
+    learned = None if source is None else _learned(source)
     if learned is not None:
         _refuse_other_data(learned.config, dataset, f"The networks of {learned.path} have")
     values = merge(
@@ -229,7 +237,7 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
     if learned is not None:
         learned.check(config)
     is_new = request.fresh or request.resume is not None
-    folder, changes = choose_folder(request.outdir, f"{stem}-{preset}", config, dataset, is_new=is_new)
+    folder, changes = choose_folder(request.outdir, f"{stem}-{preset}", config, dataset, is_new=is_new, transfer=source)
     resumed = None if request.resume is None else Path(request.resume)
     if resumed is not None:
         changes = check_resumed(resumed, config, dataset)
@@ -375,18 +383,13 @@ def _missing_weights(config: RunConfig, dataset: PatchDataset) -> Iterator[Missi
         yield error
 
 
-def _learned(transfer: str) -> Learned:
-    wanted = (
-        f"the folder of a run (its newest {STATES}), a {STATES} or {SNAPSHOTS} file, a .pkl of the published code, "
-        "https://... or hf://owner/repo"
-    )
-    path = existing_path(transfer, wanted)
+def _learned(path: Path) -> Learned:
     if path.is_dir():
         own = states_of(path)
         state = own[-1] if own else written_last(path, states_of)
         if state is None:
             raise UserError(
-                f"The folder {path} holds no training state ({STATES}), nor does a folder in it; give {wanted}."
+                f"The folder {path} holds no training state ({STATES}), nor does a folder in it; give {LEARNED}."
             )
         path = state
     return load_learned(path)
