@@ -352,6 +352,7 @@ def test_networks_that_do_not_fit_are_not_transferred(tmp_path):
     options = ("--outdir", tmp_path / "x", "--transfer")
     other = refused(train, "--data", data, *options, snapshot, "--set", "generator.channel_max=48")
     assert "has another model" in other
+    assert other.endswith("; leave out what follows from its networks.")
     assert "discriminator" in refused(train, "--data", data, *options, state, "--set", "discriminator.channel_base=64")
     fewer = small_patches(tmp_path / "fewer.zip", octaves=2)
     assert "generator.octaves=3 but the patches of" in refused(train, "--data", fewer, *options, snapshot)
@@ -948,6 +949,13 @@ def test_a_training_state_and_a_snapshot_in_place_of_each_other_are_told_apart(t
 def test_an_output_folder_that_cannot_be_made_is_named(trained, tmp_path):
     (tmp_path / "file").write_text("")
     assert "Cannot write" in refused(generate, "--network", trained, "--out", tmp_path / "file" / "deeper")
+
+
+def test_a_probability_of_no_augmentation_is_remarked_upon(tmp_path):
+    data = small_patches(tmp_path / "p.zip")
+    words = ("--data", data, "--outdir", tmp_path / "x", "--dry-run", "--set", "training.augment_p=0.1")
+    assert "Remark: training.augment_p=0.1 has no effect" in run(train, *words).output
+    assert "Remark" not in run(train, *words, "--set", "training.augment=fixed").output
 
 
 def test_pairs_with_unequal_penalties_are_remarked_upon(tmp_path):

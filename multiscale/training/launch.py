@@ -172,7 +172,7 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
     if dry_run:
         print(describe_settings(run.config))  # first: what is longer than a screen scrolls the rest off it
     print(plan)
-    if (remark := unequal_penalties(run.config)) is not None:
+    for remark in remarks(run.config):
         print(remark)
     if dry_run:
         for lack in run.missing:
@@ -254,15 +254,19 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
     )
 
 
-def unequal_penalties(config: RunConfig) -> str | None:
-    """A remark on ``pairs`` with penalties that the method does not have; None: all is as it should be."""
+def remarks(config: RunConfig) -> Iterator[str]:
+    """On settings that are allowed but hardly meant: penalties that ``pairs`` does not have, and what has no effect."""
     training = config.training
-    if training.adversarial != "pairs" or training.r1_gamma == training.r2_gamma:
-        return None
-    return (
-        f"Remark: training.adversarial=pairs is meant for equal penalties, and here training.r1_gamma is "
-        f"{training.r1_gamma:g} and training.r2_gamma {training.r2_gamma:g}; give both the same with --set."
-    )
+    if training.adversarial == "pairs" and training.r1_gamma != training.r2_gamma:
+        yield (
+            f"Remark: training.adversarial=pairs is meant for equal penalties, and here training.r1_gamma is "
+            f"{training.r1_gamma:g} and training.r2_gamma {training.r2_gamma:g}; give both the same with --set."
+        )
+    if training.augment == "none" and training.augment_p:
+        yield (
+            f"Remark: training.augment_p={training.augment_p:g} has no effect while training.augment is none; "
+            "give --set training.augment=fixed or ada too."
+        )
 
 
 def busy_advice() -> str | None:

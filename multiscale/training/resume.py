@@ -109,17 +109,20 @@ def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> Chang
     return check_changes(to_dict(state["config"]), to_dict(config), f"The run of {path}")
 
 
-def check_changes(began: Mapping[str, Any], now: Mapping[str, Any], whose: str) -> Changes:
-    """The settings that changed; UserError if they are of the model.
+def check_changes(
+    began: Mapping[str, Any],
+    now: Mapping[str, Any],
+    whose: str,
+    advice: str = "give its settings again, or train another run (--fresh)",
+) -> Changes:
+    """The settings that changed; UserError, with the advice, if they are of the model.
 
     ``began`` is whole in each section that ``now`` has.
     """
     changed = differences(began, now)
     fixed = [text for text in described(changed) if FIXED.match(text)]
     if fixed:
-        raise UserError(
-            f"{whose} has another model or batch ({'; '.join(fixed)}); give its settings again, or train another run (--fresh)."
-        )
+        raise UserError(f"{whose} has another model or batch ({'; '.join(fixed)}); {advice}.")
     return changed
 
 
