@@ -32,7 +32,7 @@ class Learned:
         mine = {section: values for section, values in to_dict(config).items() if section in self.config}
         free = {name: self.config["generator"][name] for name in WITHOUT_WEIGHTS}
         mine["generator"] = mine["generator"] | free
-        check_changes(self.config, mine, f"The run of {self.path}")
+        check_changes(self.config, mine, f"The run of {self.path}", "leave out what follows from its networks")
 
     def __str__(self) -> str:
         return f"Beginning with the {'networks' if 'D' in self.weights else 'generator'} of {self.path}."
