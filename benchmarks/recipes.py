@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -70,6 +71,8 @@ WARM_UP = 1 / 3
 """Part of the first steps that does not count."""
 SHEET_ZOOMS = (1, 4, 16, 64)
 REPORT_SEC = 60.0
+ALIKE = {"kimg": "--kimg or --cpu-seconds", "seed": "--seeds", "metrics": "--metrics"}
+"""Settings of training that options decide, for all variants."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,11 @@ def load_variants(path: str, only: str | None) -> dict[str, dict[str, Any]]:
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise UserError(f"Variant {name!r} in {path} becomes a folder; give letters, digits, '-', '_' and '.'.")
         check_keys(RunConfig, values, f"variant {name} in {path}")
+        for key, option in ALIKE.items():
+            if key in values.get("training", {}):
+                raise UserError(
+                    f"Variant {name} in {path} has training.{key}, which is the same for all; leave it out and give {option}."
+                )
     wanted = list(variants) if only is None else [name.strip() for name in only.split(",") if name.strip()]
     for name in wanted:
         if name not in variants:
@@ -610,15 +618,17 @@ def parse_options() -> argparse.Namespace:
     budget.add_argument("--kimg", type=float, help="length of every run in thousands of images")
     budget.add_argument("--cpu-seconds", type=float, help="instead: CPU time of every run's steps")
     parser.add_argument("--seeds", type=whole_numbers, default=[0], metavar="0,1", help="of each variant (default 0)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, which share the cores, or OMP_NUM_THREADS (default 1)"
+    )
     parser.add_argument("--gpus", type=int, default=0, help="CUDA devices of a run (default 0: the CPU)")
     parser.add_argument("--metrics", default=METRICS, help="as in calc_metrics.py")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # of one snapshot, into the file --out
     options = parser.parse_args()
     for name in ("kimg", "cpu_seconds", "jobs"):
         value = getattr(options, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')} must be more than 0")
+        if value is not None and not 0 < value < math.inf:  # nor NaN
+            parser.error(f"--{name.replace('_', '-')} must be a number above 0")
     if options.measure is None and options.kimg is None and options.cpu_seconds is None:
         parser.error("give --kimg or --cpu-seconds")
     return options
@@ -632,7 +642,8 @@ def main() -> None:
         measure_here(options)
         return
     parse_metrics(options.metrics)
-    options.threads = max(available_cores() // options.jobs, 1)
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else available_cores()
+    options.threads = max(threads // options.jobs, 1)
     torch.set_num_threads(options.threads)
     dataset = PatchDataset(options.data)
     runs = plan_runs(options, dataset)

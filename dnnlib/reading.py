@@ -26,6 +26,7 @@ REASON_CHARACTERS = 200
 HEAD_BYTES = 16
 """Of a file, by which :func:`kind_of` judges."""
 _KINDS = {
+    "an empty file": rb"\Z",
     "a PNG picture": rb"\x89PNG\r\n\x1a\n",
     "a JPEG picture": rb"\xff\xd8\xff",
     "a TIFF picture": rb"II[*+]\0|MM\0[*+]",

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -267,15 +268,17 @@ def test_the_same_command_goes_on_with_its_run(tmp_path):
     quick_training(data, folder)
     before = contents(folder)
     assert "is trained: 0.016 of 0.016 kimg" in quick_output(data, folder)
-    after = contents(folder)
-    assert {name for name in before if before[name] != after[name]} <= {"environment.json", "history.jsonl"}
+    shorter = quick_output(data, folder, "--kimg", "0.008", "--set", "training.mirror=true")
+    assert "is trained: 0.016 of 0.008 kimg" in shorter
+    assert "Changed settings" not in shorter
+    assert contents(folder) == before
     longer = quick_output(data, folder, "--kimg", "0.024")
     assert "Changed settings: training.kimg: 0.016 -> 0.024" in longer
     assert "Resuming from" in longer
     assert {path.name for path in states_of(folder)} == {"state-000000016.pt", "state-000000024.pt"}
     starts = read_starts(folder)
-    assert [start["kimg"] for start in starts] == [0, 0.016, 0.016]
-    assert [start["changed"] for start in starts] == [{}, {}, {"training.kimg": [0.016, 0.024]}]
+    assert [start["kimg"] for start in starts] == [0, 0.016]
+    assert [start["changed"] for start in starts] == [{}, {"training.kimg": [0.016, 0.024]}]
     assert (starts[0]["program"], starts[0]["torch"]) == (multiscale.__version__, torch.__version__)
     assert json.loads((folder / "environment.json").read_text())["cpu"] == starts[0]["cpu"] != ""
 
@@ -318,6 +321,31 @@ def test_a_run_begins_with_the_networks_of_another(tmp_path):
         torch.testing.assert_close(new[name], tensor)
 
 
+def test_runs_that_began_otherwise_are_not_resumed_in_place_of_a_transfer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data, source = (
+        small_patches(tmp_path / "p.zip"),
+        quick_training(small_patches(tmp_path / "q.zip"), tmp_path / "source"),
+    )
+    short = [part for text in QUICK for part in ("--set", text)] + ["--kimg", 0.004, "--batch", 4, "--gpus", 0]
+
+    def trained_in(*words: object) -> str:
+        output = run(train, "--data", data, *short, *words).output
+        return ("new " if "Trained" in output else "") + re.search(r"runs/\d+", output)[0]
+
+    assert trained_in() == "new runs/00000"
+    assert trained_in("--transfer", source) == "new runs/00001"
+    assert [trained_in(), trained_in("--transfer", source), trained_in("--transfer", states_of(source)[-1])] == [
+        "runs/00000",
+        "runs/00001",
+        "runs/00001",
+    ]
+    assert trained_in("--transfer", snapshots_of(source)[-1]) == "new runs/00002"
+    first = next((tmp_path / "runs").glob("00000-*"))
+    sentence = refused(train, "--data", data, *short, "--outdir", first, "--transfer", source)
+    assert f"The run in {first} did not begin with the networks of {source}" in sentence
+
+
 def test_networks_that_do_not_fit_are_not_transferred(tmp_path):
     data, folder = small_patches(tmp_path / "p.zip"), tmp_path / "run"
     quick_training(data, folder)
@@ -325,6 +353,7 @@ def test_networks_that_do_not_fit_are_not_transferred(tmp_path):
     options = ("--outdir", tmp_path / "x", "--transfer")
     other = refused(train, "--data", data, *options, snapshot, "--set", "generator.channel_max=48")
     assert "has another model" in other
+    assert other.endswith("; leave out what follows from its networks.")
     assert "discriminator" in refused(train, "--data", data, *options, state, "--set", "discriminator.channel_base=64")
     fewer = small_patches(tmp_path / "fewer.zip", octaves=2)
     assert "generator.octaves=3 but the patches of" in refused(train, "--data", fewer, *options, snapshot)
@@ -707,6 +736,15 @@ def test_films_and_large_files(trained, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"f.mp4", "p.dzi", "p_files", "t.tif"}
 
 
+@pytest.mark.parametrize("room", [256 * 256 * 3, 256 * 256 * 3 - 1])
+def test_a_tiff_that_may_not_fit_the_disk_says_so_first(trained, tmp_path, monkeypatch, room):
+    usage = shutil.disk_usage(tmp_path)._replace(free=room)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    done = run(generate, "--network", trained, "--tiff", tmp_path / "new" / "t.tif")  # 128 a side, on one tile
+    assert done.exit_code == 0, done.output
+    assert ("t.tif may take up to 0.0 GB, and 0.0 GB are free." in done.stderr) == (room < 256 * 256 * 3)
+
+
 def test_films_walk_through_worlds_and_resume(trained, tmp_path):
     film = ("--seeds", "3,5,3", "--scale", "2", "--loop", "--video", tmp_path / "f", "--fps", "6", "--seconds", "1")
     for _ in range(2):
@@ -921,6 +959,13 @@ def test_a_training_state_and_a_snapshot_in_place_of_each_other_are_told_apart(t
 def test_an_output_folder_that_cannot_be_made_is_named(trained, tmp_path):
     (tmp_path / "file").write_text("")
     assert "Cannot write" in refused(generate, "--network", trained, "--out", tmp_path / "file" / "deeper")
+
+
+def test_a_probability_of_no_augmentation_is_remarked_upon(tmp_path):
+    data = small_patches(tmp_path / "p.zip")
+    words = ("--data", data, "--outdir", tmp_path / "x", "--dry-run", "--set", "training.augment_p=0.1")
+    assert "Remark: training.augment_p=0.1 has no effect" in run(train, *words).output
+    assert "Remark" not in run(train, *words, "--set", "training.augment=fixed").output
 
 
 def test_pairs_with_unequal_penalties_are_remarked_upon(tmp_path):

@@ -1,4 +1,4 @@
-"""Pack a run's newest snapshot as the bundled model: ``python -m multiscale.cli.pack RUN [FILE]``."""
+"""Pack a run's newest snapshot, small and with what it says of itself: ``python -m multiscale.cli.pack RUN FILE``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from dnnlib.cli import Command, reports_user_errors
 from dnnlib.console import say
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
-from multiscale.runs.headers import BUNDLED, find_network
+from multiscale.runs.headers import find_network
 
 
 @click.command(cls=Command)
 @click.argument("run")
-@click.argument("file", default=str(BUNDLED))
+@click.argument("file")
 @click.option("--networks", metavar="FILE", help="Also write both networks, for train.py --transfer.")
 @click.option(
-    "--info", metavar="KEY=VALUE", multiple=True, help="Of its metadata, such as title=Earth; may be repeated."
+    "--info",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Of its metadata, such as title=Earth, licence=cc-by-4.0; may be repeated.",
 )
 @reports_user_errors
 def main(run: str, file: str, networks: str | None, info: tuple[str, ...]) -> None:

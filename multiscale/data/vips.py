@@ -367,14 +367,16 @@ def without_size_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _no_picture(path: Path) -> str:
-    """The end of "FILE ..." about a file that nothing opens."""
+def _no_picture(path: Path, advice: str) -> str:
+    """The end of "FILE ..." about a file that nothing opens; ``advice`` is that of :func:`_advice`."""
     kind, way = kind_of_file(path), _way_out(path)
-    if kind is None or kind.endswith("picture"):
-        return f"is of no known format{way}"
+    if kind is None:
+        return f"is of no known format{way}{advice}"
+    if kind.endswith("picture"):
+        return f"begins as {kind} does and cannot be opened{way or advice or '; it is damaged or incomplete: copy it anew'}"
     if kind.endswith("ZIP") and not way:
         way = "; unpack it, if it holds pictures"
-    return f"is {kind}, not a picture{way}"
+    return f"is {kind}, not a picture{way}{advice}"
 
 
 def _by_pillow(path: Path, reading: Reading) -> Any:
@@ -385,7 +387,7 @@ def _by_pillow(path: Path, reading: Reading) -> Any:
             opened = Image.open(path, formats=_PILLOW_FORMATS)
     except Image.UnidentifiedImageError as error:
         advice = _advice(path, "")
-        raise (Unreadable if advice else NotAPicture)(f"{_no_picture(path)}{advice}") from error
+        raise (Unreadable if advice else NotAPicture)(_no_picture(path, advice)) from error
     with opened as image:
         _check_page(getattr(image, "n_frames", 1), reading)
         if (needed := image.width * image.height * 4) > reading.memory:

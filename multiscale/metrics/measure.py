@@ -7,6 +7,7 @@ so that nobody keeps a list, and commands that only name measures load nothing.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,17 @@ FOLDER = "multiscale.metrics.measures"
 
 Result = dict[str, Any]
 """JSON values: ``value`` is the number to compare models by, ``octaves`` the same of each octave, where it has any, and
-``floor`` what two halves of up to twice as many real patches give; ``better`` is ``lower`` or ``higher``."""
+``floor`` what two halves of up to twice as many real patches give; ``better`` is the kind's."""
+
+Better = Literal["lower", "higher", "nearer 1"]
+"""Which values are better."""
+
+
+def distance_from_best(value: float, better: str) -> float:
+    """A number that is less for a better value, infinite for none: of what is ``nearer 1``, a half is as far off as 2."""
+    if math.isnan(value) or (better == "nearer 1" and value <= 0):
+        return math.inf
+    return abs(math.log(value)) if better == "nearer 1" else -value if better == "higher" else value
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A measure: name, description, default number of samples, and which direction is good.
+    """A measure: name, description, default number of samples, and which values are good.
 
     Those that look at patches, which measures share, are ``PatchKind`` (``multiscale/metrics/compare.py``); those that
     render views of their own are ``ViewKind`` (``multiscale/metrics/render.py``).
@@ -57,7 +68,7 @@ class Kind:
     per: Literal["mixture", "octave", "coarsest", "world"]
     needs: frozenset[Literal["moments", "bank", "images"]] = frozenset()
     """What it uses of the shared patches: moments of their features, the features, the images; empty: renders its own views."""
-    higher_is_better: bool = False
+    better: Better = "lower"
     least: int = 1
     curves: Mapping[str, str] = field(default_factory=lambda: {"octaves": ""})
     """Keys of its result with a number for each octave that a report draws, where there are any, and what is added to the
@@ -65,11 +76,6 @@ class Kind:
     picture: Picture | None = None
     columns: tuple[Column, ...] = (Column(),)
     """Columns in a table of several models."""
-
-    @property
-    def better(self) -> Literal["lower", "higher"]:
-        """The direction in which values improve."""
-        return "higher" if self.higher_is_better else "lower"
 
     @property
     def unit(self) -> str:

@@ -23,7 +23,7 @@ from dnnlib.pictures import grid
 from dnnlib.reading import each_once
 from multiscale.metrics import plots
 from multiscale.metrics.frechet import nearest
-from multiscale.metrics.measure import Metric, Result
+from multiscale.metrics.measure import Metric, Result, distance_from_best
 from multiscale.metrics.pools import Patches
 from multiscale.metrics.reals import fixed_order
 from multiscale.metrics.scales import NEIGHBOURS_AMONG, Evaluation
@@ -176,9 +176,10 @@ def _sections(measured: Sequence[Measured], evaluation: Evaluation) -> Iterator[
         octaves = range(evaluation.dataset.octaves)
         found = [neighbours_of(m.patches[octave], octave, evaluation) for octave in octaves]
         suffix = f"-{number}" if len(measured) > 1 else ""
+        among = f" (of the last {PICTURED} of {len(measured)} networks)" if len(measured) > PICTURED else ""
         text = (
             f"Of {len(found[0].distance)} patches of each octave the {EXTREMES} nearest to any of up to "
-            f"{NEIGHBOURS_AMONG:,} real ones (left), and the {EXTREMES} farthest (right), in features."
+            f"{NEIGHBOURS_AMONG:,} real ones (left), and the {EXTREMES} farthest (right), in features{among}."
         )
         yield f"samples{suffix}", f"Best and worst patches: {m.label}", text, _extremes_sheet(found)
         ratios = ", ".join(f"{n.closeness:.2f}" for n in found)
@@ -281,7 +282,7 @@ def _table(measured: Sequence[Measured], metrics: Sequence[Metric]) -> str:
     rows = [f"<thead><tr><th>measure</th>{head}<th>better</th><th></th></tr></thead>"]
     for metric in metrics:
         values = [m.results[metric.name]["value"] for m in measured]
-        best = (max if metric.kind.higher_is_better else min)(values)
+        best = min(values, key=lambda value: distance_from_best(value, metric.kind.better))
         cells = "".join(
             f"<td{' class=best' if len(values) > 1 and value == best else ''}>{value:.5g}</td>" for value in values
         )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from dnnlib.console import say
 from dnnlib.errors import UserError
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
 from multiscale.rendering.enlarging import enlarged_view
 from multiscale.rendering.files import check_size, save_picture
 from multiscale.rendering.flights import Keyframe
-from multiscale.rendering.pyramid import Pyramid, check_tiff, claim, tiff_tiles, write_deep_zoom, write_tiff
+from multiscale.rendering.pyramid import TILE_PX, Pyramid, check_tiff, claim, tiff_tiles, write_deep_zoom, write_tiff
 from multiscale.rendering.renderer import EXTRAPOLATE, Renderer, provenance
 from multiscale.rendering.request import MAX_PICTURE_PX, Request, grid_path, picture_kind, picture_paths
 from multiscale.rendering.sheets import zoom_strip
@@ -146,6 +148,10 @@ class _Maker:
         region = Region.of_view(self.scale, request.centre, *(request.size or (int(side / self.scale),) * 2))
         world = request.worlds[0]
         check_tiff(self.renderer, region, **self._beyond())
+        decoded = tiff_tiles(region) * TILE_PX**2 * self.renderer.generator.config.img_channels * request.bits // 8
+        free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
+        if decoded > free:  # compressed it may be a tenth of that, which is known in the end
+            say(f"{path} may take up to {decoded / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free.")
         with progress_bar(total=tiff_tiles(region), unit="tile", desc=path.name) as bar:
             write_tiff(
                 path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from multiscale.rendering.request import MAX_PICTURE_PX
 from multiscale.rendering.sheets import zoom_strip
 from multiscale.rendering.video import FILM_PX, film_facts, write_film
 from multiscale.rendering.worlds import GivenLatent, World
-from multiscale.runs.headers import choice, find_network, kimg_of
+from multiscale.runs.headers import WANTED, choice, find_network, kimg_of
 from multiscale.runs.snapshots import Snapshot, load_snapshot
 from multiscale.view import Region
 from torch_utils.devices import default_device
@@ -301,6 +302,8 @@ def load_model(network: str | Path | None = None, device: str | torch.device | N
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UserError(f"There is no device {shown(device)} here; give 'cpu', 'cuda', 'mps', or nothing.") from error
+    if not isinstance(network, str | os.PathLike | None):
+        raise UserError(f"{shown(network)} is not the name of a network; give {WANTED}.")
     path = find_network(network)
     if (sentence := choice(path, network, "load()")) is not None:
         if kimg_of(path) == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def push(run: str, name: str, seed: int, licence: str | None, private: bool, fol
     The repository is made if need be; log in first with hf auth login. Others then fly with zoom.py --network hf://OWNER/REPO.
     """
     place = None if folder is None else folder_named("--folder", folder)
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise UserError(
+            f"--licence {licence} is no ID of the hub; write it as the hub does: cc-by-4.0, cc0-1.0 or other."
+        )
     target = HubName.parse(name)
     if target.file is not None:
         raise UserError(f"{name} names a file; give hf://owner/repo, and @revision if you like.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -127,12 +128,13 @@ def card(
     values = "".join(f"| {measure} | {value:.4g} |\n" for measure, value in measured.items())
     measures = f"\n## Measures\n\n| measure | value |\n|---|---|\n{values}" if measured else ""
     side, zoom = config.img_resolution, 2**config.octaves
+    title = " ".join(str(info.get("title") or name.rpartition("/")[2].partition("@")[0]).split())
     settings = f"\n[`{CONFIG}`]({CONFIG}) has all settings of its training.\n" if has_config else ""
     return f"""---
 {yaml.safe_dump(facts, sort_keys=False).strip()}
 ---
 
-# {name.rpartition("/")[2].partition("@")[0]}
+# {title}
 
 Worlds to fly through, of {side} x {side} pixels a view and up to {zoom}x zoom. Below: seed {seed}, each view outlined in
 the one before.
@@ -156,5 +158,5 @@ world.view(scale={zoom // 2}, centre={SHOWN_CENTRE}).save("view.png")
 |---|---|
 {table}
 
-[`{file}`]({file}) describes itself and runs no code when it is loaded.
+[`{file}`]({quote(file)}) describes itself and runs no code when it is loaded.
 {settings}{measures}"""

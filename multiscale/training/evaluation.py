@@ -13,6 +13,7 @@ from dnnlib.pictures import grid
 from multiscale.config import TrainingConfig
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.features import Options, load_features
+from multiscale.metrics.measure import distance_from_best
 from multiscale.metrics.parse import parse_metrics
 from multiscale.metrics.scales import Evaluation
 from torch_utils.distributed import Process
@@ -56,7 +57,8 @@ def is_best(evaluation: Evaluation, lines: Sequence[Mapping[str, Any]]) -> bool:
         for line in lines
         if metric.name in line["results"] and all(line.get(key) == value for key, value in evaluation.facts.items())
     ]
-    return values[-1] == (max if metric.kind.higher_is_better else min)(values)
+    distances = [distance_from_best(value, metric.kind.better) for value in values]
+    return distances[-1] == min(distances)
 
 
 def measured_lines(evaluation: Evaluation, lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:

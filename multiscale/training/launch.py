@@ -66,6 +66,13 @@ class Request:
     fresh: bool = False
 
 
+LEARNED = (
+    f"the folder of a run (its newest {STATES}), a {STATES} or {SNAPSHOTS} file, a .pkl of the published code, "
+    "https://... or hf://owner/repo"
+)
+"""What ``--transfer`` takes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What each process of a run needs to know."""
@@ -165,7 +172,7 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
     if dry_run:
         print(describe_settings(run.config))  # first: what is longer than a screen scrolls the rest off it
     print(plan)
-    if (remark := unequal_penalties(run.config)) is not None:
+    for remark in remarks(run.config):
         print(remark)
     if dry_run:
         for lack in run.missing:
@@ -175,11 +182,14 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
     with held(run.folder):
         if holds_run(run.folder) and not run.goes_on:
             raise UserError(f"{run.folder} has just been taken by another run; start this one again.")
+        start = report_start(run.folder, run.job.resumed, run.config)
+        if start >= run.config.training.kimg * 1000:
+            yield run, None  # its files go on saying how it was trained
+            return
         if run.changes:
             print("Changed settings: " + "; ".join(described(run.changes)))
         if run.devices[0].type == "cpu" and (advice := busy_advice()) is not None:
             print(advice)
-        start = report_start(run.folder, run.job.resumed, run.config)
         source = None if run.goes_on else run.job.resumed or run.job.transfer
         write_beside(
             run.folder,
@@ -191,7 +201,7 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
             changed=run.changes,
             begins_with=None if source is None else str(source),
         )
-        yield run, run.job if start < run.config.training.kimg * 1000 else None
+        yield run, run.job
 
 
 def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
@@ -210,7 +220,8 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
         raise UserError(
             "Both --resume and --transfer were given; --resume goes on with a run, --transfer takes its networks."
         )
-    learned = None if request.transfer is None else _learned(request.transfer)
+    source = None if request.transfer is None else existing_path(request.transfer, LEARNED)
+    learned = None if source is None else _learned(source)
     if learned is not None:
         _refuse_other_data(learned.config, dataset, f"The networks of {learned.path} have")
     values = merge(
@@ -226,7 +237,7 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
     if learned is not None:
         learned.check(config)
     is_new = request.fresh or request.resume is not None
-    folder, changes = choose_folder(request.outdir, f"{stem}-{preset}", config, dataset, is_new=is_new)
+    folder, changes = choose_folder(request.outdir, f"{stem}-{preset}", config, dataset, is_new=is_new, transfer=source)
     resumed = None if request.resume is None else Path(request.resume)
     if resumed is not None:
         changes = check_resumed(resumed, config, dataset)
@@ -243,15 +254,19 @@ def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
     )
 
 
-def unequal_penalties(config: RunConfig) -> str | None:
-    """A remark on ``pairs`` with penalties that the method does not have; None: all is as it should be."""
+def remarks(config: RunConfig) -> Iterator[str]:
+    """On settings that are allowed but hardly meant: penalties that ``pairs`` does not have, and what has no effect."""
     training = config.training
-    if training.adversarial != "pairs" or training.r1_gamma == training.r2_gamma:
-        return None
-    return (
-        f"Remark: training.adversarial=pairs is meant for equal penalties, and here training.r1_gamma is "
-        f"{training.r1_gamma:g} and training.r2_gamma {training.r2_gamma:g}; give both the same with --set."
-    )
+    if training.adversarial == "pairs" and training.r1_gamma != training.r2_gamma:
+        yield (
+            f"Remark: training.adversarial=pairs is meant for equal penalties, and here training.r1_gamma is "
+            f"{training.r1_gamma:g} and training.r2_gamma {training.r2_gamma:g}; give both the same with --set."
+        )
+    if training.augment == "none" and training.augment_p:
+        yield (
+            f"Remark: training.augment_p={training.augment_p:g} has no effect while training.augment is none; "
+            "give --set training.augment=fixed or ada too."
+        )
 
 
 def busy_advice() -> str | None:
@@ -372,18 +387,13 @@ def _missing_weights(config: RunConfig, dataset: PatchDataset) -> Iterator[Missi
         yield error
 
 
-def _learned(transfer: str) -> Learned:
-    wanted = (
-        f"the folder of a run (its newest {STATES}), a {STATES} or {SNAPSHOTS} file, a .pkl of the published code, "
-        "https://... or hf://owner/repo"
-    )
-    path = existing_path(transfer, wanted)
+def _learned(path: Path) -> Learned:
     if path.is_dir():
         own = states_of(path)
         state = own[-1] if own else written_last(path, states_of)
         if state is None:
             raise UserError(
-                f"The folder {path} holds no training state ({STATES}), nor does a folder in it; give {wanted}."
+                f"The folder {path} holds no training state ({STATES}), nor does a folder in it; give {LEARNED}."
             )
         path = state
     return load_learned(path)

@@ -14,6 +14,7 @@ from dnnlib.names import folder_named
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.folder import began_with, holds_run, is_held, launcher
+from multiscale.runs.history import read_starts
 from multiscale.runs.states import FIELDS, images_of, is_same_data, load_newest_state, load_state, states_of
 from multiscale.training.status import command_to_resume
 
@@ -28,12 +29,18 @@ COMMAND = "MULTISCALE_COMMAND"
 
 
 def choose_folder(
-    outdir: str | None, name: str, config: RunConfig, dataset: PatchDataset, *, is_new: bool
+    outdir: str | None,
+    name: str,
+    config: RunConfig,
+    dataset: PatchDataset,
+    *,
+    is_new: bool,
+    transfer: Path | None = None,
 ) -> tuple[Path, Changes]:
     """The folder that a command refers to, and which settings of the run there it changes.
 
-    ``outdir`` if given, whose run is resumed if it holds one; else the newest run under ``runs/`` with the same settings
-    and data; else a folder whose run was abandoned before it began; else a new numbered one.
+    ``outdir`` if given, whose run is resumed if it holds one; else the newest run under ``runs/`` with the same settings,
+    data and beginning; else a folder whose run was abandoned before it began; else a new numbered one.
 
     Args:
         outdir: As the user typed it.
@@ -41,9 +48,11 @@ def choose_folder(
         config: Resolved.
         dataset: The patches.
         is_new: Another run is wanted.
+        transfer: File or folder of the networks that it begins with; None: untrained ones.
 
     Raises:
-        UserError: ``outdir`` is a file, or its run has another model or other data, or it holds a run despite ``is_new``.
+        UserError: ``outdir`` is a file, or its run has another model or other data, or it holds a run despite ``is_new``, or
+            one that did not begin with ``transfer``.
     """
     if outdir is not None:
         folder = folder_named("--outdir", outdir)
@@ -61,6 +70,11 @@ def choose_folder(
                 f"--outdir {folder} holds a run without a training state to resume from; give another folder."
             )
         _check_data(began[1], dataset, str(folder))
+        if transfer is not None and not _began_from(folder, transfer):
+            raise UserError(
+                f"The run in {folder} did not begin with the networks of {transfer}; give another folder for one that does, "
+                "or leave out --transfer to resume it."
+            )
         return folder, check_changes(to_dict(began[0]), to_dict(config), f"The run in {folder}")
     runs = Path("runs")
     others: list[Path] = []
@@ -71,6 +85,8 @@ def choose_folder(
             continue
         if not is_same_data(began[1], dataset):
             others.append(folder)
+            continue
+        if not _began_from(folder, transfer):
             continue
         if states_of(folder) or not holds_run(folder):
             return folder, {}
@@ -93,17 +109,20 @@ def check_resumed(path: Path, config: RunConfig, dataset: PatchDataset) -> Chang
     return check_changes(to_dict(state["config"]), to_dict(config), f"The run of {path}")
 
 
-def check_changes(began: Mapping[str, Any], now: Mapping[str, Any], whose: str) -> Changes:
-    """The settings that changed; UserError if they are of the model.
+def check_changes(
+    began: Mapping[str, Any],
+    now: Mapping[str, Any],
+    whose: str,
+    advice: str = "give its settings again, or train another run (--fresh)",
+) -> Changes:
+    """The settings that changed; UserError, with the advice, if they are of the model.
 
     ``began`` is whole in each section that ``now`` has.
     """
     changed = differences(began, now)
     fixed = [text for text in described(changed) if FIXED.match(text)]
     if fixed:
-        raise UserError(
-            f"{whose} has another model or batch ({'; '.join(fixed)}); give its settings again, or train another run (--fresh)."
-        )
+        raise UserError(f"{whose} has another model or batch ({'; '.join(fixed)}); {advice}.")
     return changed
 
 
@@ -149,6 +168,18 @@ def report_end(folder: Path, config: RunConfig) -> None:
             f"Stopped after {images / 1000:g} of {config.training.kimg:g} kimg. "
             f"To resume: {os.environ.get(COMMAND) or command_to_resume(sys.argv, folder, launcher())}"
         )
+
+
+def _began_from(folder: Path, transfer: Path | None) -> bool:
+    """Whether a run began with networks of this file or folder; None: with none of another run."""
+    starts = read_starts(folder)
+    if not starts:
+        return True  # one of an earlier version, which does not say
+    source = starts[0].get("begins_with")
+    if source is None or transfer is None:
+        return source is transfer
+    file, wanted = Path(source).resolve(), transfer.resolve()
+    return wanted == file or wanted in file.parents
 
 
 def _check_data(began: Mapping[str, Any], dataset: PatchDataset, whose: str) -> None:

@@ -21,6 +21,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from dnnlib.plots import COLOURS, as_png, panels, put_title
 from dnnlib.reading import from_json, from_yaml, parsed, read_text
+from multiscale.metrics.measure import distance_from_best
 from multiscale.metrics.parse import parse_metric
 from multiscale.runs.history import HISTORY, read_starts
 from multiscale.runs.journal import METRICS, STATS, read_metrics, read_stats
@@ -170,7 +171,8 @@ def _measures(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     for number, name in enumerate(lines[-1]["results"] if lines else ()):
         found = [(line["results"][name], line["kimg"]) for line in lines if name in line["results"]]
         first, last = found[0][0], found[-1][0]
-        best, kimg = (max if _higher_is_better(name, last) else min)(found, key=lambda pair: pair[0]["value"])
+        better = last.get("better") or parse_metric(name).kind.better  # results have it since format 3
+        best, kimg = min(found, key=lambda pair: distance_from_best(pair[0]["value"], better))
         if len(found) == 1:
             text = f"{last['value']:.4g} at {kimg:g} kimg, measured once"
         else:
@@ -179,13 +181,6 @@ def _measures(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         if last.get("octaves"):
             before = "" if len(found) == 1 else f"{_listed(first.get('octaves') or ())} -> "
             yield "", f"  {'by octave':<16}{before}{_listed(last['octaves'])}"
-
-
-def _higher_is_better(name: str, result: dict[str, Any]) -> bool:
-    """For a measure and one of its results, which hold the answer themselves since format 3."""
-    if "better" in result:
-        return result["better"] == "higher"
-    return parse_metric(name).kind.higher_is_better
 
 
 def _listed(values: Sequence[float | None]) -> str:

@@ -36,7 +36,7 @@ class Learned:
         free = {name: theirs[name] for name in WITHOUT_WEIGHTS}
         free |= {name: False for name in WITH_WEIGHTS_OF_ZERO if not theirs[name]}
         mine["generator"] = mine["generator"] | free
-        check_changes(self.config, mine, f"The run of {self.path}")
+        check_changes(self.config, mine, f"The run of {self.path}", "leave out what follows from its networks")
 
     def __str__(self) -> str:
         return f"Beginning with the {'networks' if 'D' in self.weights else 'generator'} of {self.path}."

@@ -144,12 +144,32 @@ def test_other_settings_or_patches_in_a_folder_are_refused(recipes, place):
         ("wide: {}", "wise", "no variant 'wise'.*did you mean 'wide'"),
         ("a/b: {}", None, "becomes a folder"),
         ("", None, "has no variants"),
+        ("long: {training: {kimg: 3}}", None, "Variant long in .* has training.kimg.* give --kimg or --cpu-seconds"),
+        ("other: {training: {seed: 1}}", None, "training.seed.* give --seeds"),
     ],
 )
 def test_mistakes_in_the_variants_are_named(recipes, tmp_path, text, only, message):
     (tmp_path / "v.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         recipes.load_variants(str(tmp_path / "v.yaml"), only)
+
+
+@pytest.mark.parametrize(
+    "words", [["--kimg", "nan"], ["--kimg", "inf"], ["--cpu-seconds", "0"], ["--kimg=1", "--jobs", "-1"]]
+)
+def test_lengths_are_numbers_above_0(command, place, words):
+    assert command(*words) == 2
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(1, 3), (2, 1), (9, 1)])
+def test_jobs_share_the_threads_that_are_allowed(recipes, command, monkeypatch, jobs, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    torch.set_num_threads(3)
+    found = []
+    monkeypatch.setattr(recipes, "complete_all", lambda runs, options, workers: (found.append(workers), ({}, []))[1])
+    assert command("--kimg", "1", "--jobs", jobs) == 0
+    assert found[0].environment["OMP_NUM_THREADS"] == str(threads)
 
 
 def test_tables_call_equal_what_lies_within_the_scatter(recipes):

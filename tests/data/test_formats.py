@@ -373,6 +373,18 @@ def test_files_that_pictures_can_be_made_of_say_how(tmp_path, capsys):
     ]
 
 
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_a_tiff_that_was_cut_off_before_its_directory_is_called_damaged(tmp_path, bigtiff):
+    library().Image.new_from_array(ASTRONAUT).tiffsave(str(tmp_path / "a.tif"), bigtiff=bigtiff)
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[: len(data) // 2])
+    assert refusal(tmp_path / "a.tif") == (
+        "begins as a TIFF picture does and cannot be opened; it is damaged or incomplete: copy it anew"
+    )
+    (tmp_path / "a.tif").write_bytes(b"")
+    assert refusal(tmp_path / "a.tif") == "is an empty file, not a picture"
+
+
 def test_a_raw_file_that_is_a_tiff_is_read_and_says_what_that_may_be(tmp_path, capsys):
     Image.fromarray(ASTRONAUT).save(tmp_path / "a.dng", "TIFF")
     (picture,), _ = find_pictures(tmp_path / "a.dng", Reading(), 1)

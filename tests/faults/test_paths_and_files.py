@@ -177,7 +177,7 @@ def test_no_folder_is_called_as_a_file_unless_that_is_meant(tmp_path, monkeypatc
         ("multiscale.cli.generate", "--network none"),
         ("multiscale.cli.zoom", "--network none --export x"),
         ("multiscale.cli.zoom", "--network none"),
-        ("multiscale.cli.pack", "none"),
+        ("multiscale.cli.pack", "none x.safetensors"),
         ("multiscale.cli.train", "--data p.zip --transfer none"),
         ("multiscale.interop.__main__", "none x.safetensors"),
         ("multiscale.share.__main__", "push none hf://a/b"),

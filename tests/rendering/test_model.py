@@ -179,6 +179,7 @@ def test_films_and_pyramids(model, tmp_path):
         (lambda model: model.world().film("a.mp4"), "two places or more to fly between, or two worlds"),
         (lambda model: model.world().pyramid("a.png"), "does not end in .dzi"),
         (lambda model: multiscale.load("nowhere"), "no network nowhere"),
+        (lambda model: multiscale.load(5), "5 is not the name of a network; give the folder of a run"),
         (lambda model: multiscale.load(model.path, device="nothing"), "no device 'nothing'"),
     ],
 )

@@ -92,6 +92,15 @@ def test_packing_keeps_the_pictures(tmp_path):
     ).stat().st_size
 
 
+def test_packing_without_a_name_leaves_the_bundled_model_alone(tmp_path):
+    before = BUNDLED.read_bytes()
+    save_snapshot(tmp_path / "generator-000000000.safetensors", calibrated_generator(small_config(octaves=3)), {})
+    refused = CliRunner().invoke(pack, [str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "Missing argument 'FILE'" in refused.stderr
+    assert BUNDLED.read_bytes() == before
+
+
 @pytest.mark.parametrize("words", ["title", "=Earth", "title="])
 def test_metadata_without_key_or_value_is_refused(tmp_path, words):
     refused = CliRunner().invoke(pack, [str(tmp_path), str(tmp_path / "x.safetensors"), "--info", words])

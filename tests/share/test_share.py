@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -22,7 +23,7 @@ from PIL import Image
 from dnnlib.errors import UserError
 from multiscale.runs.headers import find_network, find_networks
 from multiscale.runs.remote import HubName, is_remote, local_path
-from multiscale.runs.snapshots import load_snapshot
+from multiscale.runs.snapshots import load_snapshot, save_snapshot
 from multiscale.share.__main__ import main
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install huggingface_hub")
@@ -164,6 +165,29 @@ def test_a_card_says_what_it_is(tmp_path):
     again = CliRunner().invoke(main, options)
     assert again.exit_code == 2
     assert "is not an empty folder" in again.output
+
+
+def test_a_card_is_called_after_the_title_and_its_links_take_any_file_s_name(tmp_path):
+    file, folder = tmp_path / "Öl auf (Leinwand).safetensors", tmp_path / "card"
+    generator = load_snapshot(find_network(RUN)).generator
+    save_snapshot(file, generator, {"title": "Öl auf\n Leinwand", "licence": "CC BY 4.0"})
+    done = CliRunner().invoke(main, ["push", str(file), "hf://me/a-world", "--folder", str(folder)])
+    assert done.exit_code == 0, done.output
+    text = (folder / "README.md").read_text()
+    assert "\n# Öl auf Leinwand\n" in text
+    head = yaml.safe_load(text.split("---")[1])
+    assert (head["license"], head["license_name"]) == ("other", "CC BY 4.0")
+    links = [unquote(link) for link in re.findall(r"\]\(([^)\s]+)\)", text)]
+    assert links == ["strip.png", file.name]
+
+
+@pytest.mark.parametrize("licence", ["Creative Commons", "CC-BY-4.0"])
+def test_a_licence_that_is_no_id_is_refused_before_anything_is_read(tmp_path, licence):
+    refused = CliRunner().invoke(main, ["push", "none", "hf://me/a-world", "--licence", licence])
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        f"Error: --licence {licence} is no ID of the hub; write it as the hub does: cc-by-4.0, cc0-1.0 or other.\n"
+    )
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence_in_a_fresh_process(tmp_path):

@@ -345,9 +345,10 @@ def test_worlds_in_frames_of_their_own_are_turned_and_shifted_as_here(driver, si
 def test_the_page_fits_any_screen(driver, size):
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    script = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SLOW})["identifier"]
     try:
         driver.get("about:blank")
-        driver.get(driver.address)
+        driver.get(driver.address + "#z=8")
         end = time.monotonic() + WAIT_SEC
         while not driver.execute_script("return window.site !== undefined"):
             assert time.monotonic() < end
@@ -358,8 +359,12 @@ def test_the_page_fits_any_screen(driver, size):
                 return box.left < 0 || box.top < 0 || box.right > innerWidth || box.bottom > innerHeight || !box.width;
             }).map((element) => element.id || element.textContent)"""
         assert driver.execute_script(outside) == []
-        assert driver.execute_script("return view.clientHeight / innerHeight") > 0.4
+        canvas, first = driver.execute_script("return [[view.width, view.height], asked[0]]")
+        assert canvas[1] / size[1] > 0.4
+        shown = [first["pitch"] * first[side] for side in ("width", "height")]
+        assert shown == pytest.approx([side / (8 * min(canvas)) for side in canvas], abs=first["pitch"])
     finally:
+        driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": script})
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 

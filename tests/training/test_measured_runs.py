@@ -124,6 +124,9 @@ def test_the_best_is_looked_for_among_lines_that_can_be_compared(tmp_path):
     assert is_best(evaluation, [line(1, seed=5), line(1, features="other"), line(1, "swd9"), line(2)])
     evaluation = Evaluation(parse_metrics("consistency,swd8"), dataset, features, CPU)
     assert is_best(evaluation, [line(1, "consistency"), line(2, "consistency")])  # dB: higher is better
+    evaluation = Evaluation(parse_metrics("diversity8"), dataset, features, CPU)
+    ratios = [line(value, "diversity8") for value in (2.6, 1.2, 0.9, 0.5)]  # noise is more diverse than any data
+    assert [is_best(evaluation, ratios[: n + 1]) for n in range(4)] == [True, True, True, False]
 
 
 def test_measures_of_steps_that_are_taken_again_are_dropped(tmp_path):

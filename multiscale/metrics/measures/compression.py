@@ -85,7 +85,7 @@ KINDS.add(
         description="bytes of the model against the pyramid it stands for",
         count=16,
         per="octave",
-        higher_is_better=True,
+        better="higher",
         rendered=lambda count, octaves: count * (octaves + 1),
         measured=_measured,
     )

@@ -40,7 +40,7 @@ KINDS.add(
         description="PSNR, SSIM and L1 between scales",
         count=64,
         per="world",
-        higher_is_better=True,
+        better="higher",
         rendered=lambda count, octaves: count * (octaves + 1),
         picture=Picture(
             "Scale consistency",

@@ -41,7 +41,7 @@ KINDS.add(
         count=64,
         per="coarsest",
         needs=frozenset({"images"}),
-        higher_is_better=True,
+        better="nearer 1",
         least=2,
         columns=(Column(), Column("layout", "of layout")),
         measured=_measured,

@@ -29,7 +29,7 @@ KINDS.add(
         description="EQ-T under shifts by fractions of a pixel",
         count=32,
         per="octave",
-        higher_is_better=True,
+        better="higher",
         rendered=lambda count, octaves: 2 * count * octaves,  # a view and the same moved
         columns=(Column(in_decibels=True),),
         measured=_measured,

@@ -33,6 +33,7 @@ KINDS.add(
         count=64,
         per="octave",
         needs=frozenset({"images"}),
+        better="nearer 1",
         least=16,
         columns=(Column("octaves", "lattice by octave", digits=2),),
         measured=_measured,

@@ -25,7 +25,7 @@ KINDS.add(
         count=1000,
         per="octave",
         needs=frozenset({"bank"}),
-        higher_is_better=True,
+        better="higher",
         least=8,
         curves={"precision": ", precision", "recall": ", recall"},
         columns=(Column("recall", "recall by octave", digits=2),),

@@ -88,7 +88,7 @@ KINDS.add(
         description="PSNR and SWD against the procedural scene itself",
         count=128,
         per="octave",
-        higher_is_better=True,
+        better="higher",
         least=2,
         curves={"octaves": "", "swd": ", sliced Wasserstein distance"},
         rendered=lambda count, octaves: count * octaves,

@@ -66,6 +66,7 @@ async function start() {
   worker.onerror = (event) => fail(`The model cannot run in this browser: ${event.message ?? "its worker does not start"}.`);
   $("ms").hidden = !new URLSearchParams(location.search).has("debug");
   interact();
+  fit(); // the first frame is one of this canvas
   fromAddress();
   new ResizeObserver(resize).observe(canvas);
   window.site = { render, state: () => state, idle, frame: () => shown };
@@ -273,9 +274,13 @@ function fromAddress() {
   change({ view, world: given.has("w") && parse(world) ? world : "3", trunc: clamp(trunc, -2, 2) });
 }
 
-function resize() {
+function fit() {
   canvas.width = Math.max(Math.round(canvas.clientWidth * devicePixelRatio), 1);
   canvas.height = Math.max(Math.round(canvas.clientHeight * devicePixelRatio), 1);
+}
+
+function resize() {
+  fit();
   draw(); // at once: a canvas of another size is empty
   change({});
 }
