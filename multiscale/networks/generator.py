@@ -332,7 +332,7 @@ class SynthesisNetwork(nn.Module):
         return x, self.gated(i, x, features)
 
     def gated(self, i: int, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Features [B, F, H, W] behind layer ``i``, weighed from 0 to 2 at each point by its output ``x`` [B, C', H, W] there."""
+        """Features [B, F, H, W] behind layer ``i``, weighed from 0 to 2 at each point by its output ``x`` [B, C', H, W]."""
         gate = self.gates.get(str(i))
         if gate is None:
             return features
