@@ -62,7 +62,7 @@ class GeneratorConfig:
     amplitudes, and their mixing weights are scaled to their octave's root mean square. Otherwise some few come to dominate,
     which shows as strokes."""
     feature_gates: bool = False
-    """Features that are injected behind layers are multiplied by 0 to 2, as the layer's output says at each point: stronger here
+    """Features injected behind a layer are multiplied by 0 to 2, as the layer's output says at each point: stronger here
     and weaker there, which a sum of waves alone is not. 1 at first."""
     world_frame: bool = False
     """An angle and a shift of the world follow from w (StyleGAN3's input has the same)."""
