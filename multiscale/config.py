@@ -64,6 +64,8 @@ class GeneratorConfig:
     feature_gates: bool = False
     """Features injected behind a layer are multiplied by 0 to 2, as the layer's output says at each point: stronger here
     and weaker there, which a sum of waves alone is not. 1 at first."""
+    mixing_init: Positive = 1.0
+    """Standard deviation of weights that mix features injected behind layers, at first: below 1 worlds begin smooth."""
     world_frame: bool = False
     """An angle and a shift of the world follow from w (StyleGAN3's input has the same)."""
     z_dim: Annotated[int, Field(ge=1, le=65536)] = 512
@@ -135,6 +137,8 @@ class GeneratorConfig:
             raise ValueError(
                 "even_features is for features with a style that are mixed: feature_style and fourier_features"
             )
+        if self.mixing_init != 1 and self.fourier_features is None:
+            raise ValueError(f"mixing_init={self.mixing_init:g} is for features that are mixed: fourier_features")
         if self.feature_split is not None and self.fourier_features is not None:
             raise ValueError(
                 "feature_split is for imported weights, whose features are not mixed: leave out fourier_features"

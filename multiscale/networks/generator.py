@@ -226,7 +226,7 @@ class SynthesisNetwork(nn.Module):
                 index, mine = str(layer.index), radii[taken : taken + layer.waves]
                 self.injections[index] = FeatureInjection(config, mine, layer.out_size, layer.out_rate, rng)
                 if config.fourier_features is not None:
-                    self.mixing[index] = nn.Parameter(torch.randn(layer.features, layer.waves))
+                    self.mixing[index] = nn.Parameter(config.mixing_init * torch.randn(layer.features, layer.waves))
                 if config.feature_gates:
                     self.gates[index] = nn.Parameter(torch.zeros(layer.features, layer.conv_channels))
                 taken += layer.waves

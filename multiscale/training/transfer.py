@@ -13,7 +13,7 @@ from multiscale.runs.snapshots import load_snapshot
 from multiscale.runs.states import NETWORKS, load_state
 from multiscale.training.resume import check_changes
 
-WITHOUT_WEIGHTS = ("feature_bandwidth", "even_features")
+WITHOUT_WEIGHTS = ("feature_bandwidth", "even_features", "mixing_init")
 """Settings of the generator that change none of its weights' shapes: they may come or go."""
 WITH_WEIGHTS_OF_ZERO = ("feature_gates",)
 """Settings whose weights change nothing at first: they may come."""

@@ -124,7 +124,9 @@ def test_mixed_features_fit_every_legal_configuration(resolution, features, shar
 
 
 def test_mixing_turns_all_waves_of_a_point_into_its_channels():
-    config = small_config(img_resolution=256, fourier_features=100, feature_share=0.25, channel_base=64)
+    config = small_config(
+        img_resolution=256, fourier_features=100, feature_share=0.25, channel_base=64, mixing_init=0.3
+    )
     generator = Generator(config)
     plan, synthesis = generator.plan, generator.synthesis
     assert synthesis.input_weight.shape == (plan.input_features, plan.input_waves)
@@ -134,6 +136,7 @@ def test_mixing_turns_all_waves_of_a_point_into_its_channels():
     assert [int(index) for index in synthesis.mixing] == [layer.index for layer in injecting]
     for layer in injecting:
         assert synthesis.mixing[str(layer.index)].shape == (layer.features, layer.waves)
+        assert synthesis.mixing[str(layer.index)].std().item() == pytest.approx(0.3, rel=0.2)
         assert layer.features == max(round(0.25 * layer.out_channels), 1)
         assert len(synthesis.injections[str(layer.index)].omega) == layer.waves
 
