@@ -136,9 +136,18 @@ def test_mixing_turns_all_waves_of_a_point_into_its_channels():
     assert [int(index) for index in synthesis.mixing] == [layer.index for layer in injecting]
     for layer in injecting:
         assert synthesis.mixing[str(layer.index)].shape == (layer.features, layer.waves)
-        assert synthesis.mixing[str(layer.index)].std().item() == pytest.approx(0.3, rel=0.2)
         assert layer.features == max(round(0.25 * layer.out_channels), 1)
         assert len(synthesis.injections[str(layer.index)].omega) == layer.waves
+
+
+def test_mixing_begins_as_strong_as_it_is_told_to():
+    networks = []
+    for strength in (1, 0.3):
+        torch.manual_seed(0)
+        networks.append(Generator(small_config(fourier_features=100, mixing_init=strength)).synthesis)
+    assert networks[0].mixing
+    for name, full in networks[0].mixing.items():
+        torch.testing.assert_close(networks[1].mixing[name], 0.3 * full)
 
 
 def test_layers_of_one_channel_inject_and_run():
