@@ -1,6 +1,6 @@
 #!/bin/sh
-# Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in five stages.
-#   [WAVES=104 PACKETS=9 EVEN=16 FINE=21 FLAT=14 BENT=12] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
+# Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in stages.
+#   [WAVES=104 PACKETS=9 EVEN=16 FINE=21 FLAT=14 BENT=12 GATED=13] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
 # The stages' lengths are in thousands of images.
 set -e
 folder=$1
@@ -15,6 +15,7 @@ stage() {  # NAME and options
   python train.py --data "$folder/earth.zip" --config small --outdir "$folder/$name" --batch 16 \
     --set generator.channel_max=96 --set generator.channel_base=4096 --set generator.fourier_features=1024 \
     --set generator.n_bins=7 --set generator.bin_offset=1 --set generator.num_half_res=0 \
+    --set generator.feature_gates=false --set generator.mixing_init=1 \
     --set discriminator.channel_base=2048 --set discriminator.channel_max=256 --set discriminator.num_half_res=0 \
     --set training.r1_gamma=0.3 --set training.r2_gamma=0.3 --set training.metrics=null "$@"
 }
@@ -39,5 +40,7 @@ after fine flat --kimg ${FLAT:-14} --set generator.even_features=true --set trai
   --set training.lr_end=1 --set training.consistency_weight=12 "$@"
 after flat bent --kimg ${BENT:-12} --set generator.even_features=true --set training.g_lr=0.0022 --set training.d_lr=0.002 \
   --set training.lr_end=0.03 --set training.consistency_weight=30 "$@"
-python -m multiscale.cli.pack "$folder/bent" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
-  --info kimg=176 --info title=Earth --info licence=Apache-2.0
+after bent gated --kimg ${GATED:-13} --set generator.even_features=true --set generator.feature_gates=true --set training.g_lr=0.0022 \
+  --set training.d_lr=0.002 --set training.lr_end=0.03 --set training.consistency_weight=20 --set schedule.boost_last=0.4 "$@"
+python -m multiscale.cli.pack "$folder/gated" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
+  --info kimg=189 --info title=Earth --info licence=Apache-2.0
