@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import threading
 import webbrowser
@@ -101,6 +102,9 @@ def main(
             print(export_tiles(file, folder, chosen, title=title))
         else:
             print(export_site(file, folder, title=title))
+        say(
+            f"To look at it: python -m http.server -d {shlex.quote(str(folder))}, and http://localhost:8000 in a browser."
+        )
         return
     if token_file is not None:
         if token is not None:

@@ -575,6 +575,8 @@ def test_tiles_are_a_pyramid_with_its_viewer(tmp_path, network):
     if "npm" in done.output and done.exit_code:
         pytest.skip(f"needs npm and its registry: {done.output}")
     assert done.exit_code == 0, done.output
+    assert done.stdout == f"{folder}\n"
+    assert f"python -m http.server -d {folder}, and http://localhost:8000 in a browser.\n" in done.stderr
     assert (folder / "viewer/openseadragon.min.js").is_file()
     assert "OpenSeadragon contributors" in (folder / "viewer/LICENSE.txt").read_text()
     assert "openseadragon 6.1.1, BSD-3-Clause" in (folder / "LICENCES.txt").read_text()
