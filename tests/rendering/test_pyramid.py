@@ -173,8 +173,8 @@ def test_what_is_interrupted_says_whether_the_same_command_resumes(tmp_path, mon
 
     for writer in ("write_deep_zoom", "write_film"):
         monkeypatch.setattr(commands, writer, stopped)
-    option = "--pyramid" if name.endswith(".dzi") else "--video"
-    done = CliRunner().invoke(generate, ["--network", "earth", option, str(tmp_path / name)])
+    words = ["--pyramid"] if name.endswith(".dzi") else ["--to", "4,0,0", "--video"]
+    done = CliRunner().invoke(generate, ["--network", "earth", *words, str(tmp_path / name)])
     assert done.exit_code == code
     assert ("What is done is kept: the same command resumes.\n" in done.stderr) == resumes
 

@@ -576,7 +576,7 @@ def test_tiles_are_a_pyramid_with_its_viewer(tmp_path, network):
         pytest.skip(f"needs npm and its registry: {done.output}")
     assert done.exit_code == 0, done.output
     assert done.stdout == f"{folder}\n"
-    assert f"python -m http.server -d {folder}, and http://localhost:8000 in a browser.\n" in done.stderr
+    assert f"python -m http.server -d {folder}, then open http://localhost:8000.\n" in done.stderr
     assert (folder / "viewer/openseadragon.min.js").is_file()
     assert "OpenSeadragon contributors" in (folder / "viewer/LICENSE.txt").read_text()
     assert "openseadragon 6.1.1, BSD-3-Clause" in (folder / "LICENCES.txt").read_text()
