@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from dnnlib.console import say
+
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask a program to end; SIGHUP means that its terminal is gone."""
 
@@ -40,6 +42,16 @@ def ends_in_order() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def says_that_it_resumes() -> Iterator[None]:
+    """Where Ctrl-C or a signal ends a ``with`` block, say that the same command goes on with what is there."""
+    try:
+        yield
+    except (KeyboardInterrupt, Ended):
+        say("What is done is kept: the same command resumes.")
+        raise
 
 
 def interrupt_quietly() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import threading
 import webbrowser
@@ -97,10 +98,8 @@ def main(
         file = find_network(network, say)
         from multiscale.site.write import export_site, export_tiles  # here, as the server below: PyTorch takes seconds
 
-        if tiles:
-            print(export_tiles(file, folder, chosen, title=title))
-        else:
-            print(export_site(file, folder, title=title))
+        print(export_tiles(file, folder, chosen, title=title) if tiles else export_site(file, folder, title=title))
+        say(f"To look at it: python -m http.server -d {shlex.quote(str(folder))}, then open http://localhost:8000.")
         return
     if token_file is not None:
         if token is not None:

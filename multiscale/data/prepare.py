@@ -25,7 +25,7 @@ from multiscale.data.finding import find_pictures
 from multiscale.data.patches import MAX_OCTAVES, PatchDataset, check_patches
 from multiscale.data.pictures import Place, depth_of, forget_sources, octaves_at, shorter_side
 from multiscale.data.process_pool import in_order, process_count
-from multiscale.data.remote import Tiles, fetch_tiles, is_remote, open_tiles, tiles_of
+from multiscale.data.remote import Tiles, check_no_tiles, fetch_tiles, is_remote, open_tiles, tiles_of
 from multiscale.data.source import counted, listed
 from multiscale.data.vips import Reading
 from torch_utils.random import stream
@@ -176,6 +176,7 @@ def make_from_photographs(
     pictures: Sequence[Place]
     remote = open_tiles(str(source), reading, tiles) if is_remote(str(source)) else None
     if remote is None:
+        check_no_tiles(Path(source))
         pictures, reading = find_pictures(Path(source), reading, processes, skip_bad=skip_bad, least_px=least_px)
     else:
         pictures = [remote]

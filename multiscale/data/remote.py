@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -18,6 +19,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import cache_folder
 from dnnlib.progress import progress_bar
 from dnnlib.reading import regular_size
+from dnnlib.signals import says_that_it_resumes
 from multiscale.data.cutting import Box, Level, Source
 from multiscale.data.fetching import Fetcher, Wanted, Web, fetch_description, is_address
 from multiscale.data.tilings import (
@@ -110,6 +112,23 @@ def is_remote(source: str) -> bool:
     return is_address(source) or describes_tiles(source)
 
 
+def check_no_tiles(folder: Path) -> None:
+    """Refuse a folder that holds tiles, or is that of a Deep Zoom: each would be taken for a photograph.
+
+    Raises:
+        UserError: names the description of the tiles.
+    """
+    below = [path for path in sorted(folder.glob("*.dzi")) if path.with_name(f"{path.stem}_files").is_dir()]
+    beside = [folder.parent / f"{folder.name.removesuffix('_files')}.dzi"] if folder.name.endswith("_files") else []
+    for path in (folder / "info.json", folder / "ImageProperties.xml", *below, *beside):
+        with contextlib.suppress(UserError, OSError):
+            read_description(str(path), _read_file(path))
+            break
+    else:
+        return
+    raise UserError(f"{folder} holds one picture as tiles, which are no photographs; give --source {path}.")
+
+
 def open_remote(
     source: str, web: Web, zooms: tuple[int, int] | None, bounds: tuple[float, float, float, float] | None
 ) -> RemotePicture:
@@ -198,7 +217,7 @@ def fetch_tiles(picture: RemotePicture, tiles: Sequence[Wanted], *, dry_run: boo
     if dry_run:
         print(f"{picture.name}: {picture.width} x {picture.height} pixels, {text}")
     elif missing:
-        with progress_bar(total=len(missing), unit="tile", desc="fetching") as bar:
+        with says_that_it_resumes(), progress_bar(total=len(missing), unit="tile", desc="fetching") as bar:
             fetcher.fetch(missing, lambda _: bar.update())
     return picture._replace(grey=all(_is_grey(data) for data in looked_at))
 

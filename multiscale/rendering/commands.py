@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from dnnlib.console import say
 from dnnlib.errors import UserError
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
+from dnnlib.signals import says_that_it_resumes
 from multiscale.rendering.enlarging import enlarged_view
 from multiscale.rendering.files import check_size, save_picture
 from multiscale.rendering.flights import Keyframe
@@ -114,7 +116,10 @@ class _Maker:
         film: dict[str, Any] = {"width": width, "height": height, "fps": request.fps, "seconds": request.seconds}
         check_film(path, self.renderer, request.worlds, flight, **film)
         facts = film_facts(request.worlds, request.truncation_psi, flight, loop=request.loop) | self.network
-        with progress_bar(total=1.0, unit="film", desc=path.name, bar_format=PERCENT) as bar:
+        with (
+            contextlib.nullcontext() if path.suffix else says_that_it_resumes(),  # a folder of frames does
+            progress_bar(total=1.0, unit="film", desc=path.name, bar_format=PERCENT) as bar,
+        ):
             write_film(
                 path,
                 self.renderer,
@@ -138,7 +143,7 @@ class _Maker:
         pyramid = Pyramid(self.renderer, self.request.worlds[0], self.request.truncation_psi)
         facts = self._world(self.request.worlds[0])
         claim(path, pyramid, facts)
-        with progress_bar(total=pyramid.tiles, unit="tile", desc=path.name) as bar:
+        with says_that_it_resumes(), progress_bar(total=pyramid.tiles, unit="tile", desc=path.name) as bar:
             write_deep_zoom(path, pyramid, facts, bar.update)
         return [path]
 

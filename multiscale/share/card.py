@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from urllib.parse import quote
 
 import yaml
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, shown
 from dnnlib.files import atomic_copy, atomic_folder, atomic_write, check_writable
 from multiscale.rendering.files import save_picture
 from multiscale.rendering.renderer import Renderer, provenance
@@ -39,7 +40,7 @@ def write_share(network: Path, folder: Path, name: str, *, seed: int, licence: s
         The files.
 
     Raises:
-        UserError: the network cannot be read, or the folder holds something, or cannot be written.
+        UserError: the network cannot be read or states another licence; the folder holds something, or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; give one that is, or a new name.")
@@ -51,6 +52,12 @@ def write_share(network: Path, folder: Path, name: str, *, seed: int, licence: s
 def _write(folder: Path, network: Path, name: str, *, seed: int, licence: str | None) -> list[str]:
     """The files of :func:`write_share`, by their names."""
     snapshot = load_snapshot(network)
+    stated = str(snapshot.info.get("licence") or "")
+    if licence is not None and stated and re.sub(r"[\s_-]+", "-", stated.lower()) != licence:
+        raise UserError(
+            f"{network} states the licence {shown(stated)}, and --licence {licence} is another; leave --licence out, or have a "
+            f"new file state it: python -m multiscale.cli.pack {network} NEW.safetensors --info licence={licence}."
+        )
     renderer = Renderer(snapshot.generator, default_device())
     weights = folder / f"{network.stem}.safetensors"
     if is_published(network):

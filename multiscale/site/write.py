@@ -38,7 +38,7 @@ FILE_NAME_LENGTH = 60
 STATIC = Path(__file__).parent / "static"
 SHARED = Path(__file__).parents[1] / "explorer" / "static"
 PAGE = ("site.css", "check.js", "main.js", "refine.js", "worker.js", "model.js", "waves.js", "random.js")
-SHARED_PAGE = ("base.css", "icon.svg", "address.js", "gestures.js", "motion.js", "view.js", "worlds.js")
+SHARED_PAGE = ("base.css", "icon.svg", "address.js", "gestures.js", "idle.js", "motion.js", "view.js", "worlds.js")
 RUNTIME_FILES = ("dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm")
 VIEWER_FILES = ("build/openseadragon/openseadragon.min.js", "build/openseadragon/images/", "LICENSE.txt")
 
@@ -181,9 +181,8 @@ def _write_model(folder: Path, snapshot: Snapshot, title: str) -> None:
     for source, files in ((STATIC, PAGE), (SHARED, SHARED_PAGE)):
         for file in files:
             shutil.copyfile(source / file, folder / file)
-    _write_page(folder, "page.html", title)
     shutil.copyfile(STATIC / "onnxruntime-LICENSE.txt", folder / "runtime/LICENSE.txt")  # its package has none
-    _write_licences(folder, snapshot, "runtime", RUNTIME)
+    _write_page(folder, "page.html", title, _write_licences(folder, snapshot, "runtime", RUNTIME))
 
 
 def _frame(generator: Generator) -> np.ndarray:
@@ -200,11 +199,10 @@ def _write_tiles(folder: Path, snapshot: Snapshot, world: World, title: str) -> 
     copy_from(VIEWER, VIEWER_FILES, folder / "viewer")
     with progress_bar(total=pyramid.tiles, unit="tile", desc=folder.name) as bar:
         write_deep_zoom(folder / "world.dzi", pyramid, {"world": str(world), **provenance(snapshot)}, bar.update)
-    _write_page(folder, "tiles.html", title)
     shutil.copyfile(STATIC / "tiles.js", folder / "tiles.js")
     for file in ("base.css", "icon.svg"):
         shutil.copyfile(SHARED / file, folder / file)
-    _write_licences(folder, snapshot, "viewer", VIEWER)
+    _write_page(folder, "tiles.html", title, _write_licences(folder, snapshot, "viewer", VIEWER))
     facts = {
         "format": FORMAT,
         "title": title,
@@ -218,18 +216,21 @@ def _write_tiles(folder: Path, snapshot: Snapshot, world: World, title: str) -> 
     (folder / "facts.js").write_text(f"window.facts = {json.dumps(facts)};\n", encoding="utf-8")
 
 
-def _write_page(folder: Path, template: str, title: str) -> None:
-    """The page itself, with its title where its source says TITLE."""
-    source = (STATIC / template).read_text(encoding="utf-8")
-    (folder / "index.html").write_text(source.replace("TITLE", html.escape(title)), encoding="utf-8")
+def _write_page(folder: Path, template: str, title: str, licences: str) -> None:
+    """The page itself, with its title where its source says TITLE, and what is under which licence where it says LICENCES."""
+    source, texts = (STATIC / template).read_text(encoding="utf-8"), {"TITLE": title, "LICENCES": licences}
+    page = re.sub("|".join(texts), lambda match: html.escape(texts[match[0]]), source)
+    (folder / "index.html").write_text(page, encoding="utf-8")
 
 
-def _write_licences(folder: Path, snapshot: Snapshot, place: str, package: Package) -> None:
-    """Say in ``LICENCES.txt`` what is under which licence."""
+def _write_licences(folder: Path, snapshot: Snapshot, place: str, package: Package) -> str:
+    """Say in ``LICENCES.txt`` what is under which licence; returns that."""
     weights = snapshot.info.get("licence") or "none is named in its file; ask who made it"
     lines = [
         f"{place}/: {package.name} {package.version}, {package.licence}; the text is in {place}/LICENSE.txt.",
         "Other files of the page: multiscale-gan, Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0).",
         f"The model and its pictures: {weights}.",
     ]
-    (folder / "LICENCES.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = "\n".join(lines) + "\n"
+    (folder / "LICENCES.txt").write_text(text, encoding="utf-8")
+    return text

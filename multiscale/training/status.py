@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
-from dnnlib.errors import UserError
+from dnnlib.console import say
+from dnnlib.errors import REFUSED, UserError, sentence_for
 from dnnlib.files import atomic_write
 from dnnlib.plots import COLOURS, as_png, panels, put_title
 from dnnlib.reading import from_json, from_yaml, parsed, read_text
@@ -40,13 +41,13 @@ RECENT = 10
 
 
 def report_status(path: str | Path) -> None:
-    """Print the progress of a run, and plot its statistics as ``plot.png`` in its folder.
+    """Print the progress of a run, and plot its statistics as ``plot.png`` in its folder; where it cannot be written, say why.
 
     Args:
         path: A run's folder, or a folder of runs, of which the newest is meant.
 
     Raises:
-        UserError: there is no run, its files are not readable, or the plot cannot be written.
+        UserError: there is no run, or its files are not readable.
     """
     folder = find_run(Path(path))
     lines, measured = read_stats(folder), read_metrics(folder)
@@ -62,8 +63,12 @@ def _report(folder: Path, lines: Sequence[dict[str, Any]], measured: Sequence[di
         print(f"  {title:<12}{text}")
     drawn = sorted([*lines, *_measure_lines(measured)], key=lambda line: line["kimg"])
     if _panels(drawn):
-        save_plot(folder / PLOT, drawn, title=f"{folder.resolve().name}, {drawn[-1]['kimg']:g} kimg")
-        print(f"  {'plot':<12}{folder / PLOT}")
+        try:
+            save_plot(folder / PLOT, drawn, title=f"{folder.resolve().name}, {drawn[-1]['kimg']:g} kimg")
+        except (UserError, *REFUSED) as error:
+            say(f"No plot was written. {error if isinstance(error, UserError) else sentence_for(error)}")
+        else:
+            print(f"  {'plot':<12}{folder / PLOT}")
 
 
 def find_run(path: Path) -> Path:

@@ -132,6 +132,25 @@ def test_patches_are_those_of_the_file(site, server, expected, tmp_path, name, l
     assert len(set(server.asked)) == len(server.asked), "nothing is fetched twice"
 
 
+@pytest.mark.parametrize(
+    ("folder", "description"),
+    [("iiif3", "iiif3/info.json"), ("zoomify", "zoomify/ImageProperties.xml"), ("dzi_files", "dzi.dzi"), (".", ".dzi")],
+)
+def test_a_folder_of_tiles_is_not_taken_for_photographs(site, tmp_path, folder, description):
+    sentence = refusal(site / folder, tmp_path / "set.zip")
+    assert "holds one picture as tiles, which are no photographs; give --source " in sentence
+    assert sentence.endswith(f"{description}.")
+    assert make(sentence.rpartition(" ")[2][:-1], tmp_path / "set.zip", "--dry-run").exit_code == 0
+
+
+def test_photographs_beside_a_file_of_a_description_s_name_are_taken(site, tmp_path):
+    (tmp_path / "photos").mkdir()
+    shutil.copy(site / "picture.tif", tmp_path / "photos")
+    (tmp_path / "photos" / "info.json").write_text('{"camera": "Lens"}')
+    shutil.copy(site / "dzi.dzi", tmp_path / "photos.dzi")
+    assert make(tmp_path / "photos", tmp_path / "set.zip", "--dry-run").exit_code == 0
+
+
 def test_patches_of_jpeg_tiles_differ_by_its_error_only(server, expected, tmp_path):
     pixels, _ = made(server.url("jpeg.dzi"), tmp_path / "set.zip")
     error = ((pixels.astype(float) - expected[0]) ** 2).mean()

@@ -724,6 +724,36 @@ def test_a_film_of_two_views_is_rendered_and_offered(page):
         assert stream.read(12)[4:8] == b"ftyp"
 
 
+def test_left_alone_an_exhibit_s_page_returns_to_its_first_view_but_not_from_a_film(page, server):
+    page.open(server.address + "?home=120#w=3&z=2")
+    page.js("const now = performance.now.bind(performance); window.later = 0; performance.now = () => now() + later")
+    first = page.state
+    page.press("c")
+    page.press("k")
+    page.press("+")
+    page.settle()
+    page.press("k")
+    for name, value in (("width", 512), ("height", 512), ("seconds", 60)):
+        page.js("document.getElementById(arguments[0]).value = arguments[1]", f"film-{name}", value)
+    page.find("#film-form .main").click()
+    page.wait("!document.getElementById('film-progress').hidden")
+    page.js("later += 1e6")
+    time.sleep(0.5)
+    assert page.state["compare"]
+    page.find("[data-do=film-cancel]").click()
+    page.press("h")
+    page.wait("document.getElementById('film-progress').hidden && document.getElementById('help').open")
+    page.js("later += 60e3")
+    time.sleep(0.5)
+    assert page.state["compare"]
+    page.js("later += 60e3")
+    page.wait("!document.getElementById('help').open")
+    page.settle()
+    assert page.state == first
+    opened = "return [...document.querySelectorAll('#side details[open]')].map((section) => section.id)"
+    assert page.js(opened) == ["mix-section"]
+
+
 def test_two_pages_at_once(page, server):
     first = page.driver.current_window_handle
     page.driver.switch_to.new_window("window")

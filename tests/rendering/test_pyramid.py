@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from click.testing import CliRunner
 from conftest import calibrated_generator, small_config
 
 from dnnlib.errors import UserError
+from dnnlib.signals import Ended
+from multiscale.cli.generate import main as generate
+from multiscale.rendering import commands
 from multiscale.rendering import pyramid as module
 from multiscale.rendering import renderer as renderer_module
 from multiscale.rendering.enlarging import enlarged_image
@@ -159,6 +163,20 @@ def test_a_pyramid_of_an_earlier_version_is_not_mixed_with_this_one(pyramid, tmp
     with pytest.raises(UserError, match="holds other tiles than these"):
         write_deep_zoom(tmp_path / "w.dzi", pyramid, FACTS | {"world": "4"}, lambda _: None)
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["w_files", "0", "0_0.png", "made-of.json"]
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Ended(15), 143)])
+@pytest.mark.parametrize(("name", "resumes"), [("w.dzi", True), ("frames", True), ("film.mp4", False)])
+def test_what_is_interrupted_says_whether_the_same_command_resumes(tmp_path, monkeypatch, stop, code, name, resumes):
+    def stopped(*_, **__):
+        raise stop
+
+    for writer in ("write_deep_zoom", "write_film"):
+        monkeypatch.setattr(commands, writer, stopped)
+    words = ["--pyramid"] if name.endswith(".dzi") else ["--to", "4,0,0", "--video"]
+    done = CliRunner().invoke(generate, ["--network", "earth", *words, str(tmp_path / name)])
+    assert done.exit_code == code
+    assert ("What is done is kept: the same command resumes.\n" in done.stderr) == resumes
 
 
 def test_an_interrupted_pyramid_goes_on(pyramid, tmp_path):

@@ -181,6 +181,22 @@ def test_a_card_is_called_after_the_title_and_its_links_take_any_file_s_name(tmp
     assert links == ["strip.png", file.name]
 
 
+@pytest.mark.parametrize(("licence", "code"), [("cc-by-4.0", 0), ("cc0-1.0", 2)])
+def test_a_licence_does_not_contradict_the_file_s(tmp_path, licence, code):
+    file, folder = tmp_path / "moon.safetensors", tmp_path / "card"
+    save_snapshot(file, load_snapshot(find_network(RUN)).generator, {"licence": "CC BY 4.0"})
+    done = CliRunner().invoke(
+        main, ["push", str(file), "hf://me/a-world", "--folder", str(folder), "--licence", licence]
+    )
+    assert done.exit_code == code, done.output
+    assert folder.exists() == (code == 0)
+    if code:
+        assert (
+            f"{file} states the licence 'CC BY 4.0', and --licence cc0-1.0 is another; leave --licence out"
+            in done.stderr
+        )
+
+
 @pytest.mark.parametrize("licence", ["Creative Commons", "CC-BY-4.0"])
 def test_a_licence_that_is_no_id_is_refused_before_anything_is_read(tmp_path, licence):
     refused = CliRunner().invoke(main, ["push", "none", "hf://me/a-world", "--licence", licence])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import http.server
 import io
 import json
@@ -215,6 +216,50 @@ def test_wheel_pinch_and_keys_zoom_at_the_place_that_is_meant(driver):
     assert "SHA-256" in driver.find_element("id", "provenance").text
 
 
+LATER = """
+    const now = performance.now.bind(performance);
+    window.later = 0;
+    performance.now = () => now() + later;"""
+"""Has the page's clock go forward by ``later`` ms."""
+
+
+@pytest.mark.slow
+def test_left_alone_an_exhibit_s_page_returns_to_its_first_view(driver):
+    script = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": LATER})["identifier"]
+    state = "return [site.state(), document.getElementById('help').open]"
+    try:
+        driver.get("about:blank")
+        driver.get(driver.address + "?home=120#z=4&x=0.1&y=0.05&w=5")
+        wait(driver, "site.idle(0)")
+        first = driver.execute_script(state)
+        canvas = driver.find_element("id", "view")
+        driver.find_element("id", "mixed").click()
+        webdriver.ActionChains(driver).click_and_hold(canvas).move_by_offset(-60, 20).perform()
+        driver.execute_script("later += 1e6")
+        time.sleep(0.5)
+        moved, _ = driver.execute_script(state)
+        assert moved["world"].startswith("5~"), "a drag is held"
+        webdriver.ActionChains(driver).release(canvas).perform()
+        canvas.send_keys("h")
+        driver.execute_script("later += 60e3")
+        time.sleep(0.5)
+        assert driver.execute_script(state) == [{**moved, "view": driver.execute_script(state)[0]["view"]}, True]
+        driver.execute_script("later += 60e3")
+        wait(driver, "!document.getElementById('help').open && site.idle(0)")
+        assert driver.execute_script(state) == first
+        assert driver.execute_script("return location.search + location.hash") == "?home=120#z=4&x=0.1&y=0.05&w=5&t=1"
+        for home in ("0", "-1", "soon", "1e999", ""):
+            driver.get("about:blank")
+            driver.get(f"{driver.address}?home={home}")
+            wait(driver, "true")
+            driver.find_element("id", "view").send_keys("h")
+            driver.execute_script("later += 1e12")
+            time.sleep(0.5)
+            assert driver.execute_script(state)[1], f"home={home} is ignored"
+    finally:
+        driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": script})
+
+
 SLOW = """
     window.asked = [];
     window.Worker = class extends Worker {
@@ -399,9 +444,14 @@ def test_the_folder_is_whole_and_small(site):
     assert (facts["resolution"], facts["octaves"]) == (config.img_resolution, config.octaves)
     assert facts["provenance"]["network"] == BUNDLED.name
     assert facts["levels"] <= MOST_LEVELS
+    licences = html.escape((site / "LICENCES.txt").read_text())
+    assert "onnxruntime-web 1.30.0, MIT" in licences
+    page = (site / "index.html").read_text()
+    assert licences in page
+    assert "<a " not in page, "a screen without a bar of addresses cannot come back from another page"
     for name, text in ((name, (site / name).read_text()) for name in files if name.endswith((".js", ".html", ".css"))):
-        assert "//" not in text.replace("* //", "").replace("// ", ""), f"{name} loads from elsewhere"
-    assert "onnxruntime-web 1.30.0, MIT" in (site / "LICENCES.txt").read_text()
+        text = text.replace(licences, "").replace("* //", "").replace("// ", "")
+        assert "//" not in text, f"{name} loads from elsewhere"
     assert "Microsoft Corporation" in (site / "runtime/LICENSE.txt").read_text()
 
 
@@ -525,6 +575,8 @@ def test_tiles_are_a_pyramid_with_its_viewer(tmp_path, network):
     if "npm" in done.output and done.exit_code:
         pytest.skip(f"needs npm and its registry: {done.output}")
     assert done.exit_code == 0, done.output
+    assert done.stdout == f"{folder}\n"
+    assert f"python -m http.server -d {folder}, then open http://localhost:8000.\n" in done.stderr
     assert (folder / "viewer/openseadragon.min.js").is_file()
     assert "OpenSeadragon contributors" in (folder / "viewer/LICENSE.txt").read_text()
     assert "openseadragon 6.1.1, BSD-3-Clause" in (folder / "LICENCES.txt").read_text()

@@ -158,6 +158,15 @@ def test_looking_writes_nothing_but_the_plot(run):
     assert {path.name for path in run.iterdir()} == before | {"plot.png"}
 
 
+def test_where_the_plot_cannot_be_written_the_rest_is_said_all_the_same(run, capsys):
+    (run / "plot.png").mkdir()  # as on a folder that may only be read, for root as well
+    report_status(run)
+    said = capsys.readouterr()
+    assert "  to resume" in said.out
+    assert "plot.png" not in said.out
+    assert re.fullmatch(r"No plot was written\. .*plot\.png.*\.\n", said.err)
+
+
 def test_a_finished_run_is_finished(tmp_path, capsys):
     text = printed(make_run(tmp_path / "run", [tick(8)], kimg=8), capsys)
     assert "8 of 8 kimg (100.0%), finished\n" in text

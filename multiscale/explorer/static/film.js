@@ -9,7 +9,7 @@ const PATH = "multiscale-explorer-film";
 
 /**
  * Wire the section to `app` (state, size, network(name), notify(text), changed(), go(view), play(views, ms)).
- * Returns {show(), actions, aspect(): [width, height], add()}.
+ * Returns {show(), actions, aspect(): [width, height], add(), rendering(): whether a film is}.
  */
 export function filming(app) {
   const path = new Kept(PATH);
@@ -136,6 +136,7 @@ export function filming(app) {
   return {
     show,
     aspect,
+    rendering: () => job !== null,
     add() {
       $("film-section").open = true;
       set([...path.items, { ...app.state.view }]);

@@ -6,6 +6,7 @@ import { controls, driftOf } from "./controls.js";
 import { filming } from "./film.js";
 import { listen } from "./gestures.js";
 import { bookmarks, History } from "./history.js";
+import { returning } from "./idle.js";
 import { keys } from "./keys.js";
 import { Minimap } from "./minimap.js";
 import { Motion } from "./motion.js";
@@ -67,6 +68,8 @@ class App {
     };
     this.side(!SMALL.matches);
     this.#listen();
+    const first = location.hash;
+    returning(() => this.#begin(first), () => this.motion.active || this.film.rendering());
     this.connection.connect();
   }
 
@@ -173,6 +176,16 @@ class App {
     this.motion.stop();
     this.change(this.#legal(rest));
     this.go(view);
+  }
+
+  /** Show the page as it was opened. */
+  #begin(address) {
+    if (!this.info) return;
+    $("help").close();
+    document.activeElement.blur();
+    for (const section of document.querySelectorAll("#side details")) section.open = section.id === "mix-section";
+    this.side(!SMALL.matches);
+    this.apply(read(address));
   }
 
   toggleCompare() {

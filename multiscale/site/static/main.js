@@ -1,6 +1,7 @@
 /** The page of an exported model: a view, a world, and the model that renders it here, in a worker. */
 import { read, write } from "./address.js";
 import { listen } from "./gestures.js";
+import { returning } from "./idle.js";
 import { fetched } from "./model.js";
 import { Motion } from "./motion.js";
 import { compose, computed, done, paint, tilesOf } from "./refine.js";
@@ -67,7 +68,9 @@ async function start() {
   $("ms").hidden = !new URLSearchParams(location.search).has("debug");
   interact();
   fit(); // the first frame is one of this canvas
-  fromAddress();
+  const first = location.hash;
+  fromAddress(first);
+  returning(() => begin(first));
   new ResizeObserver(resize).observe(canvas);
   window.site = { render, state: () => state, idle, frame: () => shown };
 }
@@ -267,11 +270,20 @@ function placeOf({ zoom, x, y }) {
   return `${zoomOf(zoom)} at ${right}, ${down}`;
 }
 
-function fromAddress() {
-  const { view, world, trunc } = read(location.hash);
-  const given = new URLSearchParams(location.hash.slice(1));
+function fromAddress(hash) {
+  const { view, world, trunc } = read(hash);
+  const given = new URLSearchParams(hash.slice(1));
   motion.stop();
   change({ view, world: given.has("w") && parse(world) ? world : "3", trunc: clamp(trunc, -2, 2) });
+}
+
+/** Show the page as it was opened. */
+function begin(hash) {
+  $("help").close();
+  document.activeElement.blur(); // the box of the world would keep its text
+  $("hint").classList.remove("gone");
+  if (refused) say("");
+  fromAddress(hash);
 }
 
 function fit() {
@@ -305,7 +317,7 @@ function interact() {
     drift: (dx, dy) => change({ world: drifted(before, dx / DRIFT_PX, dy / DRIFT_PX) }),
     drifted: () => {},
   });
-  addEventListener("hashchange", fromAddress);
+  addEventListener("hashchange", () => fromAddress(location.hash));
   addEventListener("visibilitychange", next); // nothing is refined where nobody looks
   $("world").addEventListener("input", () => parse($("world").value) ? change({ world: $("world").value.trim() }) : show());
   $("trunc").addEventListener("input", () => change({ trunc: Number($("trunc").value) }));
