@@ -85,7 +85,7 @@ class Model:
             seed: A seed from 0 to 2^32 - 1; a world in writing, such as ``"3~7:0.25"`` (docs/exploring.md); or a latent z,
                 a tensor or array [z_dim] of finite numbers, drawn from N(0, 1) or found, whose length makes no difference;
                 or styles, the w of each layer, [num_ws, w_dim] or [1, num_ws, w_dim], such as :attr:`PlacedWorld.ws` or found.
-            truncation_psi: 1 as trained, 0 the mean world; from -2 to 2. It does not apply to styles, which are taken as they are.
+            truncation_psi: 1 as trained, 0 the mean world; from -2 to 2. Styles are taken as they are.
 
         Raises:
             UserError: it cannot be read, the truncation is out of range, or styles are to be truncated.
@@ -314,7 +314,10 @@ def load_model(network: str | Path | None = None, device: str | torch.device | N
         place = default_device() if device is None else torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
-        names = ["cpu", *(["cuda"] if torch.cuda.is_available() else ["mps"] if torch.backends.mps.is_available() else [])]
+        names = [
+            "cpu",
+            *(["cuda"] if torch.cuda.is_available() else ["mps"] if torch.backends.mps.is_available() else []),
+        ]
         allowed = ", ".join(map(repr, names))
         raise UserError(f"There is no device {shown(device)} here; give {allowed}, or nothing.") from error
     if not isinstance(network, str | os.PathLike | None):

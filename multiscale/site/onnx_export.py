@@ -78,8 +78,8 @@ def points_of(generator: Generator) -> list[FeatureInjection]:
 def export_graphs(generator: Generator) -> tuple[Any, Any]:
     """The mapping and the synthesis as ``onnx.ModelProto``; their initializers are named as the generator's parameters.
 
-    Inputs and output are those of :class:`MappingGraph` (``z``, ``psi``, ``ws``) and :class:`SynthesisGraph` (``ws``, ``along_x0``,
-    ``along_y0``, ``along_x1``, ..., ``image``), all float32; :func:`factors_of_view` computes those of the view.
+    Inputs and outputs are those of :class:`MappingGraph` (``z``, ``psi``; ``ws``) and :class:`SynthesisGraph` (``ws``,
+    ``along_x0``, ``along_y0``, ``along_x1``, ...; ``image``), all float32; :func:`factors_of_view` computes those of the view.
 
     Args:
         generator: On the CPU, float32, in evaluation mode.

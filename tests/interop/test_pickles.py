@@ -324,6 +324,12 @@ def test_damaged_files_are_refused_in_a_sentence_and_nothing_is_run(tiny, tmp_pa
     assert report["slowest_cpu_sec"] < 10
 
 
+def test_a_network_of_ours_needs_no_conversion(tmp_path):
+    done = CliRunner().invoke(convert, [str(BUNDLED), str(tmp_path / "x.safetensors")])
+    assert done.exit_code == 2
+    assert "earth64.safetensors is a network of this program already" in done.output
+
+
 def test_the_readmes_way_from_a_published_file_to_a_picture(tmp_path, monkeypatch):
     """As typed there, with a stand-in for the file that the paper's authors publish."""
     shutil.copy(PUBLISHED, tmp_path / "moon_rec6.pkl")

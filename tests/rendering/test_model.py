@@ -219,6 +219,18 @@ def test_mistakes_are_sentences(mistake, sentence, model):
         mistake(model)
 
 
+def test_only_devices_that_are_there_are_named(model, monkeypatch):
+    for cuda, mps, named in (
+        (False, False, "'cpu', or"),
+        (True, False, "'cpu', 'cuda', or"),
+        (False, True, "'cpu', 'mps', or"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        with pytest.raises(UserError, match=f"give {named} nothing"):
+            multiscale.load(model.path, device="cuda:99")
+
+
 def test_the_guides_examples_run(tmp_path, monkeypatch, capsys):
     """All but the pyramid of the bundled model, which takes minutes."""
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/python.md").read_text(), flags=re.M | re.S)
