@@ -295,7 +295,7 @@ class PlacedWorld:
     def _provenance(self, worlds: Sequence[World]) -> dict[str, Any]:
         """The network, and the numbers of latents and styles that no seed gives."""
         terms = [term for world in worlds for term in (world.latent, *(term for term, _ in world.mixed))]
-        kinds = {"latents": GivenLatent, "styles": GivenStyles}
+        kinds: dict[str, type[GivenLatent | GivenStyles]] = {"latents": GivenLatent, "styles": GivenStyles}
         given = {name: {str(t): t.numbers for t in terms if isinstance(t, kind)} for name, kind in kinds.items()}
         return self.model.provenance | {name: numbers for name, numbers in given.items() if numbers}
 

@@ -24,7 +24,7 @@ from multiscale.interop.pickles import LICENCE, NAMES, load_published
 from multiscale.interop.unpickler import Built, Name, PickleError, read_pickle
 from multiscale.networks.generator import Generator
 from multiscale.rendering.renderer import provenance
-from multiscale.runs.headers import find_network, read_header
+from multiscale.runs.headers import BUNDLED, find_network, read_header
 from multiscale.runs.snapshots import load_snapshot
 from multiscale.training.transfer import load_learned
 from multiscale.view import unchecked_transform
