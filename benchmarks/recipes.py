@@ -1,7 +1,7 @@
 """Compare recipes: train variants of a configuration on the same patches, measure them alike, and write a table.
 
     python benchmarks/recipes.py --data earth32.zip --base demo --variants benchmarks/recipes/demo32.yaml \
-        --out out/recipes (--kimg 8 | --cpu-seconds 900) [--seeds 0,1] [--jobs 2] [--only base,wide]
+        --out out/recipes (--kimg 8 | --cpu-seconds 900) [--seeds 0-2] [--jobs 2] [--only base,wide]
 
 A file of variants has YAML differences by name, with the keys of any config; an empty one is the base itself. Each variant
 and seed becomes a run, ``<out>/<name>-seed<k>``, trained by train.py. The same command typed again goes on where it
@@ -43,7 +43,6 @@ from dnnlib.errors import UserError, nearest_name
 from dnnlib.files import atomic_write, sha256
 from dnnlib.machine import available_cores
 from dnnlib.pictures import grid
-from dnnlib.reading import each_once
 from dnnlib.signals import Ended
 from multiscale.config import RunConfig, build, check_keys, load_preset, load_yaml, merge, to_dict
 from multiscale.data.patches import PatchDataset
@@ -54,6 +53,7 @@ from multiscale.metrics.reals import content_digest
 from multiscale.metrics.scales import Evaluation
 from multiscale.rendering.files import save_picture
 from multiscale.rendering.renderer import Renderer, nearest_centre, to_uint8
+from multiscale.rendering.request import parse_worlds
 from multiscale.rendering.sheets import SHEET_CENTRE
 from multiscale.runs.journal import read_stats
 from multiscale.runs.snapshots import load_snapshot
@@ -597,9 +597,15 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(run.variant for run in runs))
 
 
-def whole_numbers(text: str) -> list[int]:
-    """``"0,1"`` -> [0, 1]."""
-    return each_once(int(part) for part in text.split(","))
+def parse_seeds(text: str) -> list[int]:
+    """``"0,1"`` or ``"0-2"`` -> [0, 1] or [0, 1, 2], as generate.py reads them, but of plain seeds only."""
+    try:
+        worlds = parse_worlds(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if mixtures := [world for world in map(str, worlds) if not world.isdecimal()]:
+        raise argparse.ArgumentTypeError(f"{mixtures[0]} is not a seed of a training; write seeds such as 0,1 or 0-2")
+    return [int(str(world)) for world in worlds]
 
 
 def parse_options() -> argparse.Namespace:
@@ -617,7 +623,7 @@ def parse_options() -> argparse.Namespace:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--kimg", type=float, help="length of every run in thousands of images")
     budget.add_argument("--cpu-seconds", type=float, help="instead: CPU time of every run's steps")
-    parser.add_argument("--seeds", type=whole_numbers, default=[0], metavar="0,1", help="of each variant (default 0)")
+    parser.add_argument("--seeds", type=parse_seeds, default=[0], metavar="0-2", help="of each variant (default 0)")
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time, which share the cores, or OMP_NUM_THREADS (default 1)"
     )

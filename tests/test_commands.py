@@ -224,6 +224,14 @@ def test_grey_data_train_and_render(tmp_path):
         (["--set", "generator.n_bins=17"], "generator.n_bins=17"),
         (["--set", "training.batch"], "not an assignment"),
         (["--set", "training=5"], "must be a section"),
+        (
+            ["--batch", "8", "--set", "training.batch=16"],
+            "--batch 8 and --set training.batch=16 are the same setting; give one",
+        ),
+        (
+            ["--set", "training={batch_gpu: 2}", "--batch-gpu", "2"],
+            "--batch-gpu 2 and --set training={batch_gpu: 2} are the",
+        ),
         (["--set", "generator.widths=[1,2]"], "must have num_layers"),
         (["--config", "mooon"], "did you mean 'moon'"),
         (["--set", "generator.img_resolution=64"], "the patches of .* have 16"),

@@ -9,6 +9,7 @@ import click
 from dnnlib.cli import Command, reports_user_errors
 from dnnlib.errors import UserError
 from dnnlib.files import check_writable
+from multiscale.runs.headers import read_header
 from multiscale.runs.remote import existing_path
 
 
@@ -26,6 +27,9 @@ def main(pickle: str, snapshot: str) -> None:
         raise UserError(f"{path} does not end in .safetensors; give a name that does.")
     check_writable(path)
     source = existing_path(pickle, "a .pkl of the published code", bundled=False)
+    if source.suffix == ".safetensors":
+        read_header(source)
+        raise UserError(f"{source} is a network of this program already; give it to --network as it is.")
     from multiscale.interop.pickles import load_published  # here: PyTorch takes seconds
     from multiscale.runs.snapshots import save_snapshot
 

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from dnnlib.errors import UserError
 from dnnlib.files import AlreadyThere, atomic_write
 from dnnlib.pictures import PNG_STRATEGY
-from dnnlib.reading import read_text
+from dnnlib.reading import TEXT_BYTES, read_text
 
 TEXT_CHUNK = "multiscale"
 """Keyword of the PNG's text chunk (iTXt) that holds the metadata as JSON."""
@@ -171,5 +171,5 @@ def claimed(folder: Path, text: str) -> str:
         with contextlib.suppress(AlreadyThere), atomic_write(made_of, "w", replace=False) as stream:
             stream.write(text)
     with contextlib.suppress(UserError):
-        return read_text(made_of, "the facts")
+        return read_text(made_of, "the facts", max(TEXT_BYTES, len(text)))
     return ""

@@ -30,7 +30,7 @@ from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.request import MAX_PICTURE_PX
 from multiscale.rendering.sheets import zoom_strip
 from multiscale.rendering.video import FILM_PX, film_facts, write_film
-from multiscale.rendering.worlds import GivenLatent, World
+from multiscale.rendering.worlds import GivenLatent, GivenStyles, World
 from multiscale.runs.headers import WANTED, choice, find_network, kimg_of
 from multiscale.runs.snapshots import Snapshot, load_snapshot
 from multiscale.view import Region
@@ -83,26 +83,35 @@ class Model:
 
         Args:
             seed: A seed from 0 to 2^32 - 1; a world in writing, such as ``"3~7:0.25"`` (docs/exploring.md); or a latent z,
-                a tensor or array [z_dim] of finite numbers, drawn from N(0, 1) or found, whose length makes no difference.
-            truncation_psi: 1 as trained, 0 the mean world; from -2 to 2.
+                a tensor or array [z_dim] of finite numbers, drawn from N(0, 1) or found, whose length makes no difference;
+                or styles, the w of each layer, [num_ws, w_dim] or [1, num_ws, w_dim], such as :attr:`PlacedWorld.ws` or found.
+            truncation_psi: 1 as trained, 0 the mean world; from -2 to 2. Styles are taken as they are.
 
         Raises:
-            UserError: it cannot be read, or the truncation is out of range.
+            UserError: it cannot be read, the truncation is out of range, or styles are to be truncated.
         """
         world = self._world(seed)
         psi = _number(truncation_psi, "Truncation")
         if not -2 <= psi <= 2:
             raise UserError(f"Truncation {psi:g} is out of range; give -2 to 2: 1 as trained, 0 the mean world.")
+        if psi != 1 and isinstance(world.latent, GivenStyles):
+            raise UserError(
+                f"Truncation {psi:g} does not apply to styles, which are rendered as they are; leave it out, or give a latent."
+            )
         world.ws(self.generator)  # refuses layers that it does not have
         return PlacedWorld(self, world, psi)
 
     def _world(self, seed: Any) -> World:
         if not isinstance(seed, np.ndarray | torch.Tensor):
             return World.parse(seed)
-        z_dim = self.generator.config.z_dim
+        z_dim, shape = self.generator.config.z_dim, (self.generator.plan.num_ws, self.generator.config.w_dim)
         sentence = (
-            f"A latent of this model is a tensor or array [{z_dim}] of finite numbers; given: {_described(seed)}."
+            f"A latent of this model is a tensor or array [{z_dim}] of finite numbers, and styles are one of {list(shape)} or "
+            f"{[1, *shape]}; given: {_described(seed)}."
         )
+        if seed.ndim > 1:
+            rows = seed[0] if seed.shape[:-2] == (1,) else seed
+            return World(GivenStyles(tuple(map(tuple, _checked(rows, shape, "iuf", sentence)))))
         return World(GivenLatent(_numbers(seed, z_dim, sentence)))
 
     def __repr__(self) -> str:
@@ -120,7 +129,10 @@ class PlacedWorld:
 
     @property
     def ws(self) -> torch.Tensor:
-        """The w of each layer, truncated, float32 [1, num_ws, w_dim], for ``model.generator.synthesis(ws, transform)``."""
+        """The w of each layer, truncated, float32 [1, num_ws, w_dim], for ``model.generator.synthesis(ws, transform)``.
+
+        ``model.world(ws)`` is the same world.
+        """
         return self.model.renderer.styles(self.world, self.truncation_psi).clone()
 
     def view(
@@ -179,7 +191,7 @@ class PlacedWorld:
         """The world that lies ``weight`` of the way from this one to another of the same model, in w.
 
         Args:
-            other: A world of a seed or latent, or as for :meth:`Model.world`; not a mixture itself.
+            other: A world of a seed, latent or styles, or as for :meth:`Model.world`; not a mixture itself.
             weight: 0 is this world, 1 the other; from -100 to 100.
 
         Raises:
@@ -233,7 +245,7 @@ class PlacedWorld:
             path: The file, ending in .mp4, .webm, .gif or .webp; without an ending: a folder of PNG frames.
             to: Where it goes: (zoom factor, x, y), or several of these, one after the other. May be left out with ``worlds``.
             start: Where it begins.
-            worlds: Which worlds this one turns into, one after the other; at this world's truncation.
+            worlds: Which worlds this one turns into, one after the other; at this world's truncation, but for styles.
             loop: Go back to the beginning, so that after the last frame comes the first.
             seconds: Its length.
             fps: Frames a second, 1 to 240; in a GIF to 50.
@@ -281,10 +293,11 @@ class PlacedWorld:
         return {"world": str(self.world), "truncation_psi": self.truncation_psi, **self._provenance([self.world])}
 
     def _provenance(self, worlds: Sequence[World]) -> dict[str, Any]:
-        """The network, and the numbers of latents that no seed gives."""
-        latents = [latent for world in worlds for latent in (world.latent, *(latent for latent, _ in world.mixed))]
-        given = {str(latent): latent.numbers for latent in latents if isinstance(latent, GivenLatent)}
-        return self.model.provenance | ({"latents": given} if given else {})
+        """The network, and the numbers of latents and styles that no seed gives."""
+        terms = [term for world in worlds for term in (world.latent, *(term for term, _ in world.mixed))]
+        kinds: dict[str, type[GivenLatent | GivenStyles]] = {"latents": GivenLatent, "styles": GivenStyles}
+        given = {name: {str(t): t.numbers for t in terms if isinstance(t, kind)} for name, kind in kinds.items()}
+        return self.model.provenance | {name: numbers for name, numbers in given.items() if numbers}
 
     def _repr_png_(self) -> bytes:
         """What notebooks show of it: the view at 1x."""
@@ -301,7 +314,12 @@ def load_model(network: str | Path | None = None, device: str | torch.device | N
         place = default_device() if device is None else torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise UserError(f"There is no device {shown(device)} here; give 'cpu', 'cuda', 'mps', or nothing.") from error
+        names = [
+            "cpu",
+            *(["cuda"] if torch.cuda.is_available() else ["mps"] if torch.backends.mps.is_available() else []),
+        ]
+        allowed = ", ".join(map(repr, names))
+        raise UserError(f"There is no device {shown(device)} here; give {allowed}, or nothing.") from error
     if not isinstance(network, str | os.PathLike | None):
         raise UserError(f"{shown(network)} is not the name of a network; give {WANTED}.")
     path = find_network(network)

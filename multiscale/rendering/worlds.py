@@ -16,7 +16,7 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from dnnlib.errors import UserError
 
@@ -76,7 +76,28 @@ class GivenLatent:
         return torch.tensor([self.numbers], dtype=torch.float32)
 
     def __str__(self) -> str:
-        return f"z{hashlib.sha256(self.z(len(self.numbers)).numpy().tobytes()).hexdigest()[:16]}"
+        return f"z{_digest(self.z(len(self.numbers)))}"
+
+
+@dataclass(frozen=True)
+class GivenStyles:
+    """The w of each layer, which no latent gives, and which is not truncated. Its text ``w8c3f...`` is as that of a latent."""
+
+    numbers: tuple[tuple[float, ...], ...]
+    """Float32 values, [num_ws][w_dim]."""
+
+    def ws(self) -> torch.Tensor:
+        """Float32 [1, num_ws, w_dim]."""
+        import torch  # here: it takes seconds
+
+        return torch.tensor([self.numbers], dtype=torch.float32)
+
+    def __str__(self) -> str:
+        return f"w{_digest(self.ws())}"
+
+
+Term: TypeAlias = Latent | GivenLatent | GivenStyles
+"""What worlds are mixed of."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +116,8 @@ class Style:
 class World:
     """A point of the space of worlds: a latent, others mixed in (each by a weight, in turn), styles of layers."""
 
-    latent: Latent | GivenLatent
-    mixed: tuple[tuple[Latent | GivenLatent, float], ...] = ()
+    latent: Term
+    mixed: tuple[tuple[Term, float], ...] = ()
     styles: tuple[Style, ...] = field(default=())
 
     @classmethod
@@ -121,7 +142,7 @@ class World:
         mixed = "".join(f"~{latent}:{_short(weight)}" for latent, weight in self.mixed)
         return f"{self.latent}{mixed}" + "".join(f"_{style}" for style in self.styles)
 
-    def mixed_with(self, latent: Latent | GivenLatent, weight: float) -> World:
+    def mixed_with(self, latent: Term, weight: float) -> World:
         """This world, then ``weight`` of the way to another latent; the weight is rounded as texts write it.
 
         Raises:
@@ -146,8 +167,10 @@ class World:
         layers = len(generator.plan.layers)
         terms = [self.latent, *(latent for latent, _ in self.mixed), *(style.latent for style in self.styles)]
         with torch.no_grad(), float32_products():
-            z = torch.cat([latent.z(generator.config.z_dim) for latent in terms])
-            ws = generator.mapping(z.to(generator.mapping.w_avg.device), truncation_psi)
+            device = generator.mapping.w_avg.device
+            z = [term.z(generator.config.z_dim) for term in terms if not isinstance(term, GivenStyles)]
+            mapped = iter(generator.mapping(torch.cat(z).to(device), truncation_psi).split(1) if z else ())
+            ws = torch.cat([term.ws().to(device) if isinstance(term, GivenStyles) else next(mapped) for term in terms])
             w = ws[:1].clone()
             for i, (_, weight) in enumerate(self.mixed, start=1):
                 w = w.lerp(ws[i : i + 1], weight)
@@ -158,6 +181,10 @@ class World:
                     )
                 w[:, style.first + 1 : style.last + 2] = ws[i : i + 1, style.first + 1 : style.last + 2]
         return w
+
+
+def _digest(values: torch.Tensor) -> str:
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
 
 
 def _latent(text: str) -> Latent:

@@ -14,13 +14,15 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
 from dnnlib.errors import UserError
 from multiscale.networks.fourier import Waves
-from multiscale.networks.generator import FeatureInjection, Generator
+from multiscale.networks.generator import FeatureInjection, Generator, Size
 from multiscale.networks.layers import SQRT2, SynthesisLayer, modulated_weight
 from multiscale.site.simplify import simplify
 
@@ -77,6 +79,9 @@ def points_of(generator: Generator) -> list[FeatureInjection]:
 def export_graphs(generator: Generator) -> tuple[Any, Any]:
     """The mapping and the synthesis as ``onnx.ModelProto``; their initializers are named as the generator's parameters.
 
+    Inputs and outputs are those of :class:`MappingGraph` (``z``, ``psi``; ``ws``) and :class:`SynthesisGraph` (``ws``,
+    ``along_x0``, ``along_y0``, ``along_x1``, ...; ``image``), all float32; :func:`factors_of_view` computes those of the view.
+
     Args:
         generator: On the CPU, float32, in evaluation mode.
 
@@ -90,14 +95,33 @@ def export_graphs(generator: Generator) -> tuple[Any, Any]:
             "use --tiles or zoom.py."
         )
     ws = generator.mapping(torch.zeros(1, config.z_dim))
-    along, names = [], []
-    for i, point in enumerate(points_of(generator)):
-        for axis in "xy":
-            along.append(torch.zeros(2, len(point.omega) * point.terms, point.size))
-            names.append(f"along_{axis}{i}")
+    along = [torch.zeros(2, len(p.omega) * p.terms, p.size) for p in points_of(generator) for _ in "xy"]
+    names = _names(generator)
     mapping = _export(MappingGraph(generator), (torch.zeros(1, config.z_dim), torch.ones(1)), ["z", "psi"], "ws", {})
     axes = {name: {2: f"{name}_samples"} for name in names} | {"image": {2: "rows", 3: "columns"}}
     return mapping, _export(SynthesisGraph(generator), (ws, *along), ["ws", *names], "image", axes)
+
+
+@torch.no_grad()
+def factors_of_view(
+    generator: Generator, ws: torch.Tensor | NDArray[Any], transform: torch.Tensor, size: Size | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """What the synthesis graph takes beside ``ws`` for a view of that world: float32 [2, K, P] by the inputs' names.
+
+    Args:
+        generator: The network that was exported.
+        ws: Styles [1, num_ws, D]; worlds with frames of their own have other waves in the same view.
+        transform: The view, [1, 3, 3] of :func:`multiscale.view.view_transform`, with sides parallel to the world's.
+        size: Width and height of the image in pixels, each N plus a multiple of ``plan.step``; None: N x N.
+    """
+    waves = generator.synthesis.waves(generator.synthesis.views(transform, torch.as_tensor(ws)), size)
+    along = [torch.cat(pair) for w in waves.values() for pair in ((w.sin_x, w.cos_x), (w.sin_y, w.cos_y))]
+    return {name: part.numpy() for name, part in zip(_names(generator), along, strict=True)}
+
+
+def _names(generator: Generator) -> list[str]:
+    """Of the waves' factors, in the order of :class:`SynthesisGraph`'s arguments."""
+    return [f"along_{axis}{i}" for i in range(len(points_of(generator))) for axis in "xy"]
 
 
 def onnx_package() -> Any:

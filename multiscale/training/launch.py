@@ -205,7 +205,7 @@ def _prepared(request: Request, devices: list[torch.device] | None, dry_run: boo
 
 
 def resolve(request: Request, devices: list[torch.device] | None = None) -> Run:
-    """Choose what was not given. Later layers win: defaults, the data, preset, --config, --set, other options.
+    """Choose what was not given. Later layers win: defaults, the data, preset, --config, then --set and other options.
 
     ``devices``: of all processes, if another program has started them; None: as requested.
     """
@@ -348,6 +348,7 @@ def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
             preset = request.config
     layers += [(f"--set {text}", parse_assignment(text)) for text in request.assignments]
     given: dict[str, Any] = {}
+    own = {k: v for k in ("kimg", "batch", "batch_gpu", "seed") if (v := getattr(request, k)) is not None}
     for source, values in layers:
         if isinstance(before := values.get("training"), Mapping) and "swd_patches" in before:
             training = measured_by_name(before, given.get("training", {}).get("metrics"))
@@ -355,8 +356,10 @@ def _given_settings(request: Request) -> tuple[str | None, dict[str, Any]]:
                 print(f"In {source}: training.swd_patches is training.metrics={training['metrics']} now.")
             values["training"] = training
         check_keys(RunConfig, values, source)
+        if source != request.config and (twice := [k for k in own if k in values.get("training", {})]):
+            option = f"--{twice[0].replace('_', '-')} {own[twice[0]]}"
+            raise UserError(f"{option} and {source} are the same setting; give one of them.")
         given = merge(given, values)
-    own = {k: v for k in ("kimg", "batch", "batch_gpu", "seed") if (v := getattr(request, k)) is not None}
     return preset, merge(given, {"training": own} if own else {})
 
 

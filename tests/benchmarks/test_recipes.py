@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import threading
@@ -160,6 +161,18 @@ def test_mistakes_in_the_variants_are_named(recipes, tmp_path, text, only, messa
 def test_lengths_are_numbers_above_0(command, place, words):
     assert command(*words) == 2
     assert not (place / "out").exists()
+
+
+def test_seeds_are_read_as_generate_reads_them(recipes):
+    assert recipes.parse_seeds("0-2") == [0, 1, 2]
+    assert recipes.parse_seeds("5,0-1,5") == [5, 0, 1]
+    for text, sentence in (
+        ("2-0", "run backwards"),
+        ("x", "cannot be read"),
+        ("3~7:0.5", "3~7:0.5 is not a seed of a training"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=sentence):
+            recipes.parse_seeds(text)
 
 
 @pytest.mark.parametrize(("jobs", "threads"), [(1, 3), (2, 1), (9, 1)])

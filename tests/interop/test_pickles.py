@@ -24,7 +24,7 @@ from multiscale.interop.pickles import LICENCE, NAMES, load_published
 from multiscale.interop.unpickler import Built, Name, PickleError, read_pickle
 from multiscale.networks.generator import Generator
 from multiscale.rendering.renderer import provenance
-from multiscale.runs.headers import find_network, read_header
+from multiscale.runs.headers import BUNDLED, find_network, read_header
 from multiscale.runs.snapshots import load_snapshot
 from multiscale.training.transfer import load_learned
 from multiscale.view import unchecked_transform
@@ -322,6 +322,12 @@ def test_damaged_files_are_refused_in_a_sentence_and_nothing_is_run(tiny, tmp_pa
     assert report["run_or_written"] == {}
     assert report["most_lines_of_a_refusal"] == 1
     assert report["slowest_cpu_sec"] < 10
+
+
+def test_a_network_of_ours_needs_no_conversion(tmp_path):
+    done = CliRunner().invoke(convert, [str(BUNDLED), str(tmp_path / "x.safetensors")])
+    assert done.exit_code == 2
+    assert "earth64.safetensors is a network of this program already" in done.output
 
 
 def test_the_readmes_way_from_a_published_file_to_a_picture(tmp_path, monkeypatch):

@@ -109,6 +109,31 @@ def test_a_world_is_made_of_a_latent(model, tmp_path):
     assert torch.equal(torch.tensor(facts["latents"][facts["world"]]), z)
 
 
+def test_a_world_is_made_of_styles(model, tmp_path):
+    truncated = model.world(3, 0.5)
+    world = model.world(truncated.ws.requires_grad_())
+    assert world.view() == truncated.view()
+    assert torch.equal(model.world(truncated.ws[0].numpy()).ws, truncated.ws)
+    ws = truncated.ws
+    ws[:, 4:] = torch.randn(1, ws.shape[1] - 4, ws.shape[2], generator=torch.Generator().manual_seed(0))  # of no latent
+    found = model.world(ws)
+    names = [str(model.world(each).world) for each in (ws, ws[0], truncated.ws)]
+    assert names[0] == names[1] != names[2]
+    torch.testing.assert_close(found.mixed(7, 0.25).ws, ws.lerp(model.world(7).ws, 0.25))
+    torch.testing.assert_close(truncated.mixed(ws, 0.25).ws, truncated.ws.lerp(ws, 0.25))
+    frames = found.film(tmp_path / "frames", worlds=[5], seconds=1, fps=2, size=32)
+    with Image.open(frames / "frame-00000.png") as image:
+        np.testing.assert_array_equal(image, found.view(size=32))
+        facts = json.loads(image.text["multiscale"])
+    assert facts["world"] == [names[0], "5"]
+    assert torch.equal(torch.tensor(facts["styles"][names[0]]), ws[0])
+    assert "latents" not in facts
+    found.pyramid(tmp_path / "w.dzi")
+    assert json.loads((tmp_path / "w_files/made-of.json").read_text())["world"] == names[0]
+    with pytest.raises(UserError, match="holds other tiles"):
+        world.pyramid(tmp_path / "w.dzi")
+
+
 def test_worlds_have_the_styles_that_render_them(model):
     worlds = [model.world("3~7:0.25", 0.5), model.world(5)]
     images = model.generator.synthesis(torch.cat([world.ws for world in worlds]), view_transform(2.0, (0.1, 0)))
@@ -163,8 +188,14 @@ def test_films_and_pyramids(model, tmp_path):
         (lambda model: model.world().array(centre="0.1,0.1"), "Centre '0.1,0.1' is not a point"),
         (lambda model: model.world().strip(torch.zeros(2, 2)), r"Centre of shape \[2, 2\] and torch.float32 is not"),
         (lambda model: model.world(3, truncation_psi="a"), "Truncation 'a' is not"),
-        (lambda model: model.world(torch.zeros(7)), r"array \[16\] of finite numbers; given: of shape \[7\]"),
+        (lambda model: model.world(torch.zeros(7)), r"array \[16\] of finite numbers, .*; given: of shape \[7\]"),
         (lambda model: model.world(np.full(16, np.nan)), r"array \[16\] of finite numbers"),
+        (
+            lambda model: model.world(torch.zeros(2, 3, 16)),
+            r"\[16\] of finite numbers, and styles are one of \[\d+, 16\] or \[1, \d+, 16\]; given: of shape \[2, 3, 16\]",
+        ),
+        (lambda model: model.world(torch.full((1, 16, 16), torch.nan)), "array .* of finite numbers"),
+        (lambda model: model.world(model.world(3).ws, 0.5), "Truncation 0.5 does not apply to styles"),
         (lambda model: model.world().mixed(7, "x"), "Weight 'x' is not"),
         (lambda model: model.world().mixed(7, 101), "Weight 101 is out of range"),
         (lambda model: model.world("~".join(["1", *["2:0.5"] * 15])).mixed(3), "has 16 terms already"),
@@ -188,6 +219,18 @@ def test_mistakes_are_sentences(mistake, sentence, model):
         mistake(model)
 
 
+def test_only_devices_that_are_there_are_named(model, monkeypatch):
+    for cuda, mps, named in (
+        (False, False, "'cpu', or"),
+        (True, False, "'cpu', 'cuda', or"),
+        (False, True, "'cpu', 'mps', or"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        with pytest.raises(UserError, match=f"give {named} nothing"):
+            multiscale.load(model.path, device="cuda:99")
+
+
 def test_the_guides_examples_run(tmp_path, monkeypatch, capsys):
     """All but the pyramid of the bundled model, which takes minutes."""
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/python.md").read_text(), flags=re.M | re.S)
@@ -203,5 +246,6 @@ def test_the_guides_examples_run(tmp_path, monkeypatch, capsys):
         "flight.mp4",
         "tour.mp4",
         "worlds.webp",
+        "found.gif",
         "patches.zip",
     }

@@ -222,6 +222,8 @@ def test_frames_that_a_stopped_film_has_left_are_kept(renderer, tmp_path):
     for changes in ({"fps": 5}, {"facts": {"world": "4"}}, {"height": 64}):
         with pytest.raises(UserError, match="holds something else"):
             film(folder, renderer, **changes)
+    for _ in range(2):  # as long as the numbers of many styles are
+        film(tmp_path / "long", renderer, facts={"styles": "0" * 2**20}, fps=1, seconds=1)
     (tmp_path / "holiday").mkdir()
     (tmp_path / "holiday" / "frame-00000.png").touch()
     with pytest.raises(UserError, match="holds something else"):

@@ -1,6 +1,8 @@
 """The exported graphs render what PyTorch renders, whatever the network is, at any size."""
 
 import copy
+import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from conftest import calibrated_generator, small_config
 
+import multiscale
 from dnnlib.errors import UserError
 from multiscale.interop.pickles import load_published
 from multiscale.networks.generator import Generator
@@ -15,9 +18,9 @@ from multiscale.rendering.worlds import World
 from multiscale.runs.headers import BUNDLED
 from multiscale.runs.snapshots import load_snapshot
 from multiscale.site import weights
-from multiscale.site.onnx_export import export_graphs, points_of
+from multiscale.site.onnx_export import export_graphs, factors_of_view, points_of
 from multiscale.site.weights import MOST_BITS, MOST_LEVELS, rounded, take_out, weights_of
-from multiscale.view import AffineViews, Region
+from multiscale.view import Region, view_transform
 from torch_utils.random import latents
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnx and onnxruntime: pip install onnx onnxruntime")
@@ -72,19 +75,23 @@ def test_graphs_render_what_pytorch_renders(name):
         [ws] = mapping.run(None, feeds)
         expected = World.parse(3).ws(generator, psi)
         np.testing.assert_allclose(ws, expected, atol=1e-5)
-        views = AffineViews.of(generator.synthesis.framed(transform, expected))
-        along = [part.numpy() for point in points_of(generator) for part in along_of(point.waves(views, size))]
-        names = [argument.name for argument in synthesis.get_inputs()]
-        [image] = synthesis.run(None, dict(zip(names, [ws, *along], strict=True)))
+        [image] = synthesis.run(None, {"ws": ws, **factors_of_view(generator, ws, transform, size)})
         with torch.no_grad():
             reference = generator.synthesis(expected, transform, size=size).numpy()
         assert image.shape == reference.shape
         assert np.abs(image - reference).max() < 1e-4
 
 
-def along_of(waves):
-    """Waves of one view as the synthesis graph's arguments along_x and along_y."""
-    return torch.cat([waves.sin_x, waves.cos_x]), torch.cat([waves.sin_y, waves.cos_y])
+def test_the_guides_example_runs(tmp_path, monkeypatch):
+    guide = (Path(__file__).parents[2] / "docs/python.md").read_text()
+    block = next(b for b in re.findall(r"(?<=\n\n)(?: {4}.*\n|\n)+", guide) if "export_graphs" in b)
+    monkeypatch.chdir(tmp_path)
+    names = {"multiscale": multiscale, "torch": torch, "np": np, "view_transform": view_transform}
+    exec(textwrap.dedent(block), names)
+    z = torch.from_numpy(names["z"])
+    expected = names["model"].generator(z, view_transform(8.0, (-0.089, -0.096)))
+    np.testing.assert_allclose(names["image"], expected, atol=1e-4)
+    assert onnx.load("synthesis.onnx").graph.input[1].name == "along_x0"
 
 
 def test_what_is_left_of_the_graphs_is_small_and_of_the_stated_version():
