@@ -647,7 +647,7 @@ def test_a_network_that_nobody_named_is_named_on_stderr_and_an_untrained_one_is_
     path.write_bytes(b"")  # what is wrong with it is said after which it is
     first, second = run(generate).stderr.splitlines()
     assert first == f"Using {path}, the snapshot written last in runs; --network takes another."
-    assert second.startswith(f"Error: {path} is not a whole safetensors file")
+    assert second.startswith(f"Error: {path} is an empty file")
 
 
 def test_a_large_image_has_a_bar_of_progress_over_its_tiles(trained, tmp_path, monkeypatch):
@@ -929,7 +929,7 @@ def test_snapshots_that_are_not_whole_or_not_ours(trained, tmp_path):
     path.write_bytes(good[: len(good) // 2])
     assert "not a whole safetensors file" in refused(generate, "--network", path)
     path.write_bytes(b"")
-    assert "not a whole safetensors file" in refused(generate, "--network", path)
+    assert "is an empty file, not a network" in refused(generate, "--network", path)
     path.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}))
     assert "not a generator of this program" in refused(generate, "--network", path)
     version = b'"format_version":"%d"' % FORMAT_VERSION

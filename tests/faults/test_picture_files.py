@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     scandir = os.scandir
 
     def refusing(path="."):
-        if os.fspath(path).endswith("shut"):
+        if str(path).endswith("shut"):  # pytest removes folders by descriptors
             raise PermissionError(13, "Permission denied", os.fspath(path))
         return scandir(path)
 

@@ -41,7 +41,7 @@ def test_it_says_how_it_was_trained(bundled):
 def test_it_shows_something_at_every_zoom(bundled):
     renderer = Renderer(bundled.generator, torch.device("cpu"))
     for octave in range(bundled.generator.config.octaves + 1):
-        pixels = renderer.render([0, 1], [2.0**octave] * 2, [(0.1, -0.07) if octave > 2 else (0, 0)] * 2)
+        pixels = renderer.render([0, 1, 4, 9], [2.0**octave] * 4, [(0.1, -0.07) if octave > 2 else (0, 0)] * 4)
         assert pixels.std() > 15
         assert (pixels == 255).mean() < 0.05
 
