@@ -39,7 +39,7 @@ PAGE = {"exported-page": "z=1&w=3"}
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars")
 WAIT_SEC = 900
 FADE_SEC = 3
-"""For what fades in or out when a view has settled."""
+"""For what fades in or out when a view has settled, and for the count of frames in the last second."""
 QUALITY = 85
 
 
