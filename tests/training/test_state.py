@@ -244,7 +244,8 @@ def test_torchrun_trains_the_run_that_procs_trains_and_goes_on_with_it(tmp_path)
     assert begun.returncode == 0, begun.stderr
     assert begun.stdout.count("Data: ") == begun.stdout.count("Trained 0.008 kimg") == 1
     for name in ("joined", "spawned"):
-        subprocess.run([*command(data, tmp_path / name, 0.016), "--procs", "2"], check=True, **quiet)
+        ended = subprocess.run([*command(data, tmp_path / name, 0.016), "--procs", "2"], **quiet)
+        assert ended.returncode == 0, ended.stderr
     assert stats(tmp_path / "joined")[-1] == stats(tmp_path / "spawned")[-1]
     assert_equal(load_newest_state(tmp_path / "joined"), load_newest_state(tmp_path / "spawned"))
     refused = subprocess.run([python, *launcher, *words, "--batch-gpu", "3"], **quiet)
