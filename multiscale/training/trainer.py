@@ -514,7 +514,8 @@ class Trainer:
         """Load the weights of trained networks by name (``G``, ``G_ema``, ``D``); everything else starts afresh."""
         for name, tensors in weights.items():
             network = getattr(self, name)
-            network.load_state_dict({**network.state_dict(), **tensors})  # settings that came have weights of their own
+            gates = {key: own for key, own in network.state_dict().items() if key.startswith("synthesis.gates.")}
+            network.load_state_dict({**gates, **tensors})  # gates may come; anything else that is missing is an error
 
     @float32_products()
     def _calibrate(self) -> None:

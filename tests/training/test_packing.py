@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 from conftest import small_patches
 from test_trainer import tiny_run
@@ -34,6 +35,9 @@ def test_packed_networks_are_what_a_transfer_begins_with(tmp_path):
     packets = dataclasses.replace(config, generator=dataclasses.replace(styled, **free))
     learned.check(packets)
     Trainer(packets, dataset, tmp_path, Process(torch.device("cpu"))).begin_with(learned.weights)
+    damaged = {"G": {key: value for key, value in learned.weights["G"].items() if key != "synthesis.input_weight"}}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        Trainer(packets, dataset, tmp_path, Process(torch.device("cpu"))).begin_with(damaged)
     other = dataclasses.replace(tiny_run(dataset, seed=5), generator=styled)
     other = Trainer(other, dataset, tmp_path, Process(torch.device("cpu")))
     other.begin_with(learned.weights)
