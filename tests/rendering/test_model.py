@@ -75,7 +75,9 @@ def test_worlds_are_mixed(model):
     assert str(mixed.mixed(9, -0.5).world) == "3~7:0.25~9:-0.5"
     between = model.world(1).mixed(mixed, 0.5)
     torch.testing.assert_close(between.ws, model.world(1).ws.lerp(mixed.ws, 0.5))
-    torch.testing.assert_close(model.world(1).mixed("3_7@2-4").ws, model.world(1).ws.lerp(model.world("3_7@2-4").ws, 0.5))
+    torch.testing.assert_close(
+        model.world(1).mixed("3_7@2-4").ws, model.world(1).ws.lerp(model.world("3_7@2-4").ws, 0.5)
+    )
     with pytest.raises(UserError, match="two models"):
         model.world(1).mixed(multiscale.load(model.path).world(2))
 

@@ -35,6 +35,7 @@ from multiscale.site.write import RUNTIME_FILES, export_site, export_tiles, file
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
 pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -103,10 +104,10 @@ def driver(site):
     server.server_close()
 
 
-def wait(driver, condition: str) -> None:
+def wait(driver, condition: str, handle: str = "site") -> None:
     end = time.monotonic() + WAIT_SEC
-    while not driver.execute_script(f"return window.site && ({condition})"):
-        message = driver.execute_script("return document.getElementById('message').textContent")
+    while not driver.execute_script(f"return window.{handle} && ({condition})"):
+        message = driver.execute_script("return document.getElementById('message')?.textContent")
         assert time.monotonic() < end, f"waited in vain for {condition}: {message}"
         time.sleep(0.1)
 
@@ -581,7 +582,29 @@ def test_tiles_are_a_pyramid_with_its_viewer(tmp_path, network):
     assert "OpenSeadragon contributors" in (folder / "viewer/LICENSE.txt").read_text()
     assert "openseadragon 6.1.1, BSD-3-Clause" in (folder / "LICENCES.txt").read_text()
     assert len(list((folder / "world_files").rglob("*.png"))) == 9
+    assert "export" not in (folder / "tiles.js").read_text(), "a script from a file is no module"
     assert json.loads((folder / "model.json").read_text())["world"] == "3~7:0.5"
+
+
+@pytest.mark.slow
+def test_left_alone_tiles_return_to_the_whole_world_even_from_a_file(driver, tmp_path, network):
+    folder = export_tiles(network, tmp_path / "tiles", World.parse("3"))
+    script = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": LATER})["identifier"]
+    try:
+        driver.get((folder / "index.html").as_uri() + "?home=120")
+        wait(driver, "window.viewer?.world.getItemCount()", "viewer")
+        zoom = "viewer.viewport.getZoom(true)"
+        whole = driver.execute_script(f"return {zoom}")
+        canvas = driver.find_element("css selector", "#view canvas")
+        webdriver.ActionChains(driver).scroll_from_origin(ScrollOrigin.from_element(canvas), 0, -300).perform()
+        wait(driver, f"{zoom} > {1.2 * whole}", "viewer")
+        driver.execute_script("later += 119e3")
+        time.sleep(0.5)
+        assert driver.execute_script(f"return {zoom}") > 1.2 * whole
+        driver.execute_script("later += 2e3")
+        wait(driver, f"Math.abs({zoom} - {whole}) < 1e-3", "viewer")
+    finally:
+        driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": script})
 
 
 LOOK = """
