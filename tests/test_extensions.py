@@ -89,3 +89,8 @@ def test_one_that_cannot_be_imported_is_a_sentence(place, monkeypatch, text, mes
     monkeypatch.setenv(VARIABLE, "my_parts")
     with pytest.raises(UserError, match=rf"my_parts, which {VARIABLE} names, cannot be imported \({message}\)"):
         import_extensions()
+    for words in (["--help"], ["--data", "p.zip", "--metrics", "swd"]):
+        done = CliRunner().invoke(calc_metrics, words)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("Error: The module my_parts, ")
+        assert done.stderr.count("\n") == 1
