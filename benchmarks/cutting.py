@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from machine import describe, peak_bytes, publish, result_file
 
+from dnnlib.cli import reports_user_errors
 from multiscale.data.cutting import Box, cut_patch
 from multiscale.data.earth import earth_counts, find_picture
 from multiscale.data.pictures import HeldPicture, examine
@@ -103,6 +104,7 @@ def compare(source: Path, resolution: int, octaves: int, samples: int) -> list[f
     return [min(10 * math.log10(255**2 / max(error, 1e-12)), 99.0) for error in errors]
 
 
+@reports_user_errors
 def main() -> None:
     """Measure, print, and write the JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

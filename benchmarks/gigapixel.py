@@ -22,6 +22,8 @@ from typing import Any
 
 from machine import describe, publish, result_file
 
+from dnnlib.cli import reports_user_errors
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -72,9 +74,13 @@ def measure(source: Path, cache: Path, options: argparse.Namespace) -> dict[str,
     command += ["--octaves", "8", "--counts", ",".join([str(count)] * 8), "--workers", str(options.workers), "--force"]
     start, before, peak = time.perf_counter(), os.times(), 0
     process = subprocess.Popen(command, env=os.environ | {"MULTISCALE_CACHE": str(cache)}, cwd=ROOT)
-    while process.poll() is None:
-        peak = max(peak, sum(held_bytes(one) for one in tree(process.pid)))
-        time.sleep(0.05)
+    try:
+        while process.poll() is None:
+            peak = max(peak, sum(held_bytes(one) for one in tree(process.pid)))
+            time.sleep(0.05)
+    finally:  # also where a signal ends this
+        process.terminate()
+        process.wait()
     if process.returncode:
         raise SystemExit("Making the set failed.")
     after = os.times()
@@ -82,6 +88,7 @@ def measure(source: Path, cache: Path, options: argparse.Namespace) -> dict[str,
     return {"wall_sec": time.perf_counter() - start, "cpu_sec": cpu, "peak_mb": peak / 1e6}
 
 
+@reports_user_errors
 def main() -> None:
     """Measure, print, and write the JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

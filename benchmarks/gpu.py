@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import environment_of_checkout
+from dnnlib.cli import reports_user_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES = ("--resolution", "32", "--octaves", "6", "--counts", "64,64,64,64,64,64")
@@ -123,9 +124,11 @@ def run(part: Part, folder: Path, limit: float) -> dict[str, Any]:
         return line | {"ok": part.optional, "left_out": f"there is no program {part.command[0]}"}
     try:
         output, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:  # or a signal, which a session of its own does not hear
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
         line["seconds"] = round(time.perf_counter() - begun, 1)
         return line | {"error": f"stopped after its {limit:.0f} s", "output": output[-TAIL:]}
     line["seconds"] = round(time.perf_counter() - begun, 1)
@@ -147,6 +150,7 @@ def summary(line: dict[str, Any]) -> str:
     return f"{line['part']:<10} {line.get('seconds', 0):>6.1f} s  {how}"
 
 
+@reports_user_errors
 def main() -> None:
     """Run the parts, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import re
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,22 @@ def environment_of_checkout() -> dict[str, str]:
     """The environment in which Python finds this checkout's code first, then what it finds now."""
     places = filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")])
     return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+
+
+@contextlib.contextmanager
+def served(*command: str, stderr: int | None = None) -> Iterator[tuple[str, int]]:
+    """Run a server of Python's in a ``with`` block; the address that it prints, without the last slash, and its process."""
+    process = subprocess.Popen([sys.executable, "-u", *command], stdout=subprocess.PIPE, stderr=stderr, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.search(r"https?://[\w.:]+", line):
+                yield found[0], process.pid
+                return
+        raise UserError(f"{' '.join(command)} did not start.")
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def result_file(text: str) -> Path:

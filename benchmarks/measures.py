@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from machine import describe, publish, result_file, seconds
 
+from dnnlib.cli import reports_user_errors
 from multiscale.data.patches import PatchDataset
 from multiscale.data.prepare import make_demo
 from multiscale.metrics import dinov2, inception
@@ -87,6 +88,7 @@ def comparisons(count: int, size: int) -> dict[str, float]:
     return found
 
 
+@reports_user_errors
 def main() -> None:
     """Measure, print, and write the JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from machine import describe, peak_bytes, publish, result_file
 
+from dnnlib.cli import reports_user_errors
 from multiscale.data.container import PatchWriter, encode_png
 from multiscale.data.patches import PatchDataset
 
@@ -61,6 +62,7 @@ def measure(path: Path, reads: int) -> dict[str, float]:
     }
 
 
+@reports_user_errors
 def main() -> None:
     """Measure, print, and write the JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

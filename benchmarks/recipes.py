@@ -55,6 +55,7 @@ from multiscale.rendering.files import save_picture
 from multiscale.rendering.renderer import Renderer, nearest_centre, to_uint8
 from multiscale.rendering.request import parse_worlds
 from multiscale.rendering.sheets import SHEET_CENTRE
+from multiscale.runs.folder import began_with
 from multiscale.runs.journal import read_stats
 from multiscale.runs.snapshots import load_snapshot
 from multiscale.training.estimate import networks_on_meta
@@ -254,12 +255,18 @@ class Workers:
                     process.terminate()
 
 
-def train(run: Run, options: argparse.Namespace, kimg: float, workers: Workers) -> None:
+def train(run: Run, options: argparse.Namespace, kimg: float, workers: Workers, *more: str) -> None:
     """Train a run up to ``kimg``, or go on with it; nothing if it has been there."""
     if run.snapshot(kimg).exists():
         return
+    began = began_with(run.folder)
+    if began and began[0].training.lr_end < 1 and began[0].training.kimg != kimg:
+        raise RuntimeError(
+            f"{run.folder} began with a length of {began[0].training.kimg:g} kimg, in whose second half its rates fall; give "
+            f"that and not {kimg:g}, or another --out."
+        )
     words = [ROOT / "train.py", "--data", options.data, "--config", run.file(".yaml"), "--outdir", run.folder]
-    workers.run([*words, "--kimg", repr(kimg), "--gpus", options.gpus], run.file(".log"))
+    workers.run([*words, "--kimg", repr(kimg), "--gpus", options.gpus, *more], run.file(".log"))
     if not run.snapshot(kimg).exists():
         raise RuntimeError(
             f"{run.folder} has no snapshot of {kimg:g} kimg: it was trained further; give a larger --kimg."
@@ -274,7 +281,8 @@ def kimg_of(run: Run, options: argparse.Namespace, workers: Workers) -> float:
     if path.exists() and (kept := json.loads(path.read_text()))["cpu_seconds"] == options.cpu_seconds:
         return kept["kimg"]
     batch = run.config.training.batch
-    train(run, options, PROBED_STEPS * batch / 1000, workers)
+    # Rates that fall do so in the second half of the whole run, and not of its first steps.
+    train(run, options, PROBED_STEPS * batch / 1000, workers, "--set", "training.lr_end=1")
     cost = cpu_seconds_an_image(read_stats(run.folder), until=PROBED_STEPS * batch)
     if cost is None:
         raise RuntimeError(f"{run.folder} does not tell the CPU time of its steps; remove it, or give --kimg.")

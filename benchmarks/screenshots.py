@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import re
 import shutil
 import subprocess
 import sys
@@ -22,9 +21,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout's code, whatever else is installed
 
+from machine import served
 from PIL import Image
 from selenium import webdriver
 
+from dnnlib.cli import reports_user_errors
+from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 
 ZOOM = str(Path(__file__).resolve().parent.parent / "zoom.py")
@@ -44,36 +46,22 @@ QUALITY = 85
 
 
 @contextlib.contextmanager
-def served(*command: str, stderr: int | None = None) -> Iterator[str]:
-    """Run a server of Python's; the address that it prints, without the last slash."""
-    process = subprocess.Popen([sys.executable, "-u", *command], stdout=subprocess.PIPE, stderr=stderr, text=True)
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if found := re.search(r"http://[\w.:]+", line):
-                yield found[0]
-                return
-        raise SystemExit(f"{' '.join(command)} did not start.")
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextlib.contextmanager
 def browser() -> Iterator[webdriver.Chrome]:
     """A window of Chromium."""
     chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if not (chromium and driver):
-        raise SystemExit("Chromium and chromedriver were not found on the PATH; install them.")
+        raise UserError("Chromium and chromedriver were not found on the PATH; install them.")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in FLAGS:
         options.add_argument(flag)
-    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    service = webdriver.ChromeService(driver)
     try:
-        yield window
+        with webdriver.Chrome(options=options, service=service) as window:
+            yield window
     finally:
-        window.quit()
+        if hasattr(service, "process"):  # a signal may have come while Chromium was starting
+            service.stop()
 
 
 def take(window: webdriver.Chrome, address: str, handle: str, size: tuple[int, int], path: Path) -> None:
@@ -85,7 +73,7 @@ def take(window: webdriver.Chrome, address: str, handle: str, size: tuple[int, i
     end = time.monotonic() + WAIT_SEC
     while not window.execute_script(f"return window.{handle} && {handle}.idle()"):
         if time.monotonic() > end:
-            raise SystemExit(f"{path.name}: the view was not sharp within {WAIT_SEC} seconds; is the machine too busy?")
+            raise UserError(f"{path.name}: the view was not sharp within {WAIT_SEC} seconds; is the machine too busy?")
         time.sleep(0.2)
     window.execute_script("document.getElementById('hint')?.classList.add('gone')")  # as after the first gesture
     time.sleep(FADE_SEC)
@@ -95,6 +83,7 @@ def take(window: webdriver.Chrome, address: str, handle: str, size: tuple[int, i
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
 
 
+@reports_user_errors
 def main() -> None:
     """Take all four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,13 +91,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder (default docs/images)")
     options = parser.parse_args()
     with browser() as window, tempfile.TemporaryDirectory() as folder:
-        with served(ZOOM, "--no-browser", "--network", options.network) as address:
+        with served(ZOOM, "--no-browser", "--network", options.network) as (address, _):
             for name, view in EXPLORER.items():
                 take(window, f"{address}/#{view}", "explorer", EXPLORER_PX, options.out / f"{name}.jpg")
         site = f"{folder}/site"
         if subprocess.run([sys.executable, ZOOM, "--network", options.network, "--export", site]).returncode:
-            raise SystemExit("The page could not be exported.")
-        with served("-m", "http.server", "0", "-b", "127.0.0.1", "-d", site, stderr=subprocess.DEVNULL) as address:
+            raise UserError("The page could not be exported.")
+        with served("-m", "http.server", "0", "-b", "127.0.0.1", "-d", site, stderr=subprocess.DEVNULL) as (address, _):
             for name, view in PAGE.items():
                 take(window, f"{address}/#{view}", "site", PAGE_PX, options.out / f"{name}.jpg")
 

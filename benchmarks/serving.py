@@ -18,11 +18,8 @@ import json
 import math
 import multiprocessing
 import os
-import re
 import resource
 import struct
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +29,9 @@ from urllib.parse import urlsplit
 import aiohttp
 import numpy as np
 import torch
-from machine import describe, publish, result_file
+from machine import describe, publish, result_file, served
+
+from dnnlib.cli import reports_user_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUT_SECONDS = 1 / 60
@@ -250,17 +249,6 @@ async def measure(url: str, pid: int, clients: int, seconds: float, side: int, o
     }
 
 
-def served(network: str | None) -> tuple[subprocess.Popen[str], str]:
-    """Start zoom.py; returns the process and the address that it prints."""
-    command = [sys.executable, str(ROOT / "zoom.py"), "--no-browser", *(["--network", network] if network else [])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if found := re.search(r"https?://[^\s]+", line):
-            return process, found[0].rstrip("/.")
-    raise SystemExit("zoom.py did not start.")
-
-
 async def flights(options: argparse.Namespace, url: str, pid: int) -> dict[str, Any]:
     """All flights of a report."""
     async with aiohttp.ClientSession() as session, session.get(f"{url}/api/info") as answer:
@@ -277,6 +265,7 @@ async def flights(options: argparse.Namespace, url: str, pid: int) -> dict[str, 
     return report
 
 
+@reports_user_errors
 def main() -> None:
     """Measure, print, and write the JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -290,12 +279,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="alone and among them, in turns (default 3)")
     parser.add_argument("--out", type=result_file, help="JSON file to write")
     options = parser.parse_args()
-    server, url = served(options.network)
-    try:
-        report = asyncio.run(flights(options, url, server.pid))
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
+    network = ["--network", options.network] if options.network else []
+    with served(str(ROOT / "zoom.py"), "--no-browser", *network) as (url, process):
+        report = asyncio.run(flights(options, url, process))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     publish({"machine": describe(torch.get_num_threads(), device), **report}, options.out)
 

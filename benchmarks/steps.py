@@ -28,6 +28,7 @@ import torch
 from machine import alternate, describe, peak_bytes, publish, result_file
 from PIL import Image
 
+from dnnlib.cli import reports_user_errors
 from dnnlib.progress import Stopwatch
 from multiscale.config import RunConfig, build, load_preset, merge, parse_assignment
 from multiscale.data.patches import PatchDataset
@@ -207,6 +208,7 @@ def brief(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     }
 
 
+@reports_user_errors
 def main() -> None:
     """Measure, print, and write the JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

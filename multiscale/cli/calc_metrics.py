@@ -19,6 +19,7 @@ from multiscale.runs.headers import find_networks
 class _WithMeasures(Command):
     """Lists all measures at the end of its help, and loads them for nothing else."""
 
+    @reports_user_errors  # of modules from elsewhere
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """As click writes a text that ends the help."""
         lines = (f"  {name:<17} {kind.description}; {kind.count:,} {kind.unit}" for name, kind in KINDS.items())

@@ -74,7 +74,11 @@ class _Factor(click.types.FloatParamType):
 @optgroup.option("--fps", type=click.IntRange(1, 240), default=30, help="Frames per second.")
 @optgroup.group("Large files")
 @optgroup.option("--pyramid", metavar="DZI", help="The whole world as Deep Zoom tiles; resumes an unfinished one.")
-@optgroup.option("--tiff", metavar="TIF", help="The whole world, or --scale and --size, as a pyramidal BigTIFF.")
+@optgroup.option(
+    "--tiff",
+    metavar="TIF",
+    help="The whole world, or a part by --scale, --centre and --size, as a pyramidal BigTIFF, written part by part.",
+)
 @optgroup.group("Files")
 @optgroup.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Per channel, in PNG and TIFF.")
 @optgroup.option(
@@ -105,7 +109,10 @@ def main(
     network: str | None,
     **options: Any,
 ) -> None:
-    """Render images, pyramids and films; each file holds its world, view and the network's hash in its metadata."""
+    """Render images, pyramids and films; each file holds its world, view and the network's hash in its metadata.
+
+    Pictures and films replace files of the same name; unfinished pyramids and folders of frames are finished.
+    """
     if seed is not None and seeds is not None:
         raise UserError("Both --seed and --seeds were given; give one of them.")
     flight: list[Keyframe] = [parse_keyframe(place) for place in (start, *ends)] if ends or start != "1,0,0" else []

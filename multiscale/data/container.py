@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.errors import UserError
+from dnnlib.extensions import import_extensions
 from dnnlib.files import atomic_folder, atomic_write, check_writable, remove_abandoned
 from dnnlib.names import is_file_name, typed_path
 from dnnlib.pictures import PNG_STRATEGY
@@ -239,6 +240,7 @@ def open_sources(path: str | Path) -> list[PatchSource]:
 def _open_source(path: Path) -> PatchSource:
     if not path.exists():
         raise UserError(f"There is no {path}; give a ZIP or a folder made by 'python dataset_tool.py make' or 'demo'.")
+    import_extensions()
     if path.suffix.lower() in READERS:
         return READERS[path.suffix.lower()](path)
     if path.is_dir():

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dnnlib.extensions import import_extensions
+
 FOLDER = "multiscale.metrics.measures"
 
 Result = dict[str, Any]
@@ -96,7 +98,7 @@ class Register(Mapping[str, Kind]):
         self._loaded = False
 
     def add(self, kind: Kind) -> None:
-        """Add a measure; also one from outside this project, before its name is parsed.
+        """Add a measure; one from outside this project in a module of :mod:`dnnlib.extensions`.
 
         Raises:
             ValueError: another has the name.
@@ -122,6 +124,7 @@ class Register(Mapping[str, Kind]):
         if not self._loaded:
             for module in pkgutil.iter_modules(importlib.import_module(FOLDER).__path__, FOLDER + "."):
                 importlib.import_module(module.name)
+            import_extensions()
             self._loaded = True
         return self._kinds
 

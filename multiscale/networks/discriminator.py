@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from dnnlib.errors import UserError, nearest_name
+from dnnlib.extensions import import_extensions
 from multiscale.config import DiscriminatorConfig
 from multiscale.networks.layers import Conv2d, Linear
 
@@ -178,6 +179,7 @@ def make_discriminator(
     Raises:
         UserError: the name is unknown.
     """
+    import_extensions()
     if config.architecture not in ARCHITECTURES:
         raise UserError(
             f"There is no discriminator of architecture {config.architecture!r}"

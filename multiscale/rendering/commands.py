@@ -19,7 +19,7 @@ from multiscale.rendering.enlarging import enlarged_view
 from multiscale.rendering.files import check_size, save_picture
 from multiscale.rendering.flights import Keyframe
 from multiscale.rendering.pyramid import TILE_PX, Pyramid, check_tiff, claim, tiff_tiles, write_deep_zoom, write_tiff
-from multiscale.rendering.renderer import EXTRAPOLATE, Renderer, provenance
+from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.rendering.request import MAX_PICTURE_PX, Request, grid_path, picture_kind, picture_paths
 from multiscale.rendering.sheets import zoom_strip
 from multiscale.rendering.video import FILM_PX, check_film, film_facts, write_film
@@ -33,6 +33,7 @@ T = TypeVar("T")
 LONG_SEC = 2.0
 """From when on a single picture has a bar of progress."""
 PERCENT = "{desc} {percentage:3.0f}% {remaining}"
+BEYOND = "with --enlarge a scale of at most {:g}, or have it invent finer ones (--extrapolate)"
 ENLARGE = "or enlarge its finest pixels (--enlarge), or have it invent finer ones (--extrapolate)"
 
 
@@ -193,7 +194,7 @@ class _Maker:
         can_enlarge = self.scale <= self.renderer.max_zoom
         return {
             "extrapolate": self.request.extrapolate or (self.request.enlarge and can_enlarge),
-            "otherwise": ENLARGE if can_enlarge else EXTRAPOLATE,
+            "otherwise": ENLARGE if can_enlarge else BEYOND.format(self.renderer.max_zoom),
         }
 
     def _picture(self, world: World) -> np.ndarray:

@@ -191,17 +191,16 @@ class PlacedWorld:
         """The world that lies ``weight`` of the way from this one to another of the same model, in w.
 
         Args:
-            other: A world of a seed, latent or styles, or as for :meth:`Model.world`; not a mixture itself.
+            other: A world, at its own truncation, or as for :meth:`Model.world`, at this world's. A mixture, or one of another
+                truncation, is mixed in as its styles.
             weight: 0 is this world, 1 the other; from -100 to 100.
 
         Raises:
-            UserError: ``other`` is a mixture or of another model, or the weight is out of range.
+            UserError: ``other`` is of another model, or the weight is out of range.
         """
         world = self._other(other)
         if world.mixed or world.styles:
-            raise UserError(
-                f"World {world} is itself a mixture; mix the plain worlds of seeds into another one after the other."
-            )
+            world = self.model.world(dataclasses.replace(self, world=world).ws).world
         return dataclasses.replace(self, world=self.world.mixed_with(world.latent, _number(weight, "Weight")))
 
     def strip(self, centre: Point = (0, 0)) -> Image.Image:
@@ -245,7 +244,7 @@ class PlacedWorld:
             path: The file, ending in .mp4, .webm, .gif or .webp; without an ending: a folder of PNG frames.
             to: Where it goes: (zoom factor, x, y), or several of these, one after the other. May be left out with ``worlds``.
             start: Where it begins.
-            worlds: Which worlds this one turns into, one after the other; at this world's truncation, but for styles.
+            worlds: Which worlds this one turns into, one after the other, as for :meth:`mixed`.
             loop: Go back to the beginning, so that after the last frame comes the first.
             seconds: Its length.
             fps: Frames a second, 1 to 240; in a GIF to 50.
@@ -284,10 +283,12 @@ class PlacedWorld:
         return path
 
     def _other(self, world: AnyWorld) -> World:
-        """Another world of the same model."""
-        if isinstance(world, PlacedWorld) and world.model is not self.model:
+        """Another world of the same model; one of another truncation than this as its styles, which keep it."""
+        if not isinstance(world, PlacedWorld):
+            return self.model.world(world).world
+        if world.model is not self.model:
             raise UserError("Worlds of two models cannot be mixed; give one of the same model.")
-        return world.world if isinstance(world, PlacedWorld) else self.model.world(world).world
+        return world.world if world.truncation_psi == self.truncation_psi else self.model.world(world.ws).world
 
     def _facts(self) -> dict[str, Any]:
         return {"world": str(self.world), "truncation_psi": self.truncation_psi, **self._provenance([self.world])}

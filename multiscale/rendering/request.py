@@ -177,6 +177,8 @@ def _check_options(request: Request) -> None:
         "--enlarge": request.enlarge,
         "--from or --to": bool(request.flight),
         "--loop": request.loop,
+        "--seconds": request.seconds != Request.seconds,
+        "--fps": request.fps != Request.fps,
     }
     useless = {
         "--strip": ("--scale", "--bits 16", "--extrapolate", "--enlarge"),
@@ -208,11 +210,15 @@ def _check_options(request: Request) -> None:
                 "A film needs a place to fly to, or worlds to pass through; give --to zoom,x,y such as --to 64,0.1,-0.2, or "
                 "--seeds such as --seeds 3-5."
             )
-    elif wrong := [name for name in ("--from or --to", "--loop") if options[name]]:
-        verb = "belongs" if wrong[0] == "--loop" else "belong"
+    elif wrong := [name for name in ("--from or --to", "--loop", "--seconds", "--fps") if options[name]]:
+        verb = "belong" if wrong[0] == "--from or --to" else "belongs"
         raise UserError(f"{wrong[0]} {verb} to a film; give --video FILE.mp4 with it.")
+    if kind in ("--video", "--pyramid", "--tiff") and request.out != Request.out:
+        raise UserError(f"{kind} names the file itself; leave out --out {request.out}.")
     if kind in ("--pyramid", "--tiff") and len(request.worlds) > 1:
-        raise UserError(f"{kind} shows one world and {len(request.worlds)} were given; give one.")
+        raise UserError(
+            f"{kind} shows one world and {len(request.worlds)} were given; give one, and run it once for each."
+        )
     if request.strip and max(map(abs, request.centre)) > 0.5:
         x, y = request.centre
         raise UserError(f"Centre ({x:g}, {y:g}) is outside the world; both coordinates must lie in [-0.5, 0.5].")
@@ -225,10 +231,11 @@ def _too_large(request: Request, width: int, height: int) -> str:
     size, kind = f"{width} x {height} pixels", picture_kind(request)
     if request.grid:
         return f"Views of {size} are too large for a {kind}; give a smaller --size."
-    tiff = f"--tiff {request.out} in place of --out" if kind == "TIFF" else "--tiff FILE"
+    option = f"--tiff {request.out}" if kind == "TIFF" else "--tiff FILE.tif"
     return (
-        f"An image of {size} is too large for a {kind} that is written as a whole; give {tiff}, which is written in parts, or "
-        "for the whole world as fine as the model goes --pyramid FILE without --size."
+        f"An image of {size} is too large to be held as a whole, as a {kind} is (up to {MAX_PICTURE_PX:,} pixels); give "
+        f"{option} in place of --out, which is written part by part (with --enlarge, if that is finer than the model), or for "
+        "the whole world as fine as the model goes --pyramid FILE.dzi without --size."
     )
 
 
@@ -246,7 +253,7 @@ def _check_place(request: Request) -> None:
             continue
         path = Path(name)
         if path.suffix.lower() not in suffixes:
-            raise UserError(f"{option} {path} does not end in {suffixes[0]}; give a name that does.")
+            raise UserError(f"{option} {path} does not end in {' or '.join(suffixes)}; give a name that does.")
         if path.is_dir():
             raise UserError(f"{option} {path} is a folder; give the name of a file.")
         check_writable(path)

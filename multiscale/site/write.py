@@ -199,7 +199,9 @@ def _write_tiles(folder: Path, snapshot: Snapshot, world: World, title: str) -> 
     copy_from(VIEWER, VIEWER_FILES, folder / "viewer")
     with progress_bar(total=pyramid.tiles, unit="tile", desc=folder.name) as bar:
         write_deep_zoom(folder / "world.dzi", pyramid, {"world": str(world), **provenance(snapshot)}, bar.update)
-    shutil.copyfile(STATIC / "tiles.js", folder / "tiles.js")
+    parts = [path.read_text(encoding="utf-8") for path in (SHARED / "idle.js", STATIC / "tiles.js")]
+    # One script, and no module: a page that is opened from a file may not import.
+    (folder / "tiles.js").write_text("\n".join(parts).replace("export function", "function"), encoding="utf-8")
     for file in ("base.css", "icon.svg"):
         shutil.copyfile(SHARED / file, folder / file)
     _write_page(folder, "tiles.html", title, _write_licences(folder, snapshot, "viewer", VIEWER))

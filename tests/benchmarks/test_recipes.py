@@ -105,7 +105,7 @@ def test_variants_are_trained_measured_and_tabled_and_a_failure_does_not_stop_th
 
 def test_equal_time_gives_each_run_a_length_of_its_own(recipes, place, monkeypatch):
     trained = []
-    monkeypatch.setattr(recipes, "train", lambda run, options, kimg, workers: trained.append(kimg))
+    monkeypatch.setattr(recipes, "train", lambda run, options, kimg, workers, *more: trained.append((kimg, *more)))
     lines = [
         {"kimg": 0.004 * i, "seconds/cpu": 8.0 if i < 10 else 0.8, "seconds/step": 0.5, "img/s": 8.0}
         for i in range(1, 49)
@@ -115,10 +115,26 @@ def test_equal_time_gives_each_run_a_length_of_its_own(recipes, place, monkeypat
     run = recipes.Run("base", 0, config, place / "base-seed0")
     options = SimpleNamespace(kimg=None, cpu_seconds=100.0, data="p.zip")
     assert recipes.kimg_of(run, options, None) == 0.5  # at 0.2 s an image, without the warm-up
-    assert trained == [0.192]
+    assert trained == [(0.192, "--set", "training.lr_end=1")]  # in the first half of the run rates do not fall
     assert recipes.kimg_of(run, options, None) == 0.5
-    assert trained == [0.192]  # decided once
+    assert len(trained) == 1  # decided once
     assert recipes.kimg_of(run, SimpleNamespace(kimg=3.0), None) == 3.0
+
+
+def test_a_run_whose_rates_fall_keeps_its_length(recipes, place, monkeypatch):
+    run = recipes.Run("base", 0, SimpleNamespace(training=SimpleNamespace(batch=4)), place / "base-seed0")
+    asked = []
+    workers = SimpleNamespace(run=lambda words, log: asked.append(words))
+    for lr_end, kimg, message in (
+        (0.1, 3.0, "a length of 2 kimg, .* rates fall; give that and not 3"),
+        (0.1, 2.0, "no snapshot"),
+        (1.0, 3.0, "no snapshot"),
+    ):
+        began = SimpleNamespace(training=SimpleNamespace(lr_end=lr_end, kimg=2.0))
+        monkeypatch.setattr(recipes, "began_with", lambda folder, began=began: (began, {}))
+        with pytest.raises(RuntimeError, match=message):
+            recipes.train(run, SimpleNamespace(data="p.zip", gpus=0), kimg, workers)
+    assert len(asked) == 2
 
 
 def test_other_settings_or_patches_in_a_folder_are_refused(recipes, place):

@@ -838,6 +838,31 @@ def test_a_phone_shows_the_picture_and_opens_the_controls_as_a_sheet(page):
     assert page.state["world"] != "3"
 
 
+def test_a_phone_held_sideways_has_the_controls_closed_and_beside_the_picture(page):
+    page.resize(844, 390, touch=True)
+    page.open(page.driver.current_url)
+    assert not page.find("#side").is_displayed()
+    assert page.view["width"] == 844
+    page.find("#tools [data-do=side]").click()
+    page.settle()
+    assert page.view["width"] + page.find("#side").size["width"] == 844
+    assert page.view["height"] > 340
+    assert page.js("return document.documentElement.scrollWidth") == 844
+
+
+def test_on_a_wall_all_but_the_picture_is_twice_as_large(page):
+    boxes = """return ["#side", "#tools button", "#minimap"].map((name) => {
+        const box = document.querySelector(name).getBoundingClientRect();
+        return [box.width, box.right <= innerWidth && box.bottom <= innerHeight];
+    })"""
+    page.resize(1600, 900)
+    usual = page.js(boxes)
+    page.resize(3200, 1800)
+    page.settle()
+    assert page.js(boxes) == [[2 * width, True] for width, _ in usual]
+    assert page.view["width"] == 3200 - 2 * usual[0][0]
+
+
 # Proxies -------------------------------------------------------------------------------------------------------------
 
 

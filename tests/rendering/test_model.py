@@ -73,10 +73,24 @@ def test_worlds_are_mixed(model):
     assert mixed.view() == model.world("3~7:0.25").view()
     assert model.world(3).mixed(7, 0.0).view() == model.world(3).view()
     assert str(mixed.mixed(9, -0.5).world) == "3~7:0.25~9:-0.5"
-    with pytest.raises(UserError, match="itself a mixture"):
-        model.world(1).mixed(mixed)
+    between = model.world(1).mixed(mixed, 0.5)
+    torch.testing.assert_close(between.ws, model.world(1).ws.lerp(mixed.ws, 0.5))
+    torch.testing.assert_close(
+        model.world(1).mixed("3_7@2-4").ws, model.world(1).ws.lerp(model.world("3_7@2-4").ws, 0.5)
+    )
     with pytest.raises(UserError, match="two models"):
         model.world(1).mixed(multiscale.load(model.path).world(2))
+
+
+def test_each_world_of_a_mixture_keeps_its_own_truncation(model, tmp_path):
+    calm, full = model.world(3, 0.5), model.world(7)
+    torch.testing.assert_close(full.mixed(calm, 0.25).ws, full.ws.lerp(calm.ws, 0.25))
+    torch.testing.assert_close(calm.mixed(full, 0.25).ws, calm.ws.lerp(full.ws, 0.25))
+    torch.testing.assert_close(calm.mixed(7, 0.25).ws, calm.ws.lerp(model.world(7, 0.5).ws, 0.25))  # a seed has none
+    torch.testing.assert_close(full.mixed(calm.mixed(9), 0.25).ws, full.ws.lerp(calm.mixed(9).ws, 0.25))
+    assert str(calm.mixed(model.world(7, 0.5), 0.25).world) == "3~7:0.25"  # the same: as text
+    frames = full.film(tmp_path / "frames", worlds=[calm], seconds=1, fps=2, size=32)
+    np.testing.assert_array_equal(Image.open(frames / "frame-00001.png"), calm.view(size=32))
 
 
 def test_numbers_may_be_tensors_and_arrays(model):

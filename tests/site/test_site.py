@@ -103,10 +103,10 @@ def driver(site):
     server.server_close()
 
 
-def wait(driver, condition: str) -> None:
+def wait(driver, condition: str, handle: str = "site") -> None:
     end = time.monotonic() + WAIT_SEC
-    while not driver.execute_script(f"return window.site && ({condition})"):
-        message = driver.execute_script("return document.getElementById('message').textContent")
+    while not driver.execute_script(f"return window.{handle} && ({condition})"):
+        message = driver.execute_script("return document.getElementById('message')?.textContent")
         assert time.monotonic() < end, f"waited in vain for {condition}: {message}"
         time.sleep(0.1)
 
@@ -386,7 +386,7 @@ def test_worlds_in_frames_of_their_own_are_turned_and_shifted_as_here(driver, si
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(1280, 800), (390, 844), (844, 390), (320, 568)])
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844), (844, 390), (568, 320), (320, 568), (3840, 2160)])
 def test_the_page_fits_any_screen(driver, size):
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -581,7 +581,28 @@ def test_tiles_are_a_pyramid_with_its_viewer(tmp_path, network):
     assert "OpenSeadragon contributors" in (folder / "viewer/LICENSE.txt").read_text()
     assert "openseadragon 6.1.1, BSD-3-Clause" in (folder / "LICENCES.txt").read_text()
     assert len(list((folder / "world_files").rglob("*.png"))) == 9
+    assert "export" not in (folder / "tiles.js").read_text(), "a script from a file is no module"
     assert json.loads((folder / "model.json").read_text())["world"] == "3~7:0.5"
+
+
+@pytest.mark.slow
+def test_left_alone_tiles_return_to_the_whole_world_even_from_a_file(driver, tmp_path, network):
+    folder = export_tiles(network, tmp_path / "tiles", World.parse("3"))
+    script = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": LATER})["identifier"]
+    try:
+        driver.get((folder / "index.html").as_uri() + "?home=120")
+        wait(driver, "window.viewer?.world.getItemCount()", "viewer")
+        zoom = "viewer.viewport.getZoom(true)"
+        whole = driver.execute_script(f"return {zoom}")
+        driver.find_element("id", "view").click()
+        wait(driver, f"{zoom} > {1.9 * whole}", "viewer")
+        driver.execute_script("later += 60e3")
+        time.sleep(0.5)
+        assert driver.execute_script(f"return {zoom}") > 1.9 * whole
+        driver.execute_script("later += 60e3")
+        wait(driver, f"Math.abs({zoom} - {whole}) < 1e-3", "viewer")
+    finally:
+        driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": script})
 
 
 LOOK = """

@@ -21,7 +21,7 @@ const MOVING_MS = 120; // how long a change counts as movement
 const REST_MS = 450; // without movement before the address follows
 const TOAST_MS = 5000;
 const DRIFT_PX = 300; // pixels of a drag per unit of drift
-const SMALL = matchMedia("(max-width: 720px)");
+const SMALL = matchMedia("(max-width: 720px), (max-height: 480px)"); // as in style.css
 
 class App {
   info = null;

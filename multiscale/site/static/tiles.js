@@ -1,4 +1,4 @@
-/** One world as Deep Zoom tiles, in OpenSeadragon; nothing is fetched but pictures, so that it works from a file too. */
+/** One world as Deep Zoom tiles, in OpenSeadragon; nothing is fetched but pictures, so that it works from a file too. `returning` is of idle.js. */
 const { world, licence, side, tile, overlap } = window.facts;
 document.getElementById("about").textContent = `World ${world} of a generative model.${licence ? ` Under: ${licence}.` : ""}`;
 
@@ -24,6 +24,7 @@ window.viewer = OpenSeadragon({
   maxZoomPixelRatio: 4,
 });
 window.viewer.addHandler("tile-drawing", clip);
+returning(() => window.viewer.viewport.goHome());
 
 /**
  * Draws of a tile no more than itself and one pixel of the screen: there its pixels have all the neighbours that they are interpolated
