@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a group, which its default arguments would hold for good
 import torch.multiprocessing as mp
 
 from dnnlib.errors import REFUSED, UserError, sentence_for, sentence_of
