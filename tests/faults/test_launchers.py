@@ -114,6 +114,22 @@ def test_the_threads_of_a_group_end_with_it_and_not_with_the_interpreter():
     assert "gloo" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("WORLD_SIZE", "two", "WORLD_SIZE is 'two', but it must be a whole number"),
+        ("LOCAL_WORLD_SIZE", "-1", "LOCAL_WORLD_SIZE is '-1', but"),
+        ("RANK", "2", "RANK is 2 and WORLD_SIZE 2, but it must be smaller"),
+    ],
+)
+def test_what_a_launcher_sets_wrongly_is_one_sentence(monkeypatch, name, value, said):
+    right = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for key, text in {**right, name: value}.items():
+        monkeypatch.setenv(key, text)
+    with pytest.raises(UserError, match=f"^{said}"), distributed.joined(on_cpu=True):
+        pass
+
+
 def stop_oneself(process):
     dist.all_reduce(torch.ones(1))
     if process.rank == 1:
