@@ -16,15 +16,8 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("benchmarks", "configs", "dnnlib", "docs", "multiscale", "tests", "torch_utils")
 COMMANDS = ("train", "generate", "zoom", "calc_metrics", "dataset_tool")
 FOREIGN = {
-    *(
-        "--nnodes",
-        "--nproc-per-node",
-        "--rdzv-backend",
-        "--rdzv-endpoint",
-        "--rdzv-id",
-        "--standalone",
-        "--signals-to-handle",
-    ),  # torchrun
+    *("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--standalone"),  # torchrun
+    "--signals-to-handle",
     *("--shutdown-timeout", "--dependency", "--cpus-per-task", "--logdir", "--check"),  # and SLURM, TensorBoard, ruff
 }
 """Options of other programs."""

@@ -185,9 +185,7 @@ def joined(*, on_cpu: bool, timeout: datetime.timedelta = TIMEOUT) -> Iterator[P
     """
     rank, world_size, local = map(_number, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if rank >= world_size:
-        raise UserError(
-            f"RANK is {rank} and WORLD_SIZE {world_size}, but ranks count from 0: give each process its own, below."
-        )
+        raise UserError(f"RANK is {rank} and WORLD_SIZE {world_size}, but it must be smaller; leave both to torchrun.")
     here = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else world_size
     _end_with_parent()
     available = 0 if on_cpu else torch.cuda.device_count()
