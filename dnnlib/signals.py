@@ -13,8 +13,8 @@ from typing import Any
 
 from dnnlib.console import say
 
-ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that ask a program to end; SIGHUP means that its terminal is gone."""
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""Signals that ask a program to end: SIGHUP means that its terminal is gone, SIGUSR1 that a cluster wants the machine back."""
 
 
 def are_heard() -> tuple[signal.Signals, ...]:
@@ -68,7 +68,7 @@ def interrupt_quietly() -> None:
 
 
 class StopRequest:
-    """In a ``with`` block, SIGTERM, SIGHUP and the first SIGINT (Ctrl-C) are only noted; a second SIGINT interrupts.
+    """In a ``with`` block, those of ``ENDING`` and the first SIGINT (Ctrl-C) are only noted; a second SIGINT interrupts.
 
     A signal that was ignored stays so. No effect outside the main thread, where Python cannot set handlers.
 

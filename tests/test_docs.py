@@ -17,6 +17,7 @@ FOLDERS = ("benchmarks", "configs", "dnnlib", "docs", "multiscale", "tests", "to
 COMMANDS = ("train", "generate", "zoom", "calc_metrics", "dataset_tool")
 FOREIGN = {
     *("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--standalone"),  # torchrun
+    "--signals-to-handle",
     *("--shutdown-timeout", "--dependency", "--cpus-per-task", "--logdir", "--check"),  # and SLURM, TensorBoard, ruff
 }
 """Options of other programs."""

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a group, which its default arguments would hold for good
 import torch.multiprocessing as mp
 
 from dnnlib.errors import REFUSED, UserError, sentence_for, sentence_of
@@ -60,7 +61,7 @@ def run(work: Callable[..., int | None], devices: Sequence[torch.device], *argum
     """Call ``work(process, *arguments)`` in one process for each device (in this one if there is one device).
 
     A process that fails ends the others; its exception is raised here with its own traceback, a ``UserError`` as itself.
-    SIGINT, SIGTERM and SIGHUP reach all processes as requests to stop (:class:`dnnlib.signals.StopRequest`).
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 reach all processes as requests to stop (:class:`dnnlib.signals.StopRequest`).
 
     Args:
         work: Returns the number of the signal by which it was asked to stop before its end; else 0 or None.
@@ -165,16 +166,28 @@ def under_torchrun() -> bool:
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
 
 
+def _number(name: str) -> int:
+    """What a launcher has set; UserError if that is no number."""
+    if not (text := os.environ[name]).isdecimal():
+        raise UserError(
+            f"{name} is {text!r}, but it must be a whole number, as torchrun sets it; leave it to torchrun."
+        )
+    return int(text)
+
+
 @contextlib.contextmanager
 def joined(*, on_cpu: bool, timeout: datetime.timedelta = TIMEOUT) -> Iterator[Process]:
     """Join the processes that torchrun has started, one per CUDA device if there are any, unless ``on_cpu``.
 
     Raises:
-        UserError: this machine has fewer CUDA devices than processes, or another process does not come or answer in time.
+        UserError: the launcher's variables are wrong, this machine has fewer CUDA devices than processes, or another process
+            does not come or answer in time.
     """
+    rank, world_size, local = map(_number, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if rank >= world_size:
+        raise UserError(f"RANK is {rank} and WORLD_SIZE {world_size}, but it must be smaller; leave both to torchrun.")
+    here = _number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else world_size
     _end_with_parent()
-    rank, world_size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     available = 0 if on_cpu else torch.cuda.device_count()
     if available and local >= available:
         raise UserError(

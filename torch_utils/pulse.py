@@ -76,16 +76,15 @@ def beating(pulse: Pulse, rank: int, *, watches: bool) -> Iterator[None]:
     done = threading.Event()
 
     def work() -> None:
-        while not done.wait(pulse.silence_sec / BEATS):
-            try:
+        with contextlib.suppress(RuntimeError):  # the store has gone, and with it the job: the next sum says so
+            while not done.wait(pulse.silence_sec / BEATS):
                 pulse.beat(rank)
                 stopped = pulse.stopped() if watches else {}
-            except RuntimeError:  # the store has gone, and with it the job: the next sum says so
-                return
-            if stopped and not done.is_set():
-                if rank == min(set(range(pulse.world_size)) - set(stopped), default=rank):
-                    print(f"Error: {pulse.complaint(stopped)}", file=sys.stderr, flush=True)
-                os._exit(2)
+                if stopped and not done.is_set():
+                    if rank == min(set(range(pulse.world_size)) - set(stopped), default=rank):
+                        print(f"Error: {pulse.complaint(stopped)}", file=sys.stderr, flush=True)
+                    os._exit(2)
+            pulse.beat(rank, ends=True)  # from here: no beat comes after the last one
 
     pulse.beat(rank)
     thread = threading.Thread(target=work, name="pulse", daemon=True)
@@ -94,9 +93,7 @@ def beating(pulse: Pulse, rank: int, *, watches: bool) -> Iterator[None]:
         yield
     finally:
         done.set()
-        thread.join(5)
-        with contextlib.suppress(RuntimeError):
-            pulse.beat(rank, ends=True)
+        thread.join()  # however long: a thread in a call of the store aborts an interpreter that ends
 
 
 def another_client(store: dist.Store) -> dist.Store:

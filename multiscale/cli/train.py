@@ -53,7 +53,7 @@ def main(*, status: str | None, dry_run: bool, assignments: tuple[str, ...], **o
     """Train a multiscale generator.
 
     --data alone is enough: device, preset, batch and output folder are chosen and printed. The same command typed again
-    resumes the same run, bit for bit; Ctrl-C, SIGTERM or SIGHUP finishes the step and saves the state.
+    resumes the same run, bit for bit; Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 finishes the step and saves the state.
     """
     if status is not None:
         report_status(status)

@@ -39,7 +39,7 @@ END_SECONDS = 0.4
 
 
 def serve(options: Options, ready: Callable[[str], None]) -> None:
-    """Run a server until SIGINT, SIGTERM or SIGHUP. Threads inside a layer or an encoder may outlast it for a while.
+    """Run a server until SIGINT, SIGTERM, SIGHUP or SIGUSR1. Threads inside a layer or an encoder may outlast it for a while.
 
     Args:
         options: What to show, and where.
@@ -119,7 +119,7 @@ async def _listen(
 
 
 def _stop_event() -> asyncio.Event:
-    """Set by SIGINT (Ctrl-C), SIGTERM or SIGHUP."""
+    """Set by SIGINT (Ctrl-C), SIGTERM, SIGHUP or SIGUSR1."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, *are_heard()):
         with contextlib.suppress(NotImplementedError):  # Windows interrupts the loop instead

@@ -182,7 +182,7 @@ class Trainer:
         return self.step * self.config.training.batch
 
     def run(self) -> int:
-        """Train to the end, or until SIGINT, SIGTERM or SIGHUP: then finish the step and save the state.
+        """Train to the end, or until SIGINT, SIGTERM, SIGHUP or SIGUSR1: then finish the step and save the state.
 
         Returns:
             The number of the signal that stopped it, the same in all processes; 0 at the end.

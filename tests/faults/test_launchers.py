@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,66 @@ def test_a_process_beats_as_long_as_it_works_and_says_when_it_ends(monkeypatch):
         assert watcher.stopped() == {}
         clock.now += 1
     assert not ended
+
+
+def test_the_last_beat_is_the_one_that_says_so_however_slow_the_store(monkeypatch):
+    """What outlives the block is a thread in a call of the store: it aborts the interpreter, and beats once more."""
+
+    class Thread(threading.Thread):
+        def join(self, timeout=None):
+            super().join(None if timeout is None else 0)  # on a machine so busy that no limit is enough
+
+    class Slow(Pulse):
+        def beat(self, rank, *, ends=False):
+            if threading.current_thread().name == "pulse" and not ends:
+                began.set()
+                time.sleep(0.1)
+            super().beat(rank, ends=ends)
+
+    monkeypatch.setattr(pulse.threading, "Thread", Thread)
+    store, began = dist.HashStore(), threading.Event()
+    slow = Slow(store, 1, 0.2)
+    with beating(slow, 0, watches=False):
+        assert began.wait(PATIENCE_SEC)
+    assert not any(thread.name == "pulse" for thread in threading.enumerate())
+    assert slow._store.get("0") == pulse.ENDED
+
+
+ENDS = """
+import datetime
+import torch, torch.distributed as dist
+from pathlib import Path
+from torch_utils import distributed
+timeout = datetime.timedelta(seconds=100)
+store = dist.TCPStore("127.0.0.1", 0, None, True, timeout, wait_for_workers=False)
+with distributed._member(distributed.Process(torch.device("cpu")), store, timeout):
+    import torch._dynamo  # as optimisers do: it imports what has the group as a default argument
+print(*(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_threads_of_a_group_end_with_it_and_not_with_the_interpreter():
+    done = subprocess.run([sys.executable, "-c", ENDS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "python" in done.stdout
+    assert "gloo" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("WORLD_SIZE", "two", "WORLD_SIZE is 'two', but it must be a whole number"),
+        ("LOCAL_WORLD_SIZE", "-1", "LOCAL_WORLD_SIZE is '-1', but"),
+        ("RANK", "2", "RANK is 2 and WORLD_SIZE 2, but it must be smaller"),
+    ],
+)
+def test_what_a_launcher_sets_wrongly_is_one_sentence(monkeypatch, name, value, said):
+    right = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for key, text in {**right, name: value}.items():
+        monkeypatch.setenv(key, text)
+    with pytest.raises(UserError, match=f"^{said}"), distributed.joined(on_cpu=True):
+        pass
 
 
 def stop_oneself(process):

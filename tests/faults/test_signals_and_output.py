@@ -14,7 +14,7 @@ from conftest import small_patches
 from dnnlib import files
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write, new_temporary_folder
-from dnnlib.signals import StopRequest
+from dnnlib.signals import ENDING, StopRequest
 from multiscale.data.prepare import make_demo
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_what_the_console_cannot_show_or_should_not_obey_is_escaped(tmp_path):
 
 
 @needs_posix
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [*ENDING, signal.SIGINT])
 def test_signals_leave_no_half_written_file_and_no_traceback(tmp_path, number):
     process = subprocess.Popen(command(WAIT, tmp_path / "f"), cwd=ROOT, stdout=-1, stderr=-1)
     assert process.stdout.readline() == b"writing\n"
