@@ -273,6 +273,20 @@ def test_built_library_is_used_where_nothing_can_be_written(csrc, monkeypatch):
     assert build.library("cpu").answer() == 42
 
 
+@needs_compiler
+def test_where_there_is_no_compiler_what_another_machine_built_is_used(csrc, monkeypatch):
+    assert answer_of(start(csrc, ANSWER)) == "42"
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    planned = build.plan("cpu")
+    assert planned.is_built
+    assert not planned.compiler
+    assert build.library("cpu").answer() == 42
+    (csrc / "toy.h").write_text("#define ANSWER 7\n")
+    with pytest.raises(BuildError, match=r"No C\+\+ compiler was found"):
+        build.plan("cpu")
+
+
 # ----- failures -----------------------------------------------------------------------------------------------------
 
 

@@ -1,15 +1,22 @@
-"""``python -m torch_utils.ops``: which kernels this machine can have, which it has, and whether they are right."""
+"""``python -m torch_utils.ops``: which kernels this machine can have, which it has, and whether they are right.
+
+With ``--build`` kernels are only compiled, for machines that share the cache and have no compiler.
+"""
 
 from __future__ import annotations
 
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import click
 import torch
 
 from dnnlib.cli import reports_user_errors
+from dnnlib.errors import UserError
 from dnnlib.files import cache_folder
 from torch_utils.ops import build, native, slopes
 from torch_utils.ops.bias_act import bias_act
@@ -20,9 +27,22 @@ TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-3
 """Of the self-check in float32, and on tensor cores in float16; relative to the norm of the result."""
 
 
+@click.command()
+@click.option(
+    "--build",
+    "wanted",
+    multiple=True,
+    metavar="KERNELS",
+    help="Only compile these into the cache: cpu (for processors as this machine's), or cuda:9.0 (for GPUs of that compute "
+    "capability, of which none need be here). May be repeated.",
+)
 @reports_user_errors
-def main() -> None:
-    """Print the report; exit with 1 if a kernel gives wrong numbers."""
+def main(wanted: tuple[str, ...]) -> None:
+    """Which kernels this machine can have, which it has, and whether they are right; exit code 1 if not."""
+    if wanted:
+        for library in [compiled(*kernels(text)) for text in wanted]:
+            print(library)
+        return
     print(
         f"Python {platform.python_version()}, PyTorch {torch.__version__} (CUDA {torch.version.cuda or 'not built in'})"
     )
@@ -35,6 +55,24 @@ def main() -> None:
         print(f"Compiler for {kind}: {' '.join(compiler) if compiler else 'none found'}")
     fine = [report(device) for device in devices()]
     sys.exit(0 if all(fine) else 1)
+
+
+def kernels(text: str) -> tuple[str, tuple[int, int] | None]:
+    """Kind and compute capability of what ``--build`` names."""
+    if text == "cpu":
+        return "cpu", None
+    if found := re.fullmatch(r"cuda:(\d+)\.(\d)", text):
+        return "cuda", (int(found[1]), int(found[2]))
+    raise UserError(f"--build {text} names no kernels; give cpu, or cuda: and a compute capability such as cuda:9.0.")
+
+
+def compiled(kind: str, arch: tuple[int, int] | None) -> Path:
+    """Where in the cache the kernels are, compiled if need be."""
+    try:
+        build.library(kind, arch)
+        return build.plan(kind, arch).library
+    except build.BuildError as error:
+        raise UserError(str(error)) from error
 
 
 def devices() -> Iterator[torch.device]:

@@ -72,11 +72,11 @@ class Build:
 
     Attributes:
         kind: "cpu" or "cuda".
-        compiler: Absolute path of the compiler, and the arguments that ``$CXX`` gives it.
+        compiler: Absolute path of the compiler, and the arguments that ``$CXX`` gives it; empty if there is none.
         variants: Flags; the first variant that the compiler takes is used.
         link: Further flags of the last step.
         sources: Files to compile.
-        key: A hash of all that the library depends on.
+        key: Hashes of what the library is made for, and of what it is made by.
         library: Where it is in the cache, once it is built.
     """
 
@@ -129,29 +129,48 @@ def library(kind: str, arch: tuple[int, int] | None = None) -> ctypes.CDLL:
 
 
 def plan(kind: str, arch: tuple[int, int] | None = None) -> Build:
-    """How ``library`` comes by the kernels; reads files, but runs and writes nothing. Raises BuildError likewise."""
-    host = toolchain.host_compiler()
-    target = [platform.machine()]
-    if kind == "cpu":
-        compiler, variants, link = host, toolchain.host_variants(), tuple[str, ...]()
-        target.append(toolchain.cpu_features())
-    elif kind == "cuda" and arch is not None:
-        compiler = (toolchain.cuda_compiler(),)
-        variants, link = toolchain.cuda_flags(Path(compiler[0]), arch, host)
-    else:
+    """How ``library`` comes by the kernels; reads files, but runs and writes nothing. Raises BuildError likewise.
+
+    Where there is no compiler it is a library of the same sources for the same processor that is in the cache already, as on
+    the nodes of a cluster that share it with one that has a compiler; its ``compiler`` is then empty.
+    """
+    if (kind == "cuda") != (arch is not None) or kind not in PATTERNS:
         raise ValueError(f"kind is {kind!r}, arch {arch}, but it must be 'cpu', or 'cuda' with a compute capability.")
     sources, headers = (sorted(p for pattern in patterns for p in CSRC.glob(pattern)) for patterns in PATTERNS[kind])
     if not sources:
         raise BuildError(f"The sources of the {kind} kernels are missing in {CSRC}; install the project once more.")
     contents = {path.relative_to(CSRC).as_posix(): sha256(path) for path in (*sources, *headers)}
-    identities = [toolchain.identity(word) for word in (*compiler, *host)]
-    facts = [FORMAT, kind, arch, identities, variants, link, target, contents]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+    target = [platform.machine(), *([toolchain.cpu_features()] if kind == "cpu" else [])]
+    purpose = _hash([FORMAT, kind, arch, target, contents])
     try:
-        folder = cache_folder().absolute() / "kernels" / key
+        folder = cache_folder().absolute() / "kernels"
     except OSError as error:
         raise BuildError(f"There is no place to keep compiled kernels in ({error}); set MULTISCALE_CACHE.") from error
-    return Build(kind, compiler, variants, link, tuple(sources), key, folder / f"libmultiscale_{kind}.so")
+
+    def build(
+        key: str, compiler: tuple[str, ...], variants: tuple[tuple[str, ...], ...], link: tuple[str, ...]
+    ) -> Build:
+        library = folder / key / f"libmultiscale_{kind}.so"
+        return Build(kind, compiler, variants, link, tuple(sources), key, library)
+
+    try:
+        host = toolchain.host_compiler()
+        if arch is None:
+            compiler, variants, link = host, toolchain.host_variants(), tuple[str, ...]()
+        else:
+            compiler = (toolchain.cuda_compiler(),)
+            variants, link = toolchain.cuda_flags(Path(compiler[0]), arch, host)
+    except BuildError:
+        for path in sorted(folder.glob(f"{purpose}-*")):
+            if (found := build(path.name, (), (), ())).is_built:
+                return found
+        raise
+    made_by = _hash([[toolchain.identity(word) for word in (*compiler, *host)], variants, link])
+    return build(f"{purpose}-{made_by}", compiler, variants, link)
+
+
+def _hash(facts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 # ----- cache --------------------------------------------------------------------------------------------------------
@@ -165,7 +184,10 @@ def _obtain(build: Build) -> ctypes.CDLL:
     try:
         if not is_trusted(build.library):
             build = _elsewhere(build)
-        return _load_built(build) or _build_in_cache(build)
+        loaded = _load_built(build)
+        if loaded is None and not build.compiler:
+            raise BuildError(f"{build.library} cannot be loaded, and there is no compiler to build it once more.")
+        return loaded or _build_in_cache(build)
     except (OSError, UserError) as error:
         warnings.warn(
             f"The compiled {build} cannot be kept ({str(error).rstrip('.')}), so that each process compiles "
