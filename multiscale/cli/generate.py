@@ -78,6 +78,9 @@ class _Factor(click.types.FloatParamType):
 @optgroup.group("Files")
 @optgroup.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Per channel, in PNG and TIFF.")
 @optgroup.option(
+    "--dpi", type=click.IntRange(1, 10_000), help="Pixels an inch in print, which the file states.  [default: none]"
+)
+@optgroup.option(
     "--network",
     metavar="RUN|FILE|NAME",
     help="A run's folder, a folder of runs (of which the snapshot written last), a snapshot, a published .pkl, https://..., "
