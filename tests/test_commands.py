@@ -778,6 +778,18 @@ def test_pictures_in_each_format_show_the_same_and_say_what(trained, tmp_path, e
     assert (facts["world"], facts["scale"]) == ("3", 2)
 
 
+def test_pictures_and_a_large_tiffs_first_page_state_pixels_an_inch(trained, tmp_path):
+    run(generate, "--network", trained, "--out", tmp_path / "a.tif", "--dpi", 300)
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.info["dpi"] == (300, 300)
+    run(generate, "--network", trained, "--tiff", tmp_path / "t.tif", "--dpi", 240)
+    with tifffile.TiffFile(tmp_path / "t.tif") as file:
+        tags = file.pages[0].tags
+        assert (tags["XResolution"].value, tags["YResolution"].value) == ((240, 1), (240, 1))
+        assert tags["ResolutionUnit"].value == 2
+        assert json.loads(tags["ImageDescription"].value)["dpi"] == 240
+
+
 def test_a_name_that_ends_as_files_of_other_formats_do_is_a_folders_only_if_it_says_so(trained, tmp_path):
     out = tmp_path / "bild.heic"
     says = f"--out {out} asks for a format that pictures cannot have here; give a name that ends in .png, .jpg, "
@@ -918,6 +930,8 @@ def test_truncation_changes_the_image(trained, tmp_path):
             ["--tiff", "a.tif", "--scale", "9", "--size", "99", "--enlarge"],
             "with --enlarge a scale of at most 8, or have",
         ),
+        (["--pyramid", "a.dzi", "--dpi", "300"], "--pyramid makes none; leave out --dpi"),
+        (["--video", "a.mp4", "--to", "2,0,0", "--dpi", "300"], "--video makes none; leave out --dpi"),
         (["--strip", "--centre", "9,9"], "outside the world"),
         (
             ["--out", "a.gif"],

@@ -37,7 +37,7 @@ class _Factor(click.types.FloatParamType):
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @optgroup.group("World")
-@optgroup.option("--seed", metavar="WORLD", help="A seed, or a world such as 3~7:0.25 or 3_7@4-8.  [default: 0]")
+@optgroup.option("--seed", metavar="WORLD", help="A seed, or a world such as 3~7:0.25 or 3_7@4-6.  [default: 0]")
 @optgroup.option("--seeds", metavar="WORLDS", help="Several: 0-15 or 1,4~7:0.5,8-10; one file each, or a film.")
 @optgroup.option("--trunc", type=click.FloatRange(-2, 2), default=1.0, help="Truncation psi: 1 as trained, 0 the mean.")
 @optgroup.group("View")
@@ -81,6 +81,9 @@ class _Factor(click.types.FloatParamType):
 )
 @optgroup.group("Files")
 @optgroup.option("--bits", type=click.Choice(["8", "16"]), default="8", help="Per channel, in PNG and TIFF.")
+@optgroup.option(
+    "--dpi", type=click.IntRange(1, 10_000), help="Pixels an inch in print, which the file states.  [default: none]"
+)
 @optgroup.option(
     "--network",
     metavar="RUN|FILE|NAME",

@@ -183,6 +183,7 @@ def make_from_photographs(
     if octaves is None:
         available = min(octaves_at(picture, resolution) for picture in pictures)
         octaves = len(counts) if counts is not None else min(max(available, 1), DEFAULT_OCTAVES)
+        _check_depth(pictures, octaves, resolution)  # before anything is said of octaves that there are not
         if (
             counts is None
             and available < FEW_OCTAVES
@@ -196,7 +197,8 @@ def make_from_photographs(
             )
         elif counts is not None:
             say_fewer(counts, available, "the picture reaches" if len(pictures) == 1 else "all pictures reach")
-    _check_depth(pictures, octaves, resolution)
+    else:
+        _check_depth(pictures, octaves, resolution)
     counts = resolved_counts(counts, octaves, default_counts)
     mode = "L" if all(picture.grey for picture in pictures) else "RGB"
     jobs = [
@@ -414,7 +416,9 @@ def _check_depth(pictures: Sequence[Place], octaves: int, resolution: int) -> No
     found = [f"{p.name} ({p.width} x {p.height}) has {octaves_at(p, resolution)}" for p in shallow]
     ways = ["give fewer --octaves"] if octaves > 1 else []
     sides = [side for side in RESOLUTIONS if side < resolution and all(depth_of(p, side) >= least for p in shallow)]
-    ways += [f"{'' if ways else 'give '}--resolution {sides[-1]} or less"] if sides else []
+    finer = finer_resolution(shallow, FEW_OCTAVES, resolution) if octaves == 1 else None
+    deeper = f" ({finer} gives {counted(min(octaves_at(p, finer) for p in shallow), 'octave')})" if finer else ""
+    ways += [f"{'' if ways else 'give '}--resolution {sides[-1]} or less{deeper}"] if sides else []
     raise UserError(
         f"{len(shallow)} of {len(pictures)} images have fewer than {counted(octaves, 'octave')} at {resolution} x {resolution} "
         f"pixels, log2(shorter side/{resolution}) rounded down: {listed(found, '; ', SMALL_NAMED)}; "

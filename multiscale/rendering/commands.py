@@ -212,4 +212,5 @@ class _Maker:
 
     def _facts(self, world: World) -> dict[str, Any]:
         view = {"strip_to_scale": self.renderer.max_zoom} if self.request.strip else {"scale": self.scale}
-        return {**view, "centre": list(self.request.centre), **self._world(world)}
+        print_size = {} if self.request.dpi is None else {"dpi": self.request.dpi}
+        return {**view, "centre": list(self.request.centre), **print_size, **self._world(world)}

@@ -1,10 +1,14 @@
-"""Images as files that say what they show: PNG and TIFF of 8 or 16 bits, JPEG, WebP."""
+"""Images as files that say what they show: PNG and TIFF of 8 or 16 bits, JPEG, WebP.
+
+Where the metadata hold ``dpi``, pixels an inch, the file also states it where its format has it, for programs that print.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,8 @@ SRGB = (b"sRGB", b"\0")
 """The PNG's chunk that says what its colours are (sRGB, perceptual), so that programs that print need not guess."""
 QUALITY = 95
 """Of JPEG and WebP."""
-EXIF_DESCRIPTION = 270
+EXIF_DESCRIPTION, EXIF_X_RESOLUTION, EXIF_Y_RESOLUTION, EXIF_RESOLUTION_UNIT = 270, 282, 283, 296
+EXIF_INCH = 2
 EXIF_BYTES = 65_000
 """Limit of what a JPEG file can say of itself."""
 
@@ -40,17 +45,21 @@ def encode_png(pixels: np.ndarray, metadata: Mapping[str, Any] | None = None) ->
     """
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     stream = io.BytesIO()
+    dpi = (metadata or {}).get("dpi")
     if pixels.dtype == np.uint8:
         info = PngInfo()
         info.add(*SRGB)
         if metadata is not None:
             info.add_itxt(TEXT_CHUNK, json.dumps(metadata))
-        Image.fromarray(pixels).save(stream, "PNG", pnginfo=info, compress_type=PNG_STRATEGY)
+        Image.fromarray(pixels).save(stream, "PNG", pnginfo=info, compress_type=PNG_STRATEGY, **_resolution(dpi))
         return stream.getvalue()
     height, width = pixels.shape[:2]
     png.Writer(width, height, greyscale=pixels.ndim == 2, bitdepth=16).write(stream, pixels.reshape(height, -1))
     header, *others = png.Reader(bytes=stream.getvalue()).chunks()
     chunks = [header, SRGB]
+    if dpi is not None:
+        per_metre = round(dpi / 0.0254)
+        chunks.append((b"pHYs", struct.pack(">IIB", per_metre, per_metre, 1)))
     if metadata is not None:
         text = TEXT_CHUNK.encode() + bytes(5) + json.dumps(metadata).encode()  # not compressed, no language
         chunks.append((b"iTXt", text))
@@ -73,20 +82,23 @@ def encode_jpeg(
     Raises:
         UserError: the metadata are too long for JPEG.
     """
-    said = b"" if metadata is None else exif(json.dumps(metadata))
+    dpi = (metadata or {}).get("dpi")
+    said = b"" if metadata is None else exif(json.dumps(metadata), dpi)
     if len(said) > EXIF_BYTES:
         raise UserError(
             "A JPEG cannot say that it shows so many worlds; give a name that ends in .png, or fewer worlds."
         )
     stream = io.BytesIO()
-    _picture(pixels).save(stream, "jpeg", quality=quality, subsampling=subsampling, exif=said)
+    _picture(pixels).save(stream, "jpeg", quality=quality, subsampling=subsampling, exif=said, **_resolution(dpi))
     return stream.getvalue()
 
 
 def encode_webp(pixels: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
     """A lossy WebP file's bytes: of uint8 [H, W, 1] or [H, W, 3], with the metadata as EXIF description."""
     stream = io.BytesIO()
-    _picture(pixels).convert("RGB").save(stream, "webp", quality=QUALITY, exif=exif(json.dumps(metadata)))
+    _picture(pixels).convert("RGB").save(
+        stream, "webp", quality=QUALITY, exif=exif(json.dumps(metadata), metadata.get("dpi"))
+    )
     return stream.getvalue()
 
 
@@ -102,15 +114,29 @@ def encode_tiff(pixels: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
         description=json.dumps(metadata),
         software=False,
         metadata=None,
+        **tiff_resolution(metadata),
     )
     return stream.getvalue()
 
 
-def exif(description: str) -> bytes:
+def exif(description: str, dpi: int | None = None) -> bytes:
     """EXIF as JPEG has it, which holds a description of ASCII characters."""
     tags = Image.Exif()
     tags[EXIF_DESCRIPTION] = description
+    if dpi is not None:
+        tags[EXIF_X_RESOLUTION] = tags[EXIF_Y_RESOLUTION] = float(dpi)
+        tags[EXIF_RESOLUTION_UNIT] = EXIF_INCH
     return tags.tobytes()
+
+
+def tiff_resolution(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What tifffile is told of ``dpi``."""
+    return {"resolution": (metadata["dpi"],) * 2, "resolutionunit": "INCH"} if "dpi" in metadata else {}
+
+
+def _resolution(dpi: int | None) -> dict[str, Any]:
+    """What Pillow is told of it."""
+    return {} if dpi is None else {"dpi": (dpi, dpi)}
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:

@@ -22,7 +22,7 @@ import tifffile
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.rendering.enlarging import enlarged, finest_pixels
-from multiscale.rendering.files import claimed, encode_png
+from multiscale.rendering.files import claimed, encode_png, tiff_resolution
 from multiscale.rendering.renderer import EXTRAPOLATE, Renderer
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
@@ -320,6 +320,7 @@ def write_tiff(
                 description=None if i else json.dumps(facts),
                 software=False,
                 metadata=None,
+                **({} if i else tiff_resolution(facts)),
             )
 
 

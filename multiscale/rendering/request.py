@@ -40,6 +40,8 @@ class Request:
     extrapolate: bool = False
     enlarge: bool = False
     bits: int = 8
+    dpi: int | None = None
+    """Pixels an inch in print, which picture files then state; the pixels do not depend on it."""
     strip: bool = False
     grid: bool = False
     video: str | None = None
@@ -193,6 +195,8 @@ def _check_options(request: Request) -> None:
             "--video": "has 8 bits, and enlarges the model's finest pixels where it has no finer ones",
         }
         raise UserError(f"{kind} {reason.get(kind, 'holds the whole world at every zoom')}; leave out {wrong[0]}.")
+    if request.dpi is not None and kind in ("--video", "--pyramid"):
+        raise UserError(f"--dpi is for pictures to print, and {kind} makes none; leave out --dpi.")
     if request.enlarge and request.extrapolate:
         raise UserError(
             "--enlarge takes the model's finest pixels, and --extrapolate has the model invent finer ones; give one of them."

@@ -3,9 +3,9 @@
     3                the world of seed 3
     3~7:0.25         a quarter of the way from seed 3 to seed 7, in w
     3d0.4:-0.2       seed 3 after a drift of its latent by 0.4 and -0.2 along two directions of its own
-    3_7@4-8          seed 3, but layers 4 to 8 take their style from seed 7
+    3_7@4-6          seed 3, but layers 4 to 6 take their style from seed 7
 
-They combine, in this order: ``3d0.4:0~7:0.25_9@6-8``. The texts stand in options, file names and addresses: their
+They combine, in this order: ``3d0.4:0~7:0.25_9@5-6``. The texts stand in options, file names and addresses: their
 characters mean nothing special to a shell, a file system or a URL. To read them takes no PyTorch.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_SEED = 2**32 - 1
 MAX_TERMS = 16
 MAX_DRIFT = 100.0
-SYNTAX = "a seed such as 3, a mix 3~7:0.25, a drift 3d0.4:-0.2, styles of layers 3_7@4-8, or these together"
+SYNTAX = "a seed such as 3, a mix 3~7:0.25, a drift 3d0.4:-0.2, styles of layers 3_7@4-6, or these together"
 
 _NUMBER = r"-?(?:\d{1,6}(?:\.\d{0,12})?|\.\d{1,12})(?:e-?\d{1,2})?"
 _TERM = re.compile(rf"(?P<seed>\d{{1,10}})(?:d(?P<x>{_NUMBER}):(?P<y>{_NUMBER}))?", re.ASCII)
@@ -122,7 +122,7 @@ class World:
 
     @classmethod
     def parse(cls, text: str | int) -> World:
-        """Read a text such as ``"3"`` or ``"3~7:0.25_9@4-8"``.
+        """Read a text such as ``"3"`` or ``"3~7:0.25_9@4-6"``.
 
         Raises:
             UserError: it cannot be read, a seed is beyond 2^32 - 1, or it has more than 16 terms.

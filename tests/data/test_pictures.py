@@ -79,7 +79,10 @@ def test_a_small_picture_is_answered_with_the_resolution_that_gives_octaves(tmp_
     options = ["make", "--source", path, "--dest", dest, "--workers", 1, "--resolution", resolution]
     if "or less" in (said or ""):
         assert f"give fewer --octaves, {said}" in refusal(*options, "--octaves", 2)
-        assert "give --resolution 128 or less, or larger images" in refusal(*options, "--octaves", 1)
+        for more in (("--octaves", 1), ()):
+            *before, last = invoke(*options, *more).output.splitlines()
+            assert "has 0; give --resolution 128 or less (32 gives 3 octaves), or larger images." in last
+            assert not any("gives 1 octave" in line for line in before)
         return
     printed = invoke(*options, "--dry-run").output
     assert said in printed if said else "--resolution" not in printed

@@ -1,13 +1,17 @@
 """Worlds as texts: what each form means, that it reads back as it was written, and what is refused."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import calibrated_generator, small_config
 from hypothesis import given
 from hypothesis import strategies as st
 
+import multiscale
 from dnnlib.errors import UserError
-from multiscale.rendering.worlds import MAX_SEED, Latent, Style, World
+from multiscale.rendering.worlds import MAX_SEED, SYNTAX, Latent, Style, World
 from torch_utils.random import latents
 
 
@@ -40,6 +44,17 @@ def test_styles_of_layers_come_from_another_seed(generator):
     torch.testing.assert_close(ws[:, 10:], a[:, 10:])
     torch.testing.assert_close(World.parse("3_7@0-14").ws(generator)[:, 1:], b[:, 1:])
     torch.testing.assert_close(World.parse("3_7@4").ws(generator)[:, 5], b[:, 5])
+
+
+def test_worlds_in_the_manual_are_worlds_of_the_bundled_model():
+    manual = (Path(__file__).parents[2] / "docs" / "exploring.md").read_text(encoding="utf-8")
+    texts = re.findall(r"^\| `(3[^`]*)` \|", manual, re.MULTILINE)
+    examples = [*texts, *re.findall(r"\d[d~_@]\S+?(?=[,.]?(?:\s|$))", SYNTAX)]
+    assert len(texts) == 5
+    assert {"3~7:0.25", "3_7@4-6"} <= set(examples)
+    generator = multiscale.load("earth").generator
+    for text in examples:
+        assert World.parse(text).ws(generator).isfinite().all()
 
 
 def test_drift_moves_smoothly_and_comes_back(generator):

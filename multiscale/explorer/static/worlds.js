@@ -1,5 +1,5 @@
 /**
- * World texts: `3`, a drift `3d0.4:-0.2`, a mix `3~7:0.25`, styles of layers `3_7@4-8`, or these together.
+ * World texts: `3`, a drift `3d0.4:-0.2`, a mix `3~7:0.25`, styles of layers `3_7@4-6`, or these together.
  *
  * Parts: {seed, drift: [x, y], mixes: [{term, weight}], styles: [{term, first, last}]}; a term is the text of a latent.
  */
