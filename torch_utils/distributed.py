@@ -21,8 +21,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before there is a group, which its default arguments would hold for good
 import torch.multiprocessing as mp
+
+if dist.is_available():
+    import torch.distributed.nn.functional  # before there is a group, which its default arguments would hold for good
 
 from dnnlib.errors import REFUSED, UserError, sentence_for, sentence_of
 from dnnlib.machine import available_cores
