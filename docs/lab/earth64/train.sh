@@ -1,9 +1,10 @@
 #!/bin/sh
 # Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in stages.
-#   [WAVES=104 PACKETS=9 EVEN=16 FINE=21 FLAT=14 BENT=12 GATED=13] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
+#   [WAVES=104 PACKETS=9 EVEN=16 FINE=21 FLAT=14 BENT=12 GATED=13 COARSE=12 DEEP=8.5] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
 # The stages' lengths are in thousands of images.
 set -e
 folder=$1
+batch=16
 shift
 mkdir -p "$folder"
 test -e "$folder/earth.zip" || python dataset_tool.py earth --dest "$folder/earth.zip" --resolution 64 --octaves 6 \
@@ -12,7 +13,7 @@ test -e "$folder/earth.zip" || python dataset_tool.py earth --dest "$folder/eart
 stage() {  # NAME and options
   name=$1
   shift
-  python train.py --data "$folder/earth.zip" --config small --outdir "$folder/$name" --batch 16 \
+  python train.py --data "$folder/earth.zip" --config small --outdir "$folder/$name" --batch "$batch" \
     --set generator.channel_max=96 --set generator.channel_base=4096 --set generator.fourier_features=1024 \
     --set generator.n_bins=7 --set generator.bin_offset=1 --set generator.num_half_res=0 \
     --set generator.feature_gates=false --set generator.mixing_init=1 \
@@ -42,5 +43,12 @@ after flat bent --kimg ${BENT:-12} --set generator.even_features=true --set trai
   --set training.lr_end=0.03 --set training.consistency_weight=30 "$@"
 after bent gated --kimg ${GATED:-13} --set generator.even_features=true --set generator.feature_gates=true --set training.g_lr=0.0022 \
   --set training.d_lr=0.002 --set training.lr_end=0.03 --set training.consistency_weight=20 --set schedule.boost_last=0.4 "$@"
-python -m multiscale.cli.pack "$folder/gated" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
-  --info kimg=189 --info title=Earth --info licence=Apache-2.0
+batch=8
+after gated coarse --kimg ${COARSE:-12} --set generator.even_features=true --set generator.feature_gates=true --set training.g_lr=0.0017 \
+  --set training.d_lr=0.0015 --set training.lr_end=1 --set training.consistency_weight=24 \
+  --set 'training.consistency_by_octave=[1.5,1.5,1.25,1,1,1]' --set schedule.boost_last=0.4 "$@"
+after coarse deep --kimg ${DEEP:-8.5} --set generator.even_features=true --set generator.feature_gates=true --set training.g_lr=0.0017 \
+  --set training.d_lr=0.0015 --set training.lr_end=0.03 --set training.consistency_weight=24 \
+  --set 'training.consistency_by_octave=[1.5,1.5,1.25,1,1,1]' --set schedule.boost_first=1 --set schedule.boost_last=2.5 "$@"
+python -m multiscale.cli.pack "$folder/deep" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
+  --info kimg=209.5 --info title=Earth --info licence=Apache-2.0
