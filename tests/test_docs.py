@@ -106,7 +106,11 @@ def all_options() -> dict[str, set[str]]:
             found |= {f"{name}.py {sub}": options_of(command) for sub, command in main.commands.items()}
         else:
             found[f"{name}.py"] = options_of(main)
-    found["multiscale.cli.pack"] = options_of(importlib.import_module("multiscale.cli.pack").main)
+    for module, name in {
+        "multiscale.cli.pack": "multiscale.cli.pack",
+        "torch_utils.ops": "torch_utils.ops.__main__",
+    }.items():
+        found[module] = options_of(importlib.import_module(name).main)
     share = importlib.import_module("multiscale.share.__main__").main
     found |= {f"multiscale.share {sub}": options_of(command) for sub, command in share.commands.items()}
     for script in [*(ROOT / "benchmarks").glob("*.py"), ROOT / "tests/training/golden_run.py"]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
+from torch_utils.ops import __main__ as doctor
 from torch_utils.ops import build, toolchain
 from torch_utils.ops.build import BuildError
 
@@ -353,6 +354,14 @@ def test_missing_sources_and_ninja(tmp_path, monkeypatch):
     monkeypatch.setattr(toolchain.shutil, "which", lambda *_, **__: None)
     with pytest.raises(BuildError, match="pip install ninja"):
         toolchain.ninja_program()
+
+
+@pytest.mark.parametrize("text", ["gpu", "cuda", "cuda:90", "cpu:9.0"])
+def test_kernels_to_build_are_named_by_kind_and_capability(text):
+    assert doctor.kernels("cpu") == ("cpu", None)
+    assert doctor.kernels("cuda:12.0") == ("cuda", (12, 0))
+    with pytest.raises(UserError, match=rf"--build {text} names no kernels; give cpu, or cuda: and"):
+        doctor.kernels(text)
 
 
 def test_kind_is_checked():
