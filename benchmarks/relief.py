@@ -29,7 +29,7 @@ from dnnlib.cli import reports_user_errors
 from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.samples import patch_views, quantised
-from multiscale.metrics.spectra import plane_power
+from multiscale.metrics.spectra import plane_power, relative_power
 from multiscale.runs.headers import find_network
 from multiscale.runs.snapshots import load_snapshot
 
@@ -56,21 +56,19 @@ def relief(image: np.ndarray) -> dict[str, float]:
         "contrast": float(np.sqrt(mean)),
         "patchy": float(energy.std() / energy.mean()),
         "kurtosis": float((detail**4).mean() / mean**2),
-        "direction": weakest_direction(plane_power(torch.from_numpy(image)[None])[0].numpy()),
+        "direction": weakest_direction(plane_power(torch.from_numpy(image)[None])[0]),
     }
 
 
-def weakest_direction(power: np.ndarray) -> float:
-    """Of a spectrum [N, N] divided by its mean on each ring, the mean in the weakest sector over that in all."""
+def weakest_direction(power: torch.Tensor) -> float:
+    """Of a spectrum [N, N] by :func:`relative_power` the mean in the weakest sector over that in all."""
     size = len(power)
     frequency = np.fft.fftfreq(size, 1 / size)
     y, x = np.meshgrid(frequency, frequency, indexing="ij")
     length, angle = np.hypot(x, y), np.arctan2(y, x) % np.pi
-    ring = np.rint(length).astype(int)
-    relative = power / (np.bincount(ring.ravel(), power.ravel()) / np.bincount(ring.ravel()))[ring]
     kept = (length >= size / 8) & (length < size * 3 / 8)
     sector = np.minimum((angle[kept] / np.pi * DIRECTIONS).astype(int), DIRECTIONS - 1)
-    means = np.bincount(sector, relative[kept]) / np.bincount(sector)
+    means = np.bincount(sector, relative_power(power).numpy()[kept]) / np.bincount(sector)
     return float(means.min() / means.mean())
 
 

@@ -47,10 +47,18 @@ def plane_power(images: torch.Tensor) -> torch.Tensor:
     return _power(_in_unit_range(images).mean(dim=1, keepdim=True))[:, 0]
 
 
+def relative_power(power: torch.Tensor) -> torch.Tensor:
+    """A spectrum [N, N] divided by its mean over the frequencies of the same rounded length."""
+    ring = _radius(power.shape[-1], power.device).round().long().flatten()
+    sums = torch.bincount(ring, weights=power.flatten() + FLOOR)
+    relative = (power.flatten() + FLOOR) / (sums / torch.bincount(ring).clamp(min=1))[ring]
+    return relative.view_as(power)
+
+
 def lattice_peak(power: torch.Tensor) -> float:
     """How far the highest peaks of a mean spectrum [N, N] stand out of frequencies of the same length.
 
-    Power is divided by its mean over the frequencies of the same rounded length. Of those from ``LATTICE_FROM`` to below
+    Of its :func:`relative_power`, at the frequencies from ``LATTICE_FROM`` to below
     N/2 cycles across the patch it is the mean of the highest ``LATTICE_PART`` (of one at least). A periodic pattern has few
     frequencies and so high peaks; so has the mean over few patches: compare equal numbers.
 
@@ -58,10 +66,7 @@ def lattice_peak(power: torch.Tensor) -> float:
         ValueError: the patches are too small to have any such frequency.
     """
     length = _radius(power.shape[-1], power.device)
-    ring = length.round().long().flatten()
-    sums = torch.bincount(ring, weights=power.flatten() + FLOOR)
-    relative = (power.flatten() + FLOOR) / (sums / torch.bincount(ring).clamp(min=1))[ring]
-    found = relative[((length >= LATTICE_FROM) & (length < power.shape[-1] / 2)).flatten()]
+    found = relative_power(power)[(length >= LATTICE_FROM) & (length < power.shape[-1] / 2)]
     if not len(found):
         raise ValueError(f"Patches of {power.shape[-1]} pixels have no frequencies to look for a lattice in.")
     return float(found.topk(max(round(LATTICE_PART * len(found)), 1)).values.mean())
