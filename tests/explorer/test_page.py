@@ -602,7 +602,9 @@ def test_the_address_holds_the_whole_view(page, server):
     page.press("e")
     page.wheel(200, 300, -300)
     page.settle()
-    page.wait("location.hash.includes('w2=')")
+    page.wait(
+        "Number(new URLSearchParams(location.hash.slice(1)).get('z')).toFixed(6) === explorer.view().zoom.toFixed(6)"
+    )
     before, view, pixels = page.state, page.view, [page.canvas("a"), page.canvas("b")]
     address = page.driver.current_url
     first = page.driver.current_window_handle
