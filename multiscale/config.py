@@ -64,6 +64,10 @@ class GeneratorConfig:
     feature_gates: bool = False
     """Features injected behind a layer are multiplied by 0 to 2, as the layer's output says at each point: stronger here
     and weaker there, which a sum of waves alone is not. 1 at first."""
+    feature_envelope: NotNegative = 0.0
+    """What features injected behind a layer are mixed to is multiplied, octave by octave, by e^(beta u - beta^2), u the sum of
+    those three octaves below: strong in some places and weak in others, as relief is in mountains and plains. beta begins here
+    and is learned for each octave; 0: no envelope."""
     mixing_init: Positive = 1.0
     """Standard deviation of weights that mix features injected behind layers, at first: below 1 worlds begin smooth."""
     world_frame: bool = False
@@ -136,6 +140,10 @@ class GeneratorConfig:
         if self.even_features and not (self.feature_style and self.fourier_features):
             raise ValueError(
                 "even_features is for features with a style that are mixed: feature_style and fourier_features"
+            )
+        if self.feature_envelope and self.fourier_features is None:
+            raise ValueError(
+                f"feature_envelope={self.feature_envelope:g} is for features that are mixed: fourier_features"
             )
         if self.mixing_init != 1 and self.fourier_features is None:
             raise ValueError(f"mixing_init={self.mixing_init:g} is for features that are mixed: fourier_features")

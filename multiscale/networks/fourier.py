@@ -107,6 +107,13 @@ class Waves:
         along_y = a * self.sin_y + b * self.cos_y, a * self.cos_y - b * self.sin_y
         return Waves(self.sin_x, self.cos_x, *along_y, self.terms, self.shape)
 
+    def of(self, features: torch.Tensor) -> Waves:
+        """Some of the features, by their places [K']."""
+        terms = torch.arange(self.terms, device=features.device)
+        rows = (features[:, None] * self.terms + terms).flatten()
+        sin_x, cos_x, sin_y, cos_y = (part[:, rows] for part in (self.sin_x, self.cos_x, self.sin_y, self.cos_y))
+        return Waves(sin_x, cos_x, sin_y, cos_y, self.terms, self.shape)
+
     def maps(self) -> torch.Tensor:
         """All features as maps [B, K, rows, columns]."""
         along_y = self._side_by_side(self.cos_y, self.sin_y).transpose(1, 2)  # [B K, rows, 2 R]

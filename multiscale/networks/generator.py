@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
 from multiscale.config import GeneratorConfig
@@ -31,8 +32,8 @@ CALIBRATED_AT_A_TIME = 4
 Maps: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """What a layer sees: the output of the one before it, and features that are appended to it."""
 
-OCTAVES = (-4, 27)
-"""Of frequencies in cycles over the world."""
+ENVELOPE_LAG = 3
+"""Octaves by which an envelope is slower than the features that it is of."""
 
 Size: TypeAlias = tuple[int, int]
 """Width and height of an image in pixels."""
@@ -44,20 +45,33 @@ class FeatureInjection(nn.Module):
     With ``feature_style`` each has an amplitude A of its sine and B of its cosine for each world, linear in w, but for those
     below ``feature_anchor``. With ``even_features`` the direction of (A, B) alone is a world's own: its length is the same in
     all (of equal |w|), and the features of an octave of frequencies are mixed with weights of the same length.
+
+    With an ``envelope`` what the features of an octave are mixed to is multiplied by e^(beta u - beta^2), u the sum of the
+    point's features ``ENVELOPE_LAG`` octaves below with variance 1: as strong as before in the mean square, but in some places
+    more so than in others, as a multiplicative cascade is. beta is learned for each octave and begins at ``envelope``.
     """
 
     omega: torch.Tensor
     phase: torch.Tensor
     bins: torch.Tensor
+    by_octave: torch.Tensor
+    members: torch.Tensor
     packet_place: torch.Tensor
     packet_phase: torch.Tensor
 
     def __init__(
-        self, config: GeneratorConfig, radii: torch.Tensor, size: int, rate: int, rng: np.random.Generator
+        self,
+        config: GeneratorConfig,
+        radii: NDArray[np.float64],
+        size: int,
+        rate: int,
+        rng: np.random.Generator,
+        *,
+        envelope: float = 0.0,
     ) -> None:
         super().__init__()
         self.size, self.rate, self.config = size, rate, config
-        omega, phase, bins = draw_features(radii, size, rate, config.n_bins, rng)
+        omega, phase, bins = draw_features(torch.as_tensor(radii), size, rate, config.n_bins, rng)
         if config.published_frequencies:
             omega = omega / published_unit(size, rate)
         self.register_buffer("omega", omega)
@@ -66,7 +80,14 @@ class FeatureInjection(nn.Module):
         if config.feature_bandwidth:
             for name, numbers in zip(("packet_place", "packet_phase"), draw_packets(len(radii), rate), strict=True):
                 self.register_buffer(name, torch.as_tensor(numbers, dtype=torch.float32), persistent=False)
+        octave = octaves_of(config, radii, size, rate)
+        octaves, counts = np.unique(octave, return_counts=True)
+        self.octaves = dict(zip(octaves.tolist(), counts.tolist(), strict=True))
+        self.register_buffer("by_octave", torch.as_tensor(octave.argsort(kind="stable")), persistent=False)
+        members = torch.as_tensor(octave == octaves[:, None], dtype=torch.float32)  # [octaves, K]
+        self.register_buffer("members", members, persistent=False)
         self.style = nn.Parameter(torch.randn(2 * len(radii), config.w_dim)) if config.feature_style else None
+        self.envelope = nn.Parameter(torch.full([len(octaves)], envelope)) if envelope else None
 
     def forward(
         self,
@@ -90,19 +111,31 @@ class FeatureInjection(nn.Module):
 
     def maps(self, waves: Waves, w: torch.Tensor | None = None, mixing: torch.Tensor | None = None) -> torch.Tensor:
         """Features of the views that ``waves`` are of, as :meth:`forward` says."""
-        waves = self.styled(waves, w)
-        return waves.maps() if mixing is None else waves.mixed(self.weights(mixing))
+        styled = self.styled(waves, w)
+        if mixing is None:
+            return styled.maps()
+        weights = self.weights(mixing)
+        if self.envelope is None:
+            return styled.mixed(weights)
+        members = dict(zip(self.octaves, self.by_octave.split(list(self.octaves.values())), strict=True))
+        unit = self.styled(waves, w, unit=True)
+        total: torch.Tensor | None = None
+        for beta, (octave, mine) in zip(self.envelope, members.items(), strict=True):
+            maps = styled.of(mine).mixed(weights[:, mine])
+            if (below := members.get(octave - ENVELOPE_LAG)) is not None:
+                u = unit.of(below).mixed(torch.full_like(weights[:1, below], math.sqrt(2 / len(below))))
+                maps = maps * (beta * u - beta.square()).exp()
+            total = maps if total is None else total + maps
+        assert total is not None
+        return total
 
     def weights(self, mixing: torch.Tensor) -> torch.Tensor:
         """What features are mixed with, [C, K], of the parameter ``mixing``."""
         if self.config.even_features:
             energy = mixing.square().mean(dim=0) * self.length.square()  # [K]
-            octave = self.frequency.log2().floor().clamp(*OCTAVES)
-            octaves = torch.arange(OCTAVES[0], OCTAVES[1] + 1, dtype=octave.dtype, device=octave.device)
-            members = torch.where(octave == octaves[:, None], 1.0, 0.0)  # [octaves, K]
             # Not as matrix products, which some GPUs would round to TF32, and autocast to half precision.
-            means = (members * energy).sum(dim=1) / members.sum(dim=1).clamp(min=1)
-            mean = (members * means[:, None]).sum(dim=0)
+            means = (self.members * energy).sum(dim=1) / self.members.sum(dim=1)
+            mean = (self.members * means[:, None]).sum(dim=0)
             mixing = mixing * torch.where(self.anchored, 1.0, _root(mean / energy.clamp(min=1e-20)))
         return mixing / math.sqrt(mixing.shape[1])
 
@@ -117,14 +150,16 @@ class FeatureInjection(nn.Module):
         assert self.style is not None
         return _root(self.style.square().mean(dim=1).unflatten(0, (-1, 2)).sum(dim=1))
 
-    def styled(self, waves: Waves, w: torch.Tensor | None) -> Waves:
-        """Waves of all worlds as those of the worlds of ``w`` [B, D]."""
+    def styled(self, waves: Waves, w: torch.Tensor | None, *, unit: bool = False) -> Waves:
+        """Waves of all worlds as those of the worlds of ``w`` [B, D]; ``unit``: with amplitudes of 1."""
         if self.style is not None:
             assert w is not None
             amplitude = (w @ (self.style / math.sqrt(w.shape[1])).t()).unflatten(1, (-1, 2))
-            if self.config.even_features:
+            if unit or self.config.even_features:
+                amplitude = F.normalize(amplitude, dim=2)
+            if self.config.even_features and not unit:
                 size = _root(w.square().mean(dim=1))[:, None] * self.length  # [B, K]
-                amplitude = F.normalize(amplitude, dim=2) * size[..., None]
+                amplitude = amplitude * size[..., None]
             anchored = self.anchored.to(amplitude)[:, None]  # [K, 1]
             waves = waves.styled(amplitude * (1 - anchored) + F.pad(anchored, (0, 1)))
         return waves
@@ -199,6 +234,15 @@ def waves_of_points(points: Sequence[FeatureInjection], views: AffineViews, size
     return waves
 
 
+def octaves_of(config: GeneratorConfig, radii: NDArray[np.float64], size: int, rate: int) -> NDArray[np.int64]:
+    """Octave n of each feature that ``draw_features`` draws for ``radii`` [K], 2^n <= |omega| 2^(o b) < 2^(n + 1).
+
+    Not of the features themselves, as their rounding may move one across a limit.
+    """
+    bins = np.arange(len(radii)) % config.n_bins
+    return np.frexp(radii * rate / size * 2.0 ** (config.bin_offset * bins))[1].astype(np.int64) - 1
+
+
 def published_unit(size: int, rate: int) -> float:
     """Cycles per unit of the world of one published cycle: a layer's n padded samples are n - 1 intervals of 1/r."""
     return rate / (size - 1)
@@ -212,7 +256,7 @@ class SynthesisNetwork(nn.Module):
         self.config, self.plan = config, plan
         seed = torch.randint(2**31, [], device="cpu")  # follows torch.manual_seed, as the weights do
         rng = np.random.default_rng(int(seed))
-        radii = torch.tensor(feature_radii(config), dtype=torch.float64)
+        radii = np.array(feature_radii(config))
         self.input = FeatureInjection(config, radii[: plan.input_waves], plan.input_size, plan.input_rate, rng)
         self.input_weight = nn.Parameter(torch.randn(plan.input_features, plan.input_waves))
         taken = plan.input_waves
@@ -224,7 +268,9 @@ class SynthesisNetwork(nn.Module):
             self.layers.append(SynthesisLayer(config, layer))
             if layer.features:
                 index, mine = str(layer.index), radii[taken : taken + layer.waves]
-                self.injections[index] = FeatureInjection(config, mine, layer.out_size, layer.out_rate, rng)
+                self.injections[index] = FeatureInjection(
+                    config, mine, layer.out_size, layer.out_rate, rng, envelope=config.feature_envelope
+                )
                 if config.fourier_features is not None:
                     self.mixing[index] = nn.Parameter(config.mixing_init * torch.randn(layer.features, layer.waves))
                 if config.feature_gates:

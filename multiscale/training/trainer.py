@@ -514,8 +514,9 @@ class Trainer:
         """Load the weights of trained networks by name (``G``, ``G_ema``, ``D``); everything else starts afresh."""
         for name, tensors in weights.items():
             network = getattr(self, name)
-            gates = {key: own for key, own in network.state_dict().items() if key.startswith("synthesis.gates.")}
-            network.load_state_dict({**gates, **tensors})  # gates may come; anything else that is missing is an error
+            own = network.state_dict().items()
+            new = {key: value for key, value in own if key.startswith("synthesis.gates.") or key.endswith(".envelope")}
+            network.load_state_dict({**new, **tensors})  # these may come; anything else that is missing is an error
 
     @float32_products()
     def _calibrate(self) -> None:

@@ -15,8 +15,8 @@ from multiscale.training.resume import check_changes
 
 WITHOUT_WEIGHTS = ("feature_bandwidth", "even_features", "mixing_init")
 """Settings of the generator that change none of its weights' shapes: they may come or go."""
-WITH_WEIGHTS_OF_ZERO = ("feature_gates",)
-"""Settings whose weights change nothing at first: they may come."""
+WITH_WEIGHTS = ("feature_gates", "feature_envelope")
+"""Settings with weights that may come, and begin as in a network that is new."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,9 @@ class Learned:
     def check(self, config: RunConfig) -> None:
         """Raise a :class:`UserError` unless the run's networks are of the same shape."""
         mine = {section: values for section, values in to_dict(config).items() if section in self.config}
-        theirs = self.config["generator"]
-        free = {name: theirs[name] for name in WITHOUT_WEIGHTS}
-        free |= {name: False for name in WITH_WEIGHTS_OF_ZERO if not theirs[name]}
-        mine["generator"] = mine["generator"] | free
+        generator, theirs = mine["generator"], self.config["generator"]
+        free = [*WITHOUT_WEIGHTS, *(name for name in WITH_WEIGHTS if generator[name] or not theirs[name])]
+        mine["generator"] = generator | {name: theirs[name] for name in free}
         check_changes(self.config, mine, f"The run of {self.path}", "leave out what follows from its networks")
 
     def __str__(self) -> str:
