@@ -129,12 +129,12 @@ class Waves:
         if 2 * self.terms * channels > columns:  # K maps are smaller than the C K factors along y
             maps = self.maps()
             with full_precision(maps.device):
-                return (weight @ maps.flatten(2)).unflatten(2, maps.shape[2:])
-        along_y = torch.cat([self.cos_y, self.sin_y], dim=1).mT[:, None]  # [B, 1, rows, 2 K R]
+                return (weight @ maps.flatten(2)).view(-1, channels, *(self.shape or (rows, columns)))
+        along_y = torch.cat([self.cos_y, self.sin_y], dim=1).transpose(1, 2)[:, None]  # [B, 1, rows, 2 K R]
         along_y = along_y * _of_terms(weight, self.terms).repeat(1, 2)[:, None]  # [B, C, rows, 2 K R]
         along_x = torch.cat([self.sin_x, self.cos_x], dim=1)  # [B, 2 K R, columns]
         with full_precision(along_x.device):
-            return self._shaped(torch.bmm(along_y.flatten(1, 2), along_x).unflatten(1, (channels, rows)))
+            return self._shaped(torch.bmm(along_y.flatten(1, 2), along_x).view(-1, channels, rows, columns))
 
     def of_terms(
         self, sin_x: torch.Tensor, cos_x: torch.Tensor, sin_y: torch.Tensor, cos_y: torch.Tensor, *, factored: bool

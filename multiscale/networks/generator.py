@@ -54,7 +54,7 @@ class FeatureInjection(nn.Module):
     omega: torch.Tensor
     phase: torch.Tensor
     bins: torch.Tensor
-    by_octave: torch.Tensor
+    octave: torch.Tensor
     members: torch.Tensor
     packet_place: torch.Tensor
     packet_phase: torch.Tensor
@@ -80,14 +80,17 @@ class FeatureInjection(nn.Module):
         if config.feature_bandwidth:
             for name, numbers in zip(("packet_place", "packet_phase"), draw_packets(len(radii), rate), strict=True):
                 self.register_buffer(name, torch.as_tensor(numbers, dtype=torch.float32), persistent=False)
-        octave = octaves_of(config, radii, size, rate)
-        octaves, counts = np.unique(octave, return_counts=True)
+        octaves, octave, counts = np.unique(
+            octaves_of(config, radii, size, rate), return_inverse=True, return_counts=True
+        )
         self.octaves = dict(zip(octaves.tolist(), counts.tolist(), strict=True))
-        self.register_buffer("by_octave", torch.as_tensor(octave.argsort(kind="stable")), persistent=False)
-        members = torch.as_tensor(octave == octaves[:, None], dtype=torch.float32)  # [octaves, K]
-        self.register_buffer("members", members, persistent=False)
+        members = np.full((len(octaves), counts.max()), len(radii))  # places of features, and behind the last ones K
+        for row, count in enumerate(counts):
+            members[row, :count] = np.flatnonzero(octave == row)
+        self.register_buffer("octave", torch.as_tensor(octave), persistent=False)  # by its place in self.octaves, [K]
+        self.register_buffer("members", torch.as_tensor(members), persistent=False)
         self.style = nn.Parameter(torch.randn(2 * len(radii), config.w_dim)) if config.feature_style else None
-        self.envelope = nn.Parameter(torch.full([len(octaves)], envelope)) if envelope else None
+        self.envelope = nn.Parameter(torch.full([len(self.octaves)], envelope)) if envelope else None
 
     def forward(
         self,
@@ -117,7 +120,7 @@ class FeatureInjection(nn.Module):
         weights = self.weights(mixing)
         if self.envelope is None:
             return styled.mixed(weights)
-        members = dict(zip(self.octaves, self.by_octave.split(list(self.octaves.values())), strict=True))
+        members = {octave: row[:count] for (octave, count), row in zip(self.octaves.items(), self.members, strict=True)}
         unit = self.styled(waves, w, unit=True)
         total: torch.Tensor | None = None
         for beta, (octave, mine) in zip(self.envelope, members.items(), strict=True):
@@ -133,9 +136,8 @@ class FeatureInjection(nn.Module):
         """What features are mixed with, [C, K], of the parameter ``mixing``."""
         if self.config.even_features:
             energy = mixing.square().mean(dim=0) * self.length.square()  # [K]
-            # Not as matrix products, which some GPUs would round to TF32, and autocast to half precision.
-            means = (self.members * energy).sum(dim=1) / self.members.sum(dim=1)
-            mean = (self.members * means[:, None]).sum(dim=0)
+            count = (self.members < len(energy)).sum(dim=1)
+            mean = (F.pad(energy, (0, 1))[self.members].sum(dim=1) / count)[self.octave]
             mixing = mixing * torch.where(self.anchored, 1.0, _root(mean / energy.clamp(min=1e-20)))
         return mixing / math.sqrt(mixing.shape[1])
 

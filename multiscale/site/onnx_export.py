@@ -141,8 +141,7 @@ def _features(
     point: FeatureInjection, mixing: torch.Tensor | None, ws: torch.Tensor, along_x: torch.Tensor, along_y: torch.Tensor
 ) -> torch.Tensor:
     waves = Waves(along_x[:1], along_x[1:], along_y[:1], along_y[1:], point.terms)
-    maps = point.styled(waves, ws[:, 0]).maps()
-    return maps if mixing is None else F.conv2d(maps, point.weights(mixing)[:, :, None, None])
+    return point.maps(waves, ws[:, 0], mixing)
 
 
 def _layer(layer: SynthesisLayer, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

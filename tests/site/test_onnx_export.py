@@ -55,6 +55,9 @@ NETWORKS = {
         small_config(**MIXED, feature_style=True, even_features=True, feature_bandwidth=0.2)
     ),
     "gated": gated_generator,
+    "enveloped": lambda: calibrated_generator(
+        small_config(**MIXED, n_bins=3, feature_style=True, feature_bandwidth=0.2, feature_envelope=0.5)
+    ),
     "in frames of their own": framed_generator,
     "bundled": lambda: load_snapshot(BUNDLED).generator,
     "published": lambda: load_published(PUBLISHED).generator,
