@@ -45,6 +45,7 @@ PACKETS = {
     "even_features": True,
     "feature_bandwidth": 0.2,
     "feature_gates": True,
+    "feature_envelope": 0.5,
 }
 
 

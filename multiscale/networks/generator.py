@@ -90,7 +90,8 @@ class FeatureInjection(nn.Module):
         self.register_buffer("octave", torch.as_tensor(octave), persistent=False)  # by its place in self.octaves, [K]
         self.register_buffer("members", torch.as_tensor(members), persistent=False)
         self.style = nn.Parameter(torch.randn(2 * len(radii), config.w_dim)) if config.feature_style else None
-        self.envelope = nn.Parameter(torch.full([len(self.octaves)], envelope)) if envelope else None
+        enveloped = [octave for octave in self.octaves if octave - ENVELOPE_LAG in self.octaves]
+        self.envelope = nn.Parameter(torch.full([len(enveloped)], envelope)) if envelope and enveloped else None
 
     def forward(
         self,
@@ -120,17 +121,18 @@ class FeatureInjection(nn.Module):
         weights = self.weights(mixing)
         if self.envelope is None:
             return styled.mixed(weights)
+        # Not all maps at once: those of an octave fit into a CPU's cache.
         members = {octave: row[:count] for (octave, count), row in zip(self.octaves.items(), self.members, strict=True)}
-        unit = self.styled(waves, w, unit=True)
-        total: torch.Tensor | None = None
-        for beta, (octave, mine) in zip(self.envelope, members.items(), strict=True):
+        unit, betas = self.styled(waves, w, unit=True), iter(self.envelope)
+        parts = []
+        for octave, mine in members.items():
             maps = styled.of(mine).mixed(weights[:, mine])
             if (below := members.get(octave - ENVELOPE_LAG)) is not None:
                 u = unit.of(below).mixed(torch.full_like(weights[:1, below], math.sqrt(2 / len(below))))
+                beta = next(betas)
                 maps = maps * (beta * u - beta.square()).exp()
-            total = maps if total is None else total + maps
-        assert total is not None
-        return total
+            parts.append(maps)
+        return sum(parts[1:], parts[0])
 
     def weights(self, mixing: torch.Tensor) -> torch.Tensor:
         """What features are mixed with, [C, K], of the parameter ``mixing``."""

@@ -177,7 +177,59 @@ def test_gates_are_half_open_at_first_and_weigh_features_place_by_place():
         torch.testing.assert_close(synthesis.gated(int(key), x, features), features * opened)
 
 
-@pytest.mark.parametrize("changes", [{}, STYLED, {"even_features": True, **STYLED}])
+@pytest.mark.parametrize("changes", [{}, {"feature_style": True}, {"feature_style": True, "even_features": True}])
+def test_envelopes_make_features_of_an_octave_strong_and_weak_as_those_three_octaves_below_say(changes):
+    config = small_config(img_resolution=64, **MIXED, n_bins=4, feature_envelope=0.4, **changes)
+    synthesis = Generator(config).synthesis
+    key, point = max(synthesis.injections.items(), key=lambda item: int(item[0]))
+    mixing, octave = synthesis.mixing[key], point.frequency.log2().floor()
+    assert len(point.envelope) == sum(bool((octave == each - 3).any()) for each in octave.unique()) > 1
+    views = AffineViews.of(view_transform([2.0, 9.0], [[0.1, 0.2]] * 2))
+    with torch.no_grad():
+        point.envelope.copy_(torch.linspace(-0.2, 0.9, len(point.envelope)))
+        for w in torch.randn(2, 1, 16) if changes else [None]:
+            both = None if w is None else w.expand(2, -1)
+            maps = point(views, w=both)
+            expected, betas = torch.zeros(()), iter(point.envelope)
+            for each in octave.unique():
+                mine, below = octave == each, octave == each - 3
+                mixed = torch.einsum("ck,bkyx->bcyx", point.weights(mixing)[:, mine], maps[:, mine])
+                if below.any():
+                    amplitude = torch.ones(len(octave))
+                    if w is not None:
+                        amplitude = (w @ point.style.t() / 4).unflatten(1, (-1, 2)).norm(dim=2)[0]
+                        amplitude = torch.where(point.anchored, 1.0, amplitude)
+                        if config.even_features:
+                            amplitude = torch.where(point.anchored, 1.0, point.length * w.square().mean().sqrt())
+                    u = (maps / amplitude[:, None, None])[:, below].sum(dim=1, keepdim=True)
+                    u = u * (2 / int(below.sum())) ** 0.5
+                    beta = next(betas)
+                    mixed = mixed * torch.exp(beta * u - beta**2)
+                expected = expected + mixed
+            torch.testing.assert_close(point(views, w=both, mixing=mixing), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_envelope_leaves_the_mean_square_as_it_is():
+    config = small_config(img_resolution=64, **MIXED, n_bins=4, feature_style=True, even_features=True)
+    without, enveloped = (Generator(dataclasses.replace(config, feature_envelope=e)).synthesis for e in (0.0, 0.5))
+    enveloped.load_state_dict(enveloped.state_dict() | without.state_dict())
+    key = max(without.injections, key=int)
+    views = AffineViews.of(view_transform([30.0] * 64, 0.9 * torch.rand(64, 2) - 0.45))
+    w = torch.randn(64, 16)
+    energy, patchiness = [], []
+    for synthesis in (without, enveloped):
+        with torch.no_grad():
+            maps = synthesis.injections[key](views, w=w, mixing=synthesis.mixing[key])
+        energy.append(maps.square().mean())
+        local = torch.nn.functional.avg_pool2d(maps.square().mean(dim=1), 8)
+        patchiness.append((local.std(dim=(1, 2)) / local.mean(dim=(1, 2))).mean())
+    assert energy[1] / energy[0] == pytest.approx(1, abs=0.15)
+    assert patchiness[1] > 1.3 * patchiness[0]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, STYLED, {"even_features": True, **STYLED}, {"feature_envelope": 0.5, **STYLED}]
+)
 def test_gradients_are_finite_at_the_latent_0_and_the_style_0(changes):
     """Where roots of squares have none of their own: inversions and mean worlds begin there."""
     generator = Generator(small_config(img_resolution=64, **changes))
@@ -223,6 +275,8 @@ def test_gradients_reach_styles_mixing_and_frame():
         {"img_resolution": 16, "feature_bandwidth": 0.1, **STYLED},
         {"even_features": True, "feature_gates": True, **STYLED},
         {"feature_gates": True},
+        {"img_resolution": 16, "fourier_features": 40, "feature_envelope": 0.5},
+        {"feature_envelope": 0.5, "feature_bandwidth": 0.2, **STYLED},
     ],
 )
 def test_legal_configurations_render_and_train(changes):

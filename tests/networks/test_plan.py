@@ -64,6 +64,7 @@ def test_widths_are_consistent_for_every_legal_configuration(resolution):
         {"fourier_features": 4096, "channel_max": 64},
         {"fourier_features": 4096, "feature_style": True, "world_frame": True, "w_dim": 128},
         {"z_dim": 4096, "feature_style": True, "fourier_features": 64, "even_features": True, "feature_gates": True},
+        {"fourier_features": 64, "feature_envelope": 0.5},
     ],
 )
 def test_the_least_number_of_weights_is_nearly_all_of_them(changes):

@@ -31,7 +31,8 @@ def test_packed_networks_are_what_a_transfer_begins_with(tmp_path):
         "feature_bandwidth": 0.2,
         "even_features": True,
         "feature_gates": True,
-    }  # no weights, or some that begin at 0
+        "feature_envelope": 0.5,
+    }  # no weights, or some that may come
     packets = dataclasses.replace(config, generator=dataclasses.replace(styled, **free))
     learned.check(packets)
     Trainer(packets, dataset, tmp_path, Process(torch.device("cpu"))).begin_with(learned.weights)
