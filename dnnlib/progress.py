@@ -14,7 +14,24 @@ LOG_INTERVAL_SEC = 30.0
 
 def progress_bar(**options: Any) -> tqdm:
     """A tqdm bar on stderr; where that is not a terminal, a line every half minute. ``options`` are tqdm's."""
-    return tqdm(mininterval=0.5 if sys.stderr.isatty() else LOG_INTERVAL_SEC, **options)
+    if sys.stderr.isatty():
+        return tqdm(mininterval=0.5, **options)
+    return tqdm(**{"mininterval": LOG_INTERVAL_SEC, "file": _Lines(sys.stderr)} | options)
+
+
+class _Lines:
+    """A text stream for a bar, each state of which is a line of its own."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if line := text.strip("\r\n "):
+            self._stream.write(f"{line}\n")
+        return len(text)
 
 
 class Stopwatch:

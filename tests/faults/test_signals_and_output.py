@@ -63,6 +63,15 @@ def test_a_reader_that_goes_away_ends_nothing(tmp_path, stream):
     assert out is None or len(out.splitlines()) == 2000
 
 
+def test_in_a_log_each_state_of_a_bar_is_a_line(tmp_path):
+    body = """with progress_bar(total=3, desc="tiles", mininterval=0) as bar:
+            for _ in range(3): bar.update()"""
+    done = subprocess.run(command(body, tmp_path / "f"), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    lines = done.stderr.splitlines()
+    assert [line.split("|")[0] for line in lines[:4]] == ["tiles:   0%", "tiles:  33%", "tiles:  67%", "tiles: 100%"]
+    assert "\r" not in done.stderr
+
+
 @needs_full
 @pytest.mark.parametrize("stream, code", [("stdout", 1), ("stderr", 0)])
 def test_a_full_disk_below_the_output_ends_nothing_and_the_code_says_what_was_written(tmp_path, stream, code):
