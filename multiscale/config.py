@@ -53,7 +53,7 @@ class GeneratorConfig:
     feature_anchor: NotNegative = 1.5
     """With ``feature_style``, features of fewer cycles over the world are the same in all worlds: what belongs to a place, such
     as a pole, can be told by them."""
-    feature_bandwidth: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    feature_bandwidth: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Features are packets of bent waves, whose frequency strays by this part of the feature's own along x and along y, so that
     their sum does not repeat itself as that of few waves does; 0: single waves (as published). Features below
     ``feature_anchor`` are single waves in any case."""
