@@ -1,10 +1,11 @@
 #!/bin/sh
 # Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in stages.
-#   [WAVES=104 PACKETS=9 EVEN=16 FINE=21 FLAT=14 BENT=12 GATED=13 COARSE=12 DEEP=8.5] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
+#   [WAVES=104 PACKETS=9 EVEN=16 FINE=21 FLAT=14 BENT=12 GATED=13 COARSE=12 DEEP=8.5 BROAD=20] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
 # The stages' lengths are in thousands of images.
 set -e
 folder=$1
 batch=16
+bandwidth=0.3
 shift
 mkdir -p "$folder"
 test -e "$folder/earth.zip" || python dataset_tool.py earth --dest "$folder/earth.zip" --resolution 64 --octaves 6 \
@@ -25,7 +26,7 @@ after() {  # STAGE, NAME and options: goes on from the networks of another
   python -m multiscale.cli.pack "$folder/$1" "$folder/$1.safetensors" --networks "$folder/$1.pt"
   before=$1
   shift
-  stage "$@" --transfer "$folder/$before.pt" --set generator.feature_bandwidth=0.3 --set training.ema_kimg=2 \
+  stage "$@" --transfer "$folder/$before.pt" --set generator.feature_bandwidth="$bandwidth" --set training.ema_kimg=2 \
     --set training.ema_rampup=0.3 --set training.ada_kimg=150 --set schedule.warmup_kimg=0 --set schedule.skew_kimg=0
 }
 
@@ -50,5 +51,9 @@ after gated coarse --kimg ${COARSE:-12} --set generator.even_features=true --set
 after coarse deep --kimg ${DEEP:-8.5} --set generator.even_features=true --set generator.feature_gates=true --set training.g_lr=0.0017 \
   --set training.d_lr=0.0015 --set training.lr_end=0.03 --set training.consistency_weight=24 \
   --set 'training.consistency_by_octave=[1.5,1.5,1.25,1,1,1]' --set schedule.boost_first=1 --set schedule.boost_last=2.5 "$@"
-python -m multiscale.cli.pack "$folder/deep" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
-  --info kimg=209.5 --info title=Earth --info licence=Apache-2.0
+bandwidth=0.6
+after deep broad --kimg ${BROAD:-20} --set generator.even_features=true --set generator.feature_gates=true --set generator.feature_envelope=0.5 \
+  --set training.g_lr=0.0017 --set training.d_lr=0.0015 --set training.lr_end=0.02 --set training.consistency_weight=24 \
+  --set 'training.consistency_by_octave=[1.75,1.75,1.4,1,1,1]' --set schedule.boost_first=1 --set schedule.boost_last=1.25 "$@"
+python -m multiscale.cli.pack "$folder/broad" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
+  --info kimg=229.5 --info title=Earth --info licence=Apache-2.0
