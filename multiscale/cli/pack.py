@@ -49,7 +49,10 @@ def entry(text: str) -> tuple[str, str | float]:
     key, separator, value = text.partition("=")
     if not (key and separator and value):
         raise UserError(f"--info {text} is not KEY=VALUE; write --info title=Earth, for example.")
-    return key, float(value) if re.fullmatch(r"-?\d+(\.\d+)?", value) else value
+    is_number = re.fullmatch(r"-?\d+(\.\d+)?", value) is not None
+    if key == "kimg" and not is_number:
+        raise UserError(f"--info {text} is not a number of thousands of images; write --info kimg=400, for example.")
+    return key, float(value) if is_number else value
 
 
 if __name__ == "__main__":

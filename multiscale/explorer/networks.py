@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import torch
 from dnnlib.errors import REFUSED, UserError
 from multiscale.explorer.scheduler import Owner, Rank, RenderQueue
 from multiscale.rendering.renderer import Renderer, provenance
-from multiscale.runs.headers import BUNDLED, find_network, read_header, snapshots_of
+from multiscale.runs.headers import BUNDLED, find_network, kimg_in, read_header, snapshots_of
 from multiscale.runs.snapshots import Snapshot, load_snapshot
 
 LOADED = 3
@@ -210,8 +209,8 @@ def header_facts(path: Path) -> dict[str, Any]:
         config, info = read_header(path)
     except (UserError, *REFUSED):
         return facts
-    kimg = info.get("kimg")
     facts |= {
+        "kimg": kimg_in(info),
         "resolution": config.img_resolution,
         "octaves": config.octaves,
         "world_px": config.img_resolution << config.octaves,
@@ -219,4 +218,4 @@ def header_facts(path: Path) -> dict[str, Any]:
         "channels": config.img_channels,
         "licence": str(info["licence"])[:LICENCE_CHARACTERS] if "licence" in info else None,
     }
-    return facts | {"kimg": kimg if isinstance(kimg, int | float) and math.isfinite(kimg) else None}
+    return facts

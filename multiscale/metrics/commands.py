@@ -88,7 +88,7 @@ def labels_of(snapshots: Sequence[Snapshot]) -> list[str]:
     several = len({snapshot.path.resolve().parent for snapshot in snapshots}) > 1
     labels = []
     for snapshot in snapshots:
-        kimg = snapshot.info.get("kimg")
+        kimg = snapshot.kimg
         short = snapshot.path.stem if kimg is None else f"{kimg:g} kimg"
         labels.append(f"{snapshot.path.resolve().parent.name} {short}" if several else short)
     if len(set(labels)) < len(labels):
@@ -139,7 +139,7 @@ def _work(process: Process, job: Job) -> None:
             results, patches = evaluation.measure(snapshot.generator.to(process.device), bar.update)
         if process.is_first:
             seconds = time.perf_counter() - start
-            kimg = snapshot.info.get("kimg")
+            kimg = snapshot.kimg
             pictured = {
                 octave: Patches({}, kept.bank[:PICTURES].copy(), kept.images[:PICTURES].copy())
                 for octave, kept in patches.items()

@@ -7,7 +7,7 @@ import glob
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -233,9 +233,14 @@ def choice(path: Path, network: str | Path | None, option: str = "--network") ->
 def kimg_of(path: Path) -> float | None:
     """Thousands of images that a snapshot was trained with, by its header; None if that does not say, or cannot be read."""
     try:
-        kimg = read_header(path)[1].get("kimg")
+        return kimg_in(read_header(path)[1])
     except (UserError, *REFUSED):
         return None
+
+
+def kimg_in(info: Mapping[str, Any]) -> float | None:
+    """Thousands of images by the facts beside a snapshot's weights, which anybody may have written; None if they do not say."""
+    kimg = info.get("kimg")
     return kimg if isinstance(kimg, int | float) and math.isfinite(kimg) else None
 
 

@@ -20,7 +20,7 @@ from multiscale.config import GeneratorConfig, to_dict
 from multiscale.interop.pickles import load_published
 from multiscale.networks.generator import Generator
 from multiscale.networks.plan import least_weights
-from multiscale.runs.headers import CHECKSUM, DAMAGED, FORMAT, is_published, opened
+from multiscale.runs.headers import CHECKSUM, DAMAGED, FORMAT, is_published, kimg_in, opened
 from multiscale.runs.migrations import FORMAT_VERSION
 
 
@@ -35,6 +35,11 @@ class Snapshot:
     """SHA-256 of the bytes that were read, hexadecimal."""
     info: dict[str, Any]
     """Facts saved beside the weights, such as ``kimg``."""
+
+    @property
+    def kimg(self) -> float | None:
+        """Thousands of images that it was trained with; None if it does not say."""
+        return kimg_in(self.info)
 
 
 def save_snapshot(path: str | Path, generator: Generator, info: Mapping[str, Any]) -> None:

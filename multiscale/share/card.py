@@ -74,7 +74,7 @@ def _write(folder: Path, network: Path, name: str, *, seed: int, licence: str | 
     if (network.parent / CONFIG).is_file():
         atomic_copy(network.parent / CONFIG, folder / CONFIG)
         files.append(folder / CONFIG)
-    measured = measures_in(snapshot.info) | measures_of(network.parent, snapshot.info.get("kimg"))
+    measured = measures_in(snapshot.info) | measures_of(network.parent, snapshot.kimg)
     with atomic_write(folder / CARD, "w") as stream:
         stream.write(
             card(snapshot, weights.name, name, measured, seed=seed, licence=licence, has_config=len(files) > 2)
@@ -124,8 +124,8 @@ def card(
         "zoom": f"1x to {2**config.octaves}x ({config.octaves} octaves)",
         "parameters": f"{parameters:,}",
     }
-    if isinstance(kimg := info.get("kimg"), int | float):
-        rows["trained on"] = f"{kimg:g} thousand images"
+    if snapshot.kimg is not None:
+        rows["trained on"] = f"{snapshot.kimg:g} thousand images"
     rows |= {key: str(info[key]) for key in ("data",) if isinstance(info.get(key), str)}
     if isinstance(source := info.get("source"), Mapping):
         rows["made from"] = f"{source.get('file')} ({source.get('format')}), SHA-256 `{source.get('sha256')}`"

@@ -11,7 +11,9 @@ from conftest import calibrated_generator, small_config
 import multiscale
 from dnnlib.errors import UserError
 from multiscale.cli.pack import main as pack
-from multiscale.rendering.renderer import Renderer
+from multiscale.explorer.networks import header_facts
+from multiscale.metrics.commands import labels_of
+from multiscale.rendering.renderer import Renderer, provenance
 from multiscale.runs.headers import BUNDLED, find_network, find_networks
 from multiscale.runs.remote import bundled_networks, existing_path
 from multiscale.runs.snapshots import load_snapshot, save_snapshot
@@ -101,8 +103,27 @@ def test_packing_without_a_name_leaves_the_bundled_model_alone(tmp_path):
     assert BUNDLED.read_bytes() == before
 
 
-@pytest.mark.parametrize("words", ["title", "=Earth", "title="])
-def test_metadata_without_key_or_value_is_refused(tmp_path, words):
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("title", "not KEY=VALUE"),
+        ("=Earth", "not KEY=VALUE"),
+        ("title=", "not KEY=VALUE"),
+        ("kimg=many", "not a number of thousands of images"),
+    ],
+)
+def test_metadata_that_cannot_be_read_is_refused(tmp_path, words, said):
     refused = CliRunner().invoke(pack, [str(tmp_path), str(tmp_path / "x.safetensors"), "--info", words])
     assert refused.exit_code == 2
-    assert f"--info {words} is not KEY=VALUE" in refused.stderr
+    assert f"--info {words} is {said}" in refused.stderr
+
+
+@pytest.mark.parametrize("kimg", ["many", None, [3], float("inf")])
+def test_a_snapshot_that_says_nothing_sensible_of_its_training_is_measured_and_described_all_the_same(tmp_path, kimg):
+    info = {} if kimg is None else {"kimg": kimg}
+    save_snapshot(tmp_path / "x.safetensors", calibrated_generator(small_config(octaves=3)), info)
+    snapshot = load_snapshot(tmp_path / "x.safetensors")
+    assert snapshot.kimg is None
+    assert labels_of([snapshot]) == ["x"]
+    assert provenance(snapshot)["kimg"] is None
+    assert header_facts(snapshot.path)["kimg"] is None
