@@ -29,7 +29,7 @@ test: $(VENV)/.dev browser
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist worksteal
 
 # Proves and measures an NVIDIA GPU in under five minutes. Where there is no network, `make gpu-wheels` elsewhere first: with
 # the folder gpu-wheels the system's Python and PyTorch are used, and what they lack is installed from it.
