@@ -64,7 +64,7 @@ class GeneratorConfig:
     feature_gates: bool = False
     """Features injected behind a layer are multiplied by 0 to 2, as the layer's output says at each point: stronger here
     and weaker there, which a sum of waves alone is not. 1 at first."""
-    feature_envelope: NotNegative = 0.0
+    feature_envelope: Annotated[float, Field(ge=0, le=2)] = 0.0
     """What features injected behind a layer are mixed to is multiplied, octave by octave, by e^(beta u - beta^2), u the sum of
     those three octaves below: strong in some places and weak in others, as relief is in mountains and plains. beta begins here
     and is learned for each octave; 0: no envelope."""

@@ -44,6 +44,7 @@ def test_defaults_survive_yaml():
         ({"generator": {"feature_style": "perhaps"}}, "generator.feature_style='perhaps'"),
         ({"generator": {"mixing_init": 0.3}}, "mixing_init=0.3 is for .* fourier_features"),
         ({"generator": {"feature_envelope": 0.5}}, "feature_envelope=0.5 is for .* fourier_features"),
+        ({"generator": {"feature_envelope": 3}}, "feature_envelope=3 .* less than or equal to 2"),
         ({"generator": {"even_features": True, "feature_style": True}}, "even_features is for .* fourier_features"),
         ({"generator": {"world_frames": True}}, "did you mean 'world_frame'"),
         (
