@@ -8,6 +8,7 @@ N x N: the same pixels, more of them (``size``). Each layer's grid then grows by
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -90,8 +91,9 @@ class FeatureInjection(nn.Module):
         self.register_buffer("octave", torch.as_tensor(octave), persistent=False)  # by its place in self.octaves, [K]
         self.register_buffer("members", torch.as_tensor(members), persistent=False)
         self.style = nn.Parameter(torch.randn(2 * len(radii), config.w_dim)) if config.feature_style else None
-        enveloped = [octave for octave in self.octaves if octave - ENVELOPE_LAG in self.octaves]
-        self.envelope = nn.Parameter(torch.full([len(enveloped)], envelope)) if envelope and enveloped else None
+        self._enveloped = [octave for octave in self.octaves if octave - ENVELOPE_LAG in self.octaves]
+        betas = torch.full([len(self._enveloped)], envelope)
+        self.envelope = nn.Parameter(betas) if envelope and self._enveloped else None
 
     def forward(
         self,
@@ -121,18 +123,20 @@ class FeatureInjection(nn.Module):
         weights = self.weights(mixing)
         if self.envelope is None:
             return styled.mixed(weights)
-        # Not all maps at once: those of an octave fit into a CPU's cache.
         members = {octave: row[:count] for (octave, count), row in zip(self.octaves.items(), self.members, strict=True)}
-        unit, betas = self.styled(waves, w, unit=True), iter(self.envelope)
-        parts = []
-        for octave, mine in members.items():
-            maps = styled.of(mine).mixed(weights[:, mine])
-            if (below := members.get(octave - ENVELOPE_LAG)) is not None:
-                u = unit.of(below).mixed(torch.full_like(weights[:1, below], math.sqrt(2 / len(below))))
-                beta = next(betas)
-                maps = maps * (beta * u - beta.square()).exp()
-            parts.append(maps)
-        return sum(parts[1:], parts[0])
+        betas = dict(zip(self._enveloped, self.envelope, strict=True))
+        unit = self.styled(waves, w, unit=True)
+
+        def maps_of(octave: int) -> torch.Tensor:
+            maps = styled.of(members[octave]).mixed(weights[:, members[octave]])
+            if (beta := betas.get(octave)) is None:
+                return maps
+            below = members[octave - ENVELOPE_LAG]
+            u = unit.of(below).mixed(torch.full_like(weights[:1, below], math.sqrt(2 / len(below))))
+            return maps * (beta * u - beta.square()).exp()
+
+        # Not all maps at once: those of an octave fit into a CPU's cache.
+        return functools.reduce(torch.add, map(maps_of, members))
 
     def weights(self, mixing: torch.Tensor) -> torch.Tensor:
         """What features are mixed with, [C, K], of the parameter ``mixing``."""
