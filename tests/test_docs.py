@@ -79,6 +79,19 @@ def test_a_broken_link_is_found(tmp_path):
     assert broken_links(page, text) == ["page.md#two", "gone.md"]
 
 
+def uneven_tables(text: str) -> list[str]:
+    """Rows of tables that have another number of cells than the rule below the head, where no table is shown."""
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
+    cells = [[(row, len(re.findall(r"(?<!\\)\|", row))) for row in table.splitlines()] for table in tables]
+    return [row for rows in cells if len(rows) > 1 for row, count in rows if count != rows[1][1]]
+
+
+@each_document
+def test_tables_have_as_many_cells_in_each_row(path):
+    assert not uneven_tables(path.read_text(encoding="utf-8"))
+    assert uneven_tables("| a | b |\n|---|\n| 1 |\n") == ["| a | b |"]
+
+
 @each_document
 def test_files_that_are_named_exist(path):
     for code in code_of(path.read_text(encoding="utf-8")):
