@@ -68,6 +68,9 @@ class GeneratorConfig:
     """What features injected behind a layer are mixed to is multiplied, octave by octave, by e^(beta u - beta^2), u the sum of
     those three octaves below: strong in some places and weak in others, as relief is in mountains and plains. beta begins here
     and is learned for each octave; 0: no envelope."""
+    envelope_octaves: Annotated[int, Field(ge=1, le=4)] = 1
+    """Octaves that have such a factor each, from three octaves below downwards: with several, neighbouring octaves are strong
+    in the same places."""
     mixing_init: Positive = 1.0
     """Standard deviation of weights that mix features injected behind layers, at first: below 1 worlds begin smooth."""
     world_frame: bool = False

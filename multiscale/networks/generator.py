@@ -34,7 +34,7 @@ Maps: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """What a layer sees: the output of the one before it, and features that are appended to it."""
 
 ENVELOPE_LAG = 3
-"""Octaves by which an envelope is slower than the features that it is of."""
+"""Octaves by which an envelope is slower, at least, than the features that it is of."""
 
 Size: TypeAlias = tuple[int, int]
 """Width and height of an image in pixels."""
@@ -49,7 +49,8 @@ class FeatureInjection(nn.Module):
 
     With an ``envelope`` what the features of an octave are mixed to is multiplied by e^(beta u - beta^2), u the sum of the
     point's features ``ENVELOPE_LAG`` octaves below with variance 1: as strong as before in the mean square, but in some places
-    more so than in others, as a multiplicative cascade is. beta is learned for each octave and begins at ``envelope``.
+    more so than in others, as a multiplicative cascade is. beta is learned for each octave and begins at ``envelope``. With
+    ``envelope_octaves`` there is such a factor for each of so many octaves, from there downwards.
     """
 
     omega: torch.Tensor
@@ -127,13 +128,18 @@ class FeatureInjection(nn.Module):
         betas = dict(zip(self._enveloped, self.envelope, strict=True))
         unit = self.styled(waves, w, unit=True)
 
+        @functools.cache
+        def sum_of(octave: int) -> torch.Tensor:
+            mine = members[octave]
+            return unit.of(mine).mixed(torch.full_like(weights[:1, mine], math.sqrt(2 / len(mine))))
+
         def maps_of(octave: int) -> torch.Tensor:
             maps = styled.of(members[octave]).mixed(weights[:, members[octave]])
             if (beta := betas.get(octave)) is None:
                 return maps
-            below = members[octave - ENVELOPE_LAG]
-            u = unit.of(below).mixed(torch.full_like(weights[:1, below], math.sqrt(2 / len(below))))
-            return maps * (beta * u - beta.square()).exp()
+            highest = octave - ENVELOPE_LAG
+            below = [each for each in range(highest, highest - self.config.envelope_octaves, -1) if each in members]
+            return maps * (beta * functools.reduce(torch.add, map(sum_of, below)) - len(below) * beta.square()).exp()
 
         # Not all maps at once: those of an octave fit into a CPU's cache.
         return functools.reduce(torch.add, map(maps_of, members))

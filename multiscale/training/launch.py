@@ -424,7 +424,7 @@ def _work(process: distributed.Process, job: Job, dataset: PatchDataset) -> int:
         state = load_state(job.resumed)
     if state is None and job.transfer is not None:
         learned = load_learned(job.transfer)
-        trainer.begin_with(learned.weights)
+        trainer.begin_with(learned.weights_for(job.config))
         if process.rank == 0:
             print(learned, flush=True)
     if state is not None:

@@ -46,6 +46,7 @@ from multiscale.training.cuda_graphs import Replays
 from multiscale.training.evaluation import is_best, measured_lines, real_sheet, snapshot_evaluation
 from multiscale.training.objective import Generated, Losses, Objective, Part
 from multiscale.training.perceptual import load_lpips
+from multiscale.training.transfer import with_new
 from multiscale.view import unchecked_transform, uniform_centres
 from torch_utils.devices import Arriving, float32_products, peak_memory, to_device
 from torch_utils.distributed import (
@@ -514,9 +515,9 @@ class Trainer:
         """Load the weights of trained networks by name (``G``, ``G_ema``, ``D``); everything else starts afresh."""
         for name, tensors in weights.items():
             network = getattr(self, name)
-            own = network.state_dict().items()
-            new = {key: value for key, value in own if key.startswith("synthesis.gates.") or key.endswith(".envelope")}
-            network.load_state_dict({**new, **tensors})  # these may come; anything else that is missing is an error
+            network.load_state_dict(
+                with_new(tensors, network.state_dict())
+            )  # anything else that is missing is an error
 
     @float32_products()
     def _calibrate(self) -> None:

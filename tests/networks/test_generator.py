@@ -177,9 +177,14 @@ def test_gates_are_half_open_at_first_and_weigh_features_place_by_place():
         torch.testing.assert_close(synthesis.gated(int(key), x, features), features * opened)
 
 
+@pytest.mark.parametrize("octaves_of_envelopes", [1, 3])
 @pytest.mark.parametrize("changes", [{}, {"feature_style": True}, {"feature_style": True, "even_features": True}])
-def test_envelopes_make_features_of_an_octave_strong_and_weak_as_those_three_octaves_below_say(changes):
-    config = small_config(img_resolution=64, **MIXED, n_bins=4, feature_envelope=0.4, **changes)
+def test_envelopes_make_features_strong_and_weak_as_those_three_octaves_and_more_below_say(
+    changes, octaves_of_envelopes
+):
+    config = small_config(
+        img_resolution=64, **MIXED, n_bins=4, feature_envelope=0.4, envelope_octaves=octaves_of_envelopes, **changes
+    )
     synthesis = Generator(config).synthesis
     key, point = max(synthesis.injections.items(), key=lambda item: int(item[0]))
     mixing, octave = synthesis.mixing[key], point.frequency.log2().floor()
@@ -192,9 +197,12 @@ def test_envelopes_make_features_of_an_octave_strong_and_weak_as_those_three_oct
             maps = point(views, w=both)
             expected, betas = torch.zeros(()), iter(point.envelope)
             for each in octave.unique():
-                mine, below = octave == each, octave == each - 3
+                mine = octave == each
                 mixed = torch.einsum("ck,bkyx->bcyx", point.weights(mixing)[:, mine], maps[:, mine])
-                if below.any():
+                beta = next(betas) if (octave == each - 3).any() else 0
+                for below in (octave == each - 3 - further for further in range(octaves_of_envelopes)):
+                    if not below.any():
+                        continue
                     amplitude = torch.ones(len(octave))
                     if w is not None:
                         amplitude = (w @ point.style.t() / 4).unflatten(1, (-1, 2)).norm(dim=2)[0]
@@ -203,7 +211,6 @@ def test_envelopes_make_features_of_an_octave_strong_and_weak_as_those_three_oct
                             amplitude = torch.where(point.anchored, 1.0, point.length * w.square().mean().sqrt())
                     u = (maps / amplitude[:, None, None])[:, below].sum(dim=1, keepdim=True)
                     u = u * (2 / int(below.sum())) ** 0.5
-                    beta = next(betas)
                     mixed = mixed * torch.exp(beta * u - beta**2)
                 expected = expected + mixed
             torch.testing.assert_close(point(views, w=both, mixing=mixing), expected, atol=1e-5, rtol=1e-4)

@@ -7,10 +7,12 @@ import torch
 from conftest import small_patches
 from test_trainer import tiny_run
 
+from dnnlib.errors import UserError
+from multiscale.config import to_dict
 from multiscale.data.patches import PatchDataset
 from multiscale.runs.packing import pack_networks
 from multiscale.training.trainer import Trainer
-from multiscale.training.transfer import load_learned
+from multiscale.training.transfer import Learned, load_learned, with_new
 from torch_utils.distributed import Process
 
 
@@ -45,3 +47,24 @@ def test_packed_networks_are_what_a_transfer_begins_with(tmp_path):
     for name in ("G", "D", "G_ema"):
         for key, tensor in getattr(trainer, name).state_dict().items():
             torch.testing.assert_close(getattr(other, name).state_dict()[key], tensor, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_of_a_setting_that_has_another_value_begin_anew(tmp_path):
+    config = tiny_run(PatchDataset(small_patches(tmp_path / "p.zip")))
+    changes = [{}, {"feature_envelope": 0.5, "feature_gates": True}, {"feature_envelope": 0.4, "feature_gates": True}]
+    mixed = [dataclasses.replace(config.generator, fourier_features=40, **each) for each in changes]
+    none, half, less = (dataclasses.replace(config, generator=generator) for generator in mixed)
+    old, envelope, gate = torch.zeros(2), torch.ones(2), torch.full((2,), 2.0)
+    names = ["synthesis.input_weight", "synthesis.injections.3.envelope", "synthesis.gates.3"]
+    learned = Learned(
+        path=tmp_path, config=to_dict(half), weights={"G": dict(zip(names, (old, envelope, gate), strict=True))}
+    )
+    assert list(learned.weights_for(half)["G"]) == names
+    assert list(learned.weights_for(less)["G"]) == [names[0], names[2]]
+    begun = with_new(learned.weights_for(less)["G"], {names[0]: gate, names[1]: gate, "synthesis.mixing.3": gate})
+    assert [begun[name].tolist() for name in names] == [[0, 0], [2, 2], [2, 2]]
+    assert len(begun) == len(names), "only what may come is taken from the new network"
+    for given in (half, less):
+        learned.check(given)
+    with pytest.raises(UserError, match="feature_envelope"):
+        learned.check(none)
