@@ -46,6 +46,7 @@ PACKETS = {
     "feature_bandwidth": 0.2,
     "feature_gates": True,
     "feature_envelope": 0.5,
+    "envelope_octaves": 3,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -78,6 +79,12 @@ def held(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / LOCK, timeout=LOOK_SECONDS, fallback_to_soft=False)
         lock.acquire()
     except Timeout as error:
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+        if tasks != "1" and not under_torchrun():
+            raise UserError(
+                f"Another process trains in {folder} now, perhaps another of the {tasks} tasks that srun began, which know "
+                "nothing of each other: give srun one task a node, and let it run torchrun ... train.py."
+            ) from error
         raise UserError(
             f"Another process trains in {folder} now; wait for it or stop it, or train another run with --fresh."
         ) from error

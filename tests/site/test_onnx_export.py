@@ -56,7 +56,9 @@ NETWORKS = {
     ),
     "gated": gated_generator,
     "enveloped": lambda: calibrated_generator(
-        small_config(**MIXED, n_bins=3, feature_style=True, feature_bandwidth=0.2, feature_envelope=0.5)
+        small_config(
+            **MIXED, n_bins=3, feature_style=True, feature_bandwidth=0.2, feature_envelope=0.5, envelope_octaves=2
+        )
     ),
     "in frames of their own": framed_generator,
     "bundled": lambda: load_snapshot(BUNDLED).generator,
