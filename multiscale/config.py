@@ -89,6 +89,9 @@ class GeneratorConfig:
     """Samples computed beyond each side of the view in the layers."""
     filter_size: Annotated[int, Field(ge=1, le=8)] = 6
     """Filter taps for each factor of resampling."""
+    critical_filter_size: Annotated[int, Field(ge=2, le=16)] | None = None
+    """Those of filters that cut at N/2, whose edge is the steeper the more they have, so that the finest detail passes.
+    None: filter_size."""
     radial_filters: bool = True
     """Circularly symmetric down filters; off: separable ones (StyleGAN3-T), several times faster on a CPU."""
     conv_kernel: Literal[1, 3] = 1

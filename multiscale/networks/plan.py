@@ -122,8 +122,8 @@ def make_plan(config: GeneratorConfig) -> Plan:
         # The nonlinearity runs at twice the higher of the two rates; toRGB does not resample at all.
         temporary = max(rates[before], rates[i]) * (1 if is_torgb else 2)
         up, down = temporary // rates[before], temporary // rates[i]
-        up_taps = config.filter_size * up if up > 1 else 1
-        down_taps = config.filter_size * down if down > 1 else 1
+        up_taps = _filter_size(config, cutoffs[before]) * up if up > 1 else 1
+        down_taps = _filter_size(config, cutoffs[i]) * down if down > 1 else 1
         critical = i >= config.num_layers - config.num_critical
         layers.append(
             LayerPlan(
@@ -188,6 +188,8 @@ def _sampling(config: GeneratorConfig) -> tuple[list[int], list[float], list[flo
     side, last = config.img_resolution, config.num_layers
     last_cutoff = side / 2
     last_stopband = last_cutoff * LAST_STOPBAND_OVER_CUTOFF
+    # A Kaiser window's attenuation follows from (taps - 1) f_h, of filters that resample by 2: it stays as it is.
+    narrowed = (2 * config.filter_size - 1) / (2 * _filter_size(config, last_cutoff) - 1)
     rates, cutoffs, half_widths, sizes = [], [], [], []
     for i in range(last + 1):
         exponent = min(i / (last - config.num_critical), 1.0)
@@ -196,10 +198,16 @@ def _sampling(config: GeneratorConfig) -> tuple[list[int], list[float], list[flo
         rate = 2 ** math.ceil(math.log2(min(2 * stopband, side)))
         rates.append(rate)
         cutoffs.append(cutoff)
-        half_widths.append(max(stopband, rate / 2) - cutoff)
+        half_widths.append((max(stopband, rate / 2) - cutoff) * (narrowed if cutoff == last_cutoff else 1))
         # The last two have no margin: what leaves them is the view itself.
         sizes.append(rate + 2 * config.margin if i < last - 1 else side)
     return rates, cutoffs, half_widths, sizes
+
+
+def _filter_size(config: GeneratorConfig, cutoff: float) -> int:
+    """Taps for each factor of resampling of a filter with this cutoff."""
+    critical = config.critical_filter_size if cutoff == config.img_resolution / 2 else None
+    return critical or config.filter_size
 
 
 def _feature_split(config: GeneratorConfig, rates: list[int], sizes: list[int]) -> list[int]:

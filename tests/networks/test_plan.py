@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiscale.config import GeneratorConfig
+from multiscale.networks.filters import design_lowpass_filter
 from multiscale.networks.generator import Generator
 from multiscale.networks.plan import BAND_LIMIT, least_weights, make_plan
 from multiscale.view import view_transform
@@ -162,3 +163,39 @@ def test_layers_of_one_channel_inject_and_run():
     torch.testing.assert_close(radii, torch.arange(1.0, 17) * reach / 16)
     generator(torch.randn(2, 16), view_transform([1.0, 4.0], [[0, 0], [0.1, 0]])).square().mean().backward()
     assert all(p.grad.isfinite().all() for p in generator.parameters())
+
+
+def test_filters_of_the_finest_detail_can_be_steeper():
+    """What is close to Nyquist passes; the rest of the network stays as it is, to the shapes of its weights."""
+    plain, steep = (make_plan(small_config(img_resolution=64, critical_filter_size=size)) for size in (None, 10))
+    critical = [layer.index for layer in steep.layers if layer.out_cutoff == 32 and not layer.is_torgb]
+    assert critical == [len(steep.layers) - 3, len(steep.layers) - 2]
+    for before, after in zip(plain.layers, steep.layers, strict=True):
+        kept = [
+            "in_channels",
+            "conv_channels",
+            "features",
+            "in_size",
+            "out_size",
+            "in_cutoff",
+            "out_cutoff",
+            "up",
+            "down",
+        ]
+        assert all(getattr(before, name) == getattr(after, name) for name in kept)
+        finest = before.out_cutoff == 32
+        assert after.out_half_width == pytest.approx(before.out_half_width * (11 / 19 if finest else 1))
+        if before.down > 1:
+            assert (before.down_taps, after.down_taps) == ((12, 20) if finest else (12, 12))
+            passed = [
+                abs(
+                    torch.fft.fft(
+                        design_lowpass_filter(layer.down_taps, layer.out_cutoff, 2 * layer.out_half_width, 128), 512
+                    )[4 * 28]
+                )
+                for layer in (before, after)
+            ]
+            if finest:  # 28 of 32 cycles
+                assert 0.7 < passed[0] < 0.8 < 0.9 < passed[1] < 1.1
+    both = [Generator(small_config(img_resolution=64, critical_filter_size=size)) for size in (None, 10)]
+    both[1].load_state_dict(both[0].state_dict())
