@@ -151,6 +151,10 @@ class GeneratorConfig:
             raise ValueError(
                 f"feature_envelope={self.feature_envelope:g} is for features that are mixed: fourier_features"
             )
+        if self.envelope_octaves > 1 and not self.feature_envelope:
+            raise ValueError(
+                f"envelope_octaves={self.envelope_octaves} is for features with envelopes: feature_envelope"
+            )
         if self.mixing_init != 1 and self.fourier_features is None:
             raise ValueError(f"mixing_init={self.mixing_init:g} is for features that are mixed: fourier_features")
         if self.feature_split is not None and self.fourier_features is not None:

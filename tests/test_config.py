@@ -45,6 +45,8 @@ def test_defaults_survive_yaml():
         ({"generator": {"mixing_init": 0.3}}, "mixing_init=0.3 is for .* fourier_features"),
         ({"generator": {"feature_envelope": 0.5}}, "feature_envelope=0.5 is for .* fourier_features"),
         ({"generator": {"feature_envelope": 3}}, "feature_envelope=3 .* less than or equal to 2"),
+        ({"generator": {"envelope_octaves": 3}}, "envelope_octaves=3 is for .* feature_envelope"),
+        ({"generator": {"critical_filter_size": 17}}, "critical_filter_size=17 .* less than or equal to 16"),
         ({"generator": {"even_features": True, "feature_style": True}}, "even_features is for .* fourier_features"),
         ({"generator": {"world_frames": True}}, "did you mean 'world_frame'"),
         (

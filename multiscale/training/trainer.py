@@ -515,9 +515,7 @@ class Trainer:
         """Load the weights of trained networks by name (``G``, ``G_ema``, ``D``); everything else starts afresh."""
         for name, tensors in weights.items():
             network = getattr(self, name)
-            network.load_state_dict(
-                with_new(tensors, network.state_dict())
-            )  # anything else that is missing is an error
+            network.load_state_dict(with_new(tensors, network.state_dict()))  # an error if more than that is missing
 
     @float32_products()
     def _calibrate(self) -> None:
