@@ -395,7 +395,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
 def test_two_runs_cannot_share_a_folder(tmp_path, monkeypatch):
     data, folder = small_patches(tmp_path / "p.zip"), tmp_path / "run"
     with held(folder):
-        assert "wait for it or stop it" in refused(train, "--data", data, "--outdir", folder)
+        assert "Another process trains in" in refused(train, "--data", data, "--outdir", folder)
         monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
         assert "another of the 8 tasks that srun began" in refused(train, "--data", data, "--outdir", folder)
 

@@ -131,7 +131,7 @@ class FeatureInjection(nn.Module):
         @functools.cache
         def sum_of(octave: int) -> torch.Tensor:
             mine = members[octave]
-            return unit.of(mine).mixed(torch.full_like(weights[:1, mine], math.sqrt(2 / len(mine))))
+            return unit.of(mine).mixed(weights.new_full((1, len(mine)), math.sqrt(2 / len(mine))))
 
         def maps_of(octave: int) -> torch.Tensor:
             maps = styled.of(members[octave]).mixed(weights[:, members[octave]])

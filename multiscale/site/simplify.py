@@ -20,6 +20,7 @@ def simplify(model: Any, weights: Collection[str]) -> None:
     """
     _fold(model, weights)
     _drop_copies(model)
+    _narrow(model.graph)
     _shorten(model.graph, {*weights, *(value.name for value in (*model.graph.input, *model.graph.output))})
 
 
@@ -74,6 +75,17 @@ def _drop_copies(model: Any) -> None:
         else:
             left.append(node)
     _replace(graph.node, left)
+
+
+def _narrow(graph: Any) -> None:
+    """Constants that are places to gather from, in 32 bits."""
+    from onnx import TensorProto, numpy_helper
+
+    gathered = {name for node in graph.node if node.op_type == "Gather" for name in node.input[1:]}
+    other = {name for node in graph.node for name in node.input[: 1 if node.op_type == "Gather" else None]}
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.INT64 and tensor.name in gathered - other:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int32), tensor.name))
 
 
 def _shorten(graph: Any, kept: Collection[str]) -> None:

@@ -28,6 +28,8 @@ MOST_LEVELS = 1.0
 EXPECTED_LEVELS = 0.08
 """Root mean square with which the search begins; the largest of the measured views is ten to twenty times as much."""
 ROUNDS = 12
+CLOSE = 1.15
+"""Factor between steps that are fine enough and some that are not, from which on the search ends."""
 ROUNDED_FROM = 256
 """Numbers of a weight from which on it is rounded."""
 SENSED, MEASURED = 16, 32
@@ -66,7 +68,7 @@ def rounded(generator: Generator) -> Rounded:
     weights, exact, other = weights_of(generator), _images(generator, views), copy.deepcopy(generator)
     count = sum(weight.numel() for weight in weights.values())
     factor = EXPECTED_LEVELS / 127.5 * math.sqrt(12 * exact[0].numel() / count)
-    levels = math.inf
+    levels, too_coarse, best = math.inf, math.inf, None
     for _ in range(ROUNDS):
         steps = {name: _steps(w.numpy(), sensitivity[name], factor, fewest[name]) for name, w in weights.items()}
         for name, weight in weights.items():
@@ -74,8 +76,17 @@ def rounded(generator: Generator) -> Rounded:
             other.get_parameter(name).data.copy_(torch.from_numpy((multiples * step).reshape(weight.shape)))
         levels = float((_images(other, views) - exact).abs().max() * 127.5)
         if levels <= MOST_LEVELS:
-            return Rounded(other, steps, levels)
-        factor *= min(max(0.9 * MOST_LEVELS / levels, 0.5), 0.9)
+            best, fine = Rounded(copy.deepcopy(other), steps, levels), factor
+        else:
+            too_coarse = factor
+        if best is None:
+            factor *= min(max(0.9 * MOST_LEVELS / levels, 0.5), 0.9)
+        elif too_coarse < CLOSE * fine or too_coarse == math.inf:
+            break
+        else:
+            factor = math.sqrt(fine * too_coarse)
+    if best is not None:
+        return best
     raise UserError(
         f"Rounded weights change pixels of this network by {levels:.1f} levels of 255 at least, which is too much for a page "
         "that renders; python zoom.py --export FOLDER --tiles makes one that shows a world of it."

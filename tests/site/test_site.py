@@ -438,7 +438,7 @@ def test_opened_as_a_file_it_says_what_to_do(driver, site):
 
 def test_the_folder_is_whole_and_small(site):
     files = {path.relative_to(site).as_posix(): path.stat().st_size for path in site.rglob("*") if path.is_file()}
-    assert sum(size for name, size in files.items() if not name.startswith("runtime/")) < 1_050_000
+    assert sum(size for name, size in files.items() if not name.startswith("runtime/")) < 1_000_000
     facts = json.loads((site / "model.json").read_text())
     config, _ = read_header(BUNDLED)
     assert (facts["resolution"], facts["octaves"]) == (config.img_resolution, config.octaves)
