@@ -129,7 +129,10 @@ class Waves:
         if 2 * self.terms * channels > columns:  # K maps are smaller than the C K factors along y
             maps = self.maps()
             with full_precision(maps.device):
-                return (weight @ maps.flatten(2)).view(-1, channels, *(self.shape or (rows, columns)))
+                mixed = torch.bmm(
+                    weight.expand(len(maps), -1, -1), maps.flatten(2)
+                )  # with @ all maps would be transposed
+            return mixed.view(-1, channels, *(self.shape or (rows, columns)))
         along_y = torch.cat([self.cos_y, self.sin_y], dim=1).transpose(1, 2)[:, None]  # [B, 1, rows, 2 K R]
         along_y = along_y * _of_terms(weight, self.terms).repeat(1, 2)[:, None]  # [B, C, rows, 2 K R]
         along_x = torch.cat([self.sin_x, self.cos_x], dim=1)  # [B, 2 K R, columns]
