@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -44,6 +47,41 @@ def sentence_for(error: BaseException) -> str:
     name = getattr(error, "filename", None)
     what = "the system" if name is None else shortened(os.fsdecode(name) if not isinstance(name, int) else str(name))
     return f"Cannot use {what}: {reason.rstrip('.')}. {DEBUG}=1 shows where."
+
+
+NOUNS = {
+    "number": "a number",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "tuple": "a list",
+    "string": "text",
+}
+"""What users call pydantic's types."""
+
+
+def in_words(message: str) -> str:
+    """What pydantic found, as the end of a sentence: ``"should be a whole number"``."""
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    wrong_type = re.match(r"should be a valid (\w+)", message)
+    return f"should be {NOUNS[wrong_type[1]]}" if wrong_type and wrong_type[1] in NOUNS else message
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+REFUSED_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def cannot_write(path: Path, error: BaseException) -> UserError:
+    """What to raise where a file or folder could not be written: it says why, and what to do if that is known."""
+    code = getattr(error, "errno", None)
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
+    if code == errno.ENOTDIR:
+        file = next((parent for parent in path.parents if parent.is_file()), path.parent)
+        reason = f"{file} is a file, not a folder; give another place"
+    elif code in REFUSED_PLACE:
+        reason += "; give another place"
+    elif code in NO_ROOM:
+        reason += "; free some space and repeat the command"
+    return UserError(f"Cannot write {path}: {reason}.")
 
 
 def shortened(text: str, longest: int = 120) -> str:

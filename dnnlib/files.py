@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, cannot_write
 from dnnlib.names import typed_path
 
 _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]{1,10})-[0-9a-z_]{8}\.tmp", re.ASCII | re.DOTALL)
@@ -84,7 +84,7 @@ def atomic_write(path: str | Path, mode: str = "wb", *, replace: bool = True) ->
                 raise
             place.sync()
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise cannot_write(path, error) from error
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def atomic_folder(path: Path, *, may_replace: Callable[[Path], object] | None = 
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise cannot_write(path, error) from error
 
 
 def _move_aside(path: Path, old: Path, may_replace: Callable[[Path], object]) -> None:
@@ -181,7 +181,7 @@ def check_writable(path: str | Path, *, folder: Literal["filled", "replaced"] | 
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"Cannot write {path}: {getattr(error, 'strerror', None) or error}.") from error
+        raise cannot_write(path, error) from error
 
 
 class _Place:

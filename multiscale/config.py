@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from dnnlib.errors import UserError, nearest_name, shown
+from dnnlib.errors import UserError, in_words, nearest_name, shown
 from dnnlib.reading import from_yaml, parsed, read_text
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -312,7 +312,7 @@ def build(schema: type[T], values: Mapping[str, Any], *, source: str = "the conf
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained", "function")))
-        reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        reason = in_words(first["msg"])
         given = "" if isinstance(first["input"], Mapping) else f"={shown(first['input'])}"
         raise UserError(f"{path or 'a value'}{given} in {source} is not allowed: {reason}.") from error
 

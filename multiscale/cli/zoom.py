@@ -10,6 +10,7 @@ import webbrowser
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 from click_option_group import optgroup
 
 from dnnlib.cli import Command, reports_user_errors
@@ -24,6 +25,8 @@ from multiscale.runs.remote import is_remote
 from multiscale.site.place import check_place
 
 TOKEN_FILE_BYTES = 4096
+SERVER = ("host", "port", "token", "token_file", "public_url", "origins", "no_browser", "cache_mb")
+"""Parameters of the server alone."""
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
@@ -71,8 +74,10 @@ TOKEN_FILE_BYTES = 4096
 @optgroup.option(
     "--cache-mb", type=click.IntRange(0), default=512, help="MB of tiles for other viewers to keep on disk."
 )
+@click.pass_context
 @reports_user_errors
 def main(
+    context: click.Context,
     network: str | None,
     host: str,
     port: int | None,
@@ -93,6 +98,9 @@ def main(
     if title is not None and export is None:
         raise UserError("--title goes with --export FOLDER, whose page it names; give them together.")
     if export is not None:
+        if serving := [name for name in SERVER if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]:
+            option = {"origins": "--allow-origin"}.get(serving[0], f"--{serving[0].replace('_', '-')}")
+            raise UserError(f"--export writes a page and serves nothing; leave out {option}, or --export.")
         folder, chosen = folder_named("--export", export), World.parse(world or "3")
         check_place(folder)
         file = find_network(network, say)

@@ -132,10 +132,11 @@ def make_collection(
     else:
         facts = {"pictures": [list(span) for span in spans]}
         write_patches(dest, cut_patches, jobs, counts, workers=processes, force=force, facts=facts)
-    unused = sum(not crops for crops in dealt)
+    used = [(extent, span.high) for extent, span, crops in zip(extents, spans, dealt, strict=True) if crops]
+    least, most = min(extent for extent, _ in used), max(extent for extent, _ in used)
     print(
-        f"from {counted(len(pictures) - unused, 'picture')} of extents {min(extents):g} to {max(extents):g}, "
-        f"world {world:g}, s = 0 ... {max(span.high for span in spans):.2f}"
+        f"from {counted(len(used), 'picture')} of extents {least:g} to {most:g}, world {world:g}, "
+        f"s = 0 ... {min(max(high for _, high in used), octaves):.2f}"
     )
     for low, high in holes:
         print(f"no picture between s = {low:.2f} and {high:.2f}")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, cannot_write
 from dnnlib.extensions import import_extensions
 from dnnlib.files import atomic_folder, atomic_write, check_writable, remove_abandoned
 from dnnlib.names import is_file_name, typed_path
@@ -113,7 +113,7 @@ def check_dest(dest: Path, *, force: bool) -> None:
     try:
         exists = dest.exists()
     except OSError as error:
-        raise UserError(f"Cannot write {dest}: {error.strerror or error}.") from error
+        raise cannot_write(dest, error) from error
     if not exists:
         if dest.suffix.lower() != ".zip" and is_file_name(str(dest)):
             raise UserError(

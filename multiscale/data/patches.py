@@ -147,7 +147,7 @@ class PatchDataset:
             pixels = _decode_png(self._read(index), self._format)
         except READ_ERRORS as error:
             raise UserError(
-                f"Patch {self.names[index]} in {self.path} cannot be used: {reason_of(error)} "
+                f"Patch {self.names[index]} in {self.path} cannot be used: it {reason_of(error)} "
                 f"('python dataset_tool.py inspect {shlex.quote(str(self.path))}' lists all that are bad)."
             ) from error
         return pixels, float(self.labels[index])
@@ -242,7 +242,7 @@ class PatchDataset:
         try:
             found = _png_format(self._ends(index)[0])
         except READ_ERRORS as error:
-            raise UserError(f"{where} cannot be used: {reason_of(error)}.") from error
+            raise UserError(f"{where} cannot be used: it {reason_of(error)}.") from error
         side = found.width
         if found.height != side:
             raise UserError(f"{where} is {found.width} x {found.height} pixels; patches must be square.")

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, in_words
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
 
@@ -227,5 +227,5 @@ def _first(error: ValidationError) -> str:
     """The first error, in a few words."""
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in found["loc"])[:80]
-    what = found["msg"].removeprefix("Value error, ")[:200]
+    what = in_words(found["msg"])[:200]
     return f"{where}: {what}" if where else what

@@ -102,7 +102,12 @@ class Pyramid:
         Raises:
             UserError: there is no such tile.
         """
-        region = self.region(z + self.finest - self.max_level if z >= 0 else -1, x, y)
+        if not (0 <= z <= self.max_level and 0 <= x < 2**z and 0 <= y < 2**z):
+            raise UserError(
+                f"There is no tile {z}/{x}/{y}; z goes from 0 to {self.max_level}, x and y from 0 to 2^z - 1, tiles are "
+                f"{self.tile_px} pixels a side."
+            )
+        region = self.region(z + self.finest - self.max_level, x, y)
         return self.renderer.pixels(self.world, region, self.truncation_psi, cancelled=cancelled)
 
     def region(self, level: int, column: int, row: int) -> Region:

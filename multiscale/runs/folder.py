@@ -18,7 +18,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, cannot_write
 from dnnlib.files import atomic_write
 from dnnlib.machine import processor
 from dnnlib.reading import from_json, parsed, read_text
@@ -86,10 +86,11 @@ def held(folder: Path) -> Iterator[None]:
                 "nothing of each other: give srun one task a node, and let it run torchrun ... train.py."
             ) from error
         raise UserError(
-            f"Another process trains in {folder} now; wait for it or stop it, or train another run with --fresh."
+            f"Another process trains in {folder} now; wait for it or stop it, or train another run in a folder of its own "
+            "(--outdir)."
         ) from error
     except OSError as error:
-        raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
+        raise cannot_write(folder, error) from error
     try:
         for left in folder.glob(".*.tmp"):
             with contextlib.suppress(OSError):

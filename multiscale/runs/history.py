@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, cannot_write
 from dnnlib.reading import from_json, parsed, regular_size
 
 HISTORY = "history.jsonl"
@@ -49,7 +49,7 @@ def write_start(
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise cannot_write(path, error) from error
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, cannot_write
 from dnnlib.files import atomic_write
 from dnnlib.reading import from_json, parsed, regular_size
 
@@ -248,7 +248,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise cannot_write(path, error) from error
 
 
 def _scalars(name: str, value: float | Sequence[float | None]) -> Iterator[tuple[str, float]]:

@@ -58,7 +58,10 @@ def save_state(folder: Path, images: int, state: dict[str, Any]) -> Path:
         with atomic_write(path) as stream:
             torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, "images": images, **state}, stream)
     except RuntimeError as error:  # PyTorch's writer found that less was written than it gave
-        raise UserError(f"Cannot write {path}: the disk is full, or does not keep what is written.") from error
+        raise UserError(
+            f"Cannot write {path}: the disk is full, or does not keep what is written; free some space and repeat "
+            "the command."
+        ) from error
     for old in states_of(folder)[:-KEPT]:
         with contextlib.suppress(OSError):
             old.unlink()

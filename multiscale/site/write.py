@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dnnlib.errors import UserError
+from dnnlib.errors import cannot_write
 from dnnlib.files import atomic_write, new_temporary_folder
 from dnnlib.progress import progress_bar
 from multiscale.networks import packets
@@ -90,7 +90,7 @@ def zip_site(network: Path, folder: Path) -> Path:
         finally:
             shutil.rmtree(place, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"Cannot write {target}: {error.strerror or error}.") from error
+        raise cannot_write(target, error) from error
     return target
 
 
@@ -197,7 +197,7 @@ def _write_tiles(folder: Path, snapshot: Snapshot, world: World, title: str) -> 
     renderer = Renderer(snapshot.generator, default_device())
     pyramid = Pyramid(renderer, world)
     copy_from(VIEWER, VIEWER_FILES, folder / "viewer")
-    with progress_bar(total=pyramid.tiles, unit="tile", desc=folder.name) as bar:
+    with progress_bar(total=pyramid.tiles, unit="tile", desc="tiles") as bar:
         write_deep_zoom(folder / "world.dzi", pyramid, {"world": str(world), **provenance(snapshot)}, bar.update)
     parts = [path.read_text(encoding="utf-8") for path in (SHARED / "idle.js", STATIC / "tiles.js")]
     # One script, and no module: a page that is opened from a file may not import.

@@ -40,7 +40,7 @@ def choose_folder(
     """The folder that a command refers to, and which settings of the run there it changes.
 
     ``outdir`` if given, whose run is resumed if it holds one; else the newest run under ``runs/`` with the same settings,
-    data and beginning; else a folder whose run was abandoned before it began; else a new numbered one.
+    data (wherever these lie) and beginning; else a folder whose run was abandoned before it began; else a new numbered one.
 
     Args:
         outdir: As the user typed it.
@@ -81,10 +81,14 @@ def choose_folder(
     found = sorted((path for path in runs.glob("*-*") if path.is_dir()), reverse=True)
     for folder in [] if is_new else found:
         began = began_with(folder)
-        if began is None or differences(to_dict(began[0]), to_dict(config)) or began[1]["data"] != str(dataset.path):
+        if began is None or differences(to_dict(began[0]), to_dict(config)):
             continue
+        same_path = began[1]["data"] == str(dataset.path)
         if not is_same_data(began[1], dataset):
-            others.append(folder)
+            if same_path:
+                others.append(folder)
+            continue
+        if not same_path and "content_crc32" not in began[1]:  # an earlier version's, which knows labels only
             continue
         if not _began_from(folder, transfer):
             continue

@@ -10,9 +10,13 @@ Shapes: B images of a part, real and generated [B, C, N, N] in [-1, 1], zoom s [
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import multiprocessing
+import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +128,7 @@ class Trainer:
         self.total_steps = max(math.ceil(training.kimg * 1000 / training.batch), 1)
         self.means = Means()
         self.journal: Journal | None = None
+        self._has_ended = multiprocessing.Event()
         self.bad_steps = torch.zeros([], device=self.device)  # in a row, up to now
         self._bad_steps_before: Arriving | None = None
 
@@ -216,6 +221,7 @@ class Trainer:
                 ) from error
             raise
         finally:
+            self._has_ended.set()
             if self.journal is not None:
                 self.journal.close()
 
@@ -236,7 +242,12 @@ class Trainer:
         batches, watch = self._batches(), Stopwatch()
         with bar:
             while self.step < self.total_steps:
-                real, labels = next(batches)
+                try:
+                    real, labels = next(batches)
+                except UserError:  # a patch is damaged
+                    if self.process.world_size == 1:
+                        self._save_state()
+                    raise
                 watch.lap("data")
                 self.train_step(real, labels)
                 bar.update(training.batch)
@@ -507,7 +518,7 @@ class Trainer:
                 batch_sampler=self.sampler,
                 num_workers=workers,
                 pin_memory=self.device.type == "cuda",
-                worker_init_fn=_ignore_interrupt,
+                worker_init_fn=functools.partial(_ends_with_the_trainer, self._has_ended),
             )
         )
 
@@ -625,7 +636,12 @@ class Trainer:
             print("\n".join(measured_lines(self.evaluation, lines)), flush=True)
 
 
-def _ignore_interrupt(_: int) -> None:
-    """A terminal or job may signal all its processes; loader workers end with the main one, so they ignore it."""
+def _ends_with_the_trainer(has_ended: Event, _: int) -> None:
+    """Have a loader's worker ignore signals until the trainer has ended.
+
+    A terminal or job may signal all its processes, and the trainer still needs batches for the step that it finishes. At its
+    own exit Python sends SIGTERM to workers that are left, as they are after an error, and waits for them.
+    """
     for number in (signal.SIGINT, *ENDING):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if has_ended.is_set() else None)

@@ -1,6 +1,7 @@
 """Collections: extents from every place that has them, labels that are right, gaps that are said."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ def test_labels_are_those_of_the_scene(scene, tmp_path, monkeypatch):
         made.append(dest.read_bytes())
     assert made[0] == made[1]
     assert "from 12 pictures of extents" in result.output
+    assert re.search(r"s = 0 \.\.\. 5\.00$", result.output, re.MULTILINE)
     assert f"{dest} will hold 27 patches, by octave 4, 6, 8, 6, 3: 5 octaves, up to" in result.output
     assert "reach, as --counts has 5 numbers." in result.output
     dataset = PatchDataset(dest)

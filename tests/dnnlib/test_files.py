@@ -1,6 +1,7 @@
 """Files are whole or absent; mistakes are sentences."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 
 from dnnlib import files
 from dnnlib.cli import reports_user_errors
-from dnnlib.errors import UserError, nearest_name, sentence_of
+from dnnlib.errors import UserError, cannot_write, in_words, nearest_name, sentence_of
 from dnnlib.files import AlreadyThere, atomic_folder, atomic_write, cache_folder, check_writable, sha256
 
 
@@ -25,6 +26,43 @@ def test_a_file_appears_whole_and_leaves_nothing_beside_it(tmp_path):
         assert os.path.dirname(stream.name) == str(path.parent)  # libraries ask what it is called
     assert path.read_bytes() == b"new"
     assert os.listdir(path.parent) == ["file.bin"]
+
+
+@pytest.mark.parametrize(
+    "code, said",
+    [
+        (errno.ENOSPC, "free some space and repeat the command"),
+        (errno.EROFS, "give another place"),
+        (errno.ENOTDIR, "{file} is a file, not a folder; give another place"),
+        (errno.EIO, None),
+    ],
+)
+def test_who_cannot_write_learns_what_to_do(tmp_path, code, said):
+    file = tmp_path / "a file"
+    file.write_text("")
+    path = file / "deep" / "x.png"
+    text = str(cannot_write(path, OSError(code, os.strerror(code))))
+    if code == errno.ENOTDIR:
+        assert text == f"Cannot write {path}: {said.format(file=file)}."
+    else:
+        assert text == f"Cannot write {path}: {os.strerror(code)}{'; ' + said if said else ''}."
+    with pytest.raises(UserError, match="a file is a file, not a folder; give another place"):
+        check_writable(path)
+
+
+@pytest.mark.parametrize(
+    "message, said",
+    [
+        ("Input should be a valid number, unable to parse string as a number", "should be a number"),
+        ("Input should be a valid integer, got a number with a fractional part", "should be a whole number"),
+        ("Input should be a valid boolean, unable to interpret input", "should be true or false"),
+        ("Value error, batch=3 must be even", "batch=3 must be even"),
+        ("Input should be greater than 0", "should be greater than 0"),
+        ("Input should be a valid date", "should be a valid date"),
+    ],
+)
+def test_what_pydantic_finds_is_said_in_words(message, said):
+    assert in_words(message) == said
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

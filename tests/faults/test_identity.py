@@ -74,6 +74,29 @@ def test_other_photographs_under_the_same_name_are_not_taken_for_the_run_s_own(t
         choose(path, outdir=str(first.folder))
 
 
+def test_a_run_goes_on_with_its_patches_wherever_they_lie_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = photographs(tmp_path / "p.zip")
+    first = choose(Path("p.zip"))
+    first.folder.mkdir(parents=True)
+    write_beside(first.folder, first.config, first.dataset, preset="demo", devices=[torch.device("cpu")])
+    save_state(first.folder, 4, {"config": {}, "data": identity_of(first.dataset), "step": 1})
+    moved = tmp_path / "elsewhere" / "p.zip"
+    moved.parent.mkdir()
+    shutil.copyfile(path, moved)
+    for same in (path, moved):
+        assert choose(same).goes_on
+        assert choose(same).folder == first.folder
+    photographs(moved, 1)
+    assert choose(moved).folder != first.folder
+    # An earlier version knew its patches by their labels only: there they must lie where they did.
+    environment = json.loads((first.folder / "environment.json").read_text())
+    del environment["content_crc32"]
+    (first.folder / "environment.json").write_text(json.dumps(environment))
+    assert choose(Path("p.zip")).goes_on
+    assert choose(moved).folder != first.folder
+
+
 def test_features_are_not_remembered_for_other_pixels_of_the_same_size_and_time(tmp_path, monkeypatch):
     monkeypatch.setenv("MULTISCALE_CACHE", str(tmp_path / "cache"))
     path = photographs(tmp_path / "p.zip")

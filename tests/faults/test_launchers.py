@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from training.test_state import begin
 
 from dnnlib.errors import UserError
 from multiscale.data.patches import PatchDataset
-from multiscale.runs.states import states_of
+from multiscale.runs.states import load_newest_state, states_of
 from torch_utils import distributed, pulse
 from torch_utils.pulse import Pulse, beating
 from torch_utils.workers import failed_reading
@@ -271,6 +272,44 @@ def test_a_reading_process_that_dies_is_one_sentence_and_the_state_is_kept(tmp_p
         trainer.run()
     assert "\n" not in str(said.value)
     assert states_of(tmp_path / "run")
+
+
+TRAINS = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from training.test_state import begin
+from dnnlib.cli import reports_user_errors
+from multiscale.data.patches import PatchDataset
+
+@reports_user_errors
+def main():
+    begin(PatchDataset(sys.argv[3]), Path(sys.argv[4]), kimg=0.2, workers=int(sys.argv[5])).run()
+
+main()
+"""
+
+
+@needs_posix
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_patch_ends_a_run_and_its_readers_and_what_was_done_is_kept(tmp_path, workers):
+    """At its exit Python waits for readers that are left, which ignore the signals that a job sends to all."""
+    path = small_patches(tmp_path / "p.zip")
+    with zipfile.ZipFile(path) as archive:
+        damaged = [entry for entry in archive.infolist() if entry.filename.endswith(".png")][-2]
+    data = bytearray(path.read_bytes())
+    start = damaged.header_offset + 30 + len(damaged.filename) + damaged.compress_size // 2
+    data[start] ^= 1
+    path.write_bytes(data)
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", TRAINS, str(ROOT), str(ROOT / "tests"), str(path), str(folder), str(workers)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SEC, cwd=ROOT / "tests")
+    assert done.returncode == 2, done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"Error: Patch {damaged.filename} in {path} cannot be used: it is damaged inside the ZIP")
+    newest = load_newest_state(folder)
+    assert newest["images"] == 4 * newest["step"] > 0
+    assert states_of(folder)[-1].name == f"state-{newest['images']:09d}.pt"
 
 
 @pytest.mark.parametrize(

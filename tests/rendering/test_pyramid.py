@@ -61,8 +61,13 @@ def test_levels_and_tiles(pyramid):
 
 @pytest.mark.parametrize("address", [(3, 0, 0), (-1, 0, 0), (0, 1, 0), (2, 0, 4), (2, -1, 0)])
 def test_tiles_that_are_not_there(pyramid, address):
-    with pytest.raises(UserError, match="There is no tile"):
+    with pytest.raises(UserError, match=r"There is no tile {}/{}/{}; z goes from 0 to 2, ".format(*address)):
         pyramid.tile(*address)
+
+
+def test_levels_that_are_not_there(pyramid):
+    with pytest.raises(UserError, match=r"There is no tile 0, 0 on level 10; levels go from 0 to 9, "):
+        pyramid.region(10, 0, 0)
 
 
 def test_tiles_are_parts_of_one_image_without_seams(pyramid, renderer):
