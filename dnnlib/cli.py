@@ -6,10 +6,11 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dnnlib.console import what_was_lost
 from dnnlib.errors import DEBUG, REFUSED, UserError, sentence_for, sentence_of, shortened, shown
@@ -83,6 +84,16 @@ def _range(kind: Any) -> tuple[Any, Any, bool, bool]:
     if not isinstance(kind, click.IntRange | click.FloatRange):
         return None, None, False, False
     return kind.min, kind.max, kind.min_open, kind.max_open
+
+
+def typed(parameters: Collection[str]) -> list[str]:
+    """Which of these parameters of the running command were typed, as options: ``["--port"]`` of ``("host", "port")``."""
+    context = click.get_current_context()
+    return [
+        max(param.opts, key=len)
+        for param in context.command.params
+        if param.name in parameters and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+    ]
 
 
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,8 @@ from dnnlib.console import say
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """Signals that ask a program to end: SIGHUP means that its terminal is gone, SIGUSR1 that a cluster wants the machine back."""
 
+RESUMES = "What is done is kept: the same command resumes."
+
 
 def are_heard() -> tuple[signal.Signals, ...]:
     """Those of ``ENDING`` that this process was not started to ignore, as under ``nohup``."""
@@ -45,12 +47,12 @@ def ends_in_order() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def says_that_it_resumes() -> Iterator[None]:
-    """Where Ctrl-C or a signal ends a ``with`` block, say that the same command goes on with what is there."""
+def says_when_ended(text: str = RESUMES) -> Iterator[None]:
+    """Where Ctrl-C or a signal ends a ``with`` block, say what has become of what was done."""
     try:
         yield
     except (KeyboardInterrupt, Ended):
-        say("What is done is kept: the same command resumes.")
+        say(text)
         raise
 
 

@@ -10,23 +10,17 @@ import webbrowser
 from urllib.parse import urlsplit
 
 import click
-from click.core import ParameterSource
 from click_option_group import optgroup
 
-from dnnlib.cli import Command, reports_user_errors
+from dnnlib.cli import Command, reports_user_errors, typed
 from dnnlib.console import say
 from dnnlib.errors import UserError
 from dnnlib.names import folder_named
-from dnnlib.reading import read_text
-from multiscale.explorer.options import Options, is_loopback, parse_origin, parse_public_url, token_for
+from multiscale.explorer.options import SERVER_OPTIONS, Options, is_loopback, parse_origin, parse_public_url, token_for
 from multiscale.rendering.worlds import World
 from multiscale.runs.headers import find_network
 from multiscale.runs.remote import is_remote
 from multiscale.site.place import check_place
-
-TOKEN_FILE_BYTES = 4096
-SERVER = ("host", "port", "token", "token_file", "public_url", "origins", "no_browser", "cache_mb")
-"""Parameters of the server alone."""
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
@@ -74,10 +68,8 @@ SERVER = ("host", "port", "token", "token_file", "public_url", "origins", "no_br
 @optgroup.option(
     "--cache-mb", type=click.IntRange(0), default=512, help="MB of tiles for other viewers to keep on disk."
 )
-@click.pass_context
 @reports_user_errors
 def main(
-    context: click.Context,
     network: str | None,
     host: str,
     port: int | None,
@@ -98,9 +90,8 @@ def main(
     if title is not None and export is None:
         raise UserError("--title goes with --export FOLDER, whose page it names; give them together.")
     if export is not None:
-        if serving := [name for name in SERVER if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]:
-            option = {"origins": "--allow-origin"}.get(serving[0], f"--{serving[0].replace('_', '-')}")
-            raise UserError(f"--export writes a page and serves nothing; leave out {option}, or --export.")
+        if served := typed(SERVER_OPTIONS):
+            raise UserError(f"--export writes a page and serves nothing; leave out {served[0]}, or --export.")
         folder, chosen = folder_named("--export", export), World.parse(world or "3")
         check_place(folder)
         file = find_network(network, say)
@@ -109,14 +100,10 @@ def main(
         print(export_tiles(file, folder, chosen, title=title) if tiles else export_site(file, folder, title=title))
         say(f"To look at it: python -m http.server -d {shlex.quote(str(folder))}, then open http://localhost:8000.")
         return
-    if token_file is not None:
-        if token is not None:
-            raise UserError("Both a token and --token-file were given; give one of them.")
-        token = (read_text(token_file, "the token", TOKEN_FILE_BYTES).splitlines() or [""])[0].strip()
     options = Options(
         host=host,
         port=port,
-        token=token_for(host, token, is_public=public_url is not None),
+        token=token_for(host, token, token_file, is_public=public_url is not None),
         origins=[parse_origin(origin) for origin in origins],
         public_url=None if public_url is None else parse_public_url(public_url),
         cache_mb=cache_mb,

@@ -242,7 +242,7 @@ def inspect_patches(
     side, kind = dataset.resolution, "RGB" if dataset.num_channels == 3 else "grey"
     low, high = dataset.labels.min(), dataset.labels.max()
     print(f"{dataset.path}: {len(dataset):,} {kind} patches of {side} x {side} pixels")
-    print(f"labels s = log2 of the zoom: {low:.4f} ... {high:.4f}, {dataset.octaves} octaves")
+    print(f"labels s = log2 of the zoom: {low:.4f} ... {high:.4f}, {counted(dataset.octaves, 'octave')}")
     print("octave         zoom   patches   share")
     for octave, count in enumerate(dataset.counts()):
         print(f"{octave:6d} {_zooms(octave):>12} {count:9,d} {count / len(dataset):7.1%}")

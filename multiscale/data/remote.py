@@ -19,7 +19,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import cache_folder
 from dnnlib.progress import progress_bar
 from dnnlib.reading import regular_size
-from dnnlib.signals import says_that_it_resumes
+from dnnlib.signals import says_when_ended
 from multiscale.data.cutting import Box, Level, Source
 from multiscale.data.fetching import Fetcher, Wanted, Web, fetch_description, is_address
 from multiscale.data.tilings import (
@@ -217,7 +217,7 @@ def fetch_tiles(picture: RemotePicture, tiles: Sequence[Wanted], *, dry_run: boo
     if dry_run:
         print(f"{picture.name}: {picture.width} x {picture.height} pixels, {text}")
     elif missing:
-        with says_that_it_resumes(), progress_bar(total=len(missing), unit="tile", desc="fetching") as bar:
+        with says_when_ended(), progress_bar(total=len(missing), unit="tile", desc="fetching") as bar:
             fetcher.fetch(missing, lambda _: bar.update())
     return picture._replace(grey=all(_is_grey(data) for data in looked_at))
 

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from dnnlib.errors import UserError
+from dnnlib.reading import read_text
 
 _TOKEN = re.compile(r"[\x21-\x7e]{8,200}")
+TOKEN_FILE_BYTES = 4096
+SERVER_OPTIONS = ("host", "port", "token", "token_file", "public_url", "origins", "no_browser", "cache_mb")
+"""Parameters of ``zoom.py`` that only its server has a use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +36,19 @@ class Options:
     cache_mb: int = 512
 
 
-def token_for(host: str, token: str | None, *, is_public: bool = False) -> str | None:
-    """The token of a server at ``host``: the one given; else a random one if other machines can connect; else none.
+def token_for(host: str, token: str | None, file: str | None = None, *, is_public: bool = False) -> str | None:
+    """The token of a server at ``host``: the one given, or the first line of ``file``; else a random one if other machines
+    can connect; else none.
 
     ``is_public``: a proxy lets others in.
 
     Raises:
-        UserError: the one given is too short, or has characters that a URL cannot hold.
+        UserError: the one given is too short, or has characters that a URL cannot hold, or both were given.
     """
+    if file is not None:
+        if token is not None:
+            raise UserError("Both a token and --token-file were given; give one of them.")
+        token = (read_text(file, "the token", TOKEN_FILE_BYTES).splitlines() or [""])[0].strip()
     if token is None:
         return None if is_loopback(host) and not is_public else secrets.token_urlsafe(18)
     if not _TOKEN.fullmatch(token):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from dnnlib.console import say
 from dnnlib.errors import UserError
 from dnnlib.pictures import grid
 from dnnlib.progress import progress_bar
-from dnnlib.signals import says_that_it_resumes
+from dnnlib.signals import RESUMES, says_when_ended
 from multiscale.rendering.enlarging import enlarged_view
 from multiscale.rendering.files import check_size, save_picture
 from multiscale.rendering.flights import Keyframe
@@ -32,6 +31,7 @@ T = TypeVar("T")
 
 LONG_SEC = 2.0
 """From when on a single picture has a bar of progress."""
+NOTHING_KEPT = "Nothing of it is kept; frames in a folder (--video FOLDER) resume."
 PERCENT = "{desc} {percentage:3.0f}% {remaining}"
 BEYOND = "with --enlarge a scale of at most {:g}, or have it invent finer ones (--extrapolate)"
 ENLARGE = "or enlarge its finest pixels (--enlarge), or have it invent finer ones (--extrapolate)"
@@ -118,7 +118,7 @@ class _Maker:
         check_film(path, self.renderer, request.worlds, flight, **film)
         facts = film_facts(request.worlds, request.truncation_psi, flight, loop=request.loop) | self.network
         with (
-            contextlib.nullcontext() if path.suffix else says_that_it_resumes(),  # a folder of frames does
+            says_when_ended(NOTHING_KEPT if path.suffix else RESUMES),
             progress_bar(total=1.0, unit="film", desc=path.name, bar_format=PERCENT) as bar,
         ):
             write_film(
@@ -144,7 +144,7 @@ class _Maker:
         pyramid = Pyramid(self.renderer, self.request.worlds[0], self.request.truncation_psi)
         facts = self._world(self.request.worlds[0])
         claim(path, pyramid, facts)
-        with says_that_it_resumes(), progress_bar(total=pyramid.tiles, unit="tile", desc=path.name) as bar:
+        with says_when_ended(), progress_bar(total=pyramid.tiles, unit="tile", desc=path.name) as bar:
             write_deep_zoom(path, pyramid, facts, bar.update)
         return [path]
 

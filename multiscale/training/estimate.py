@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_iter
 
 from multiscale.config import RunConfig, to_dict
 from multiscale.data.patches import PatchDataset
+from multiscale.data.source import counted
 from multiscale.networks.discriminator import Discriminator, make_discriminator
 from multiscale.networks.generator import Generator
 from multiscale.networks.plan import Plan
@@ -89,8 +90,8 @@ def describe_run(
     capacity = device_capacity(device, processes_here or len(devices))
     return "\n".join(
         [
-            f"Data:      {data.path} ({len(data)} patches of {data.resolution} x {data.resolution}, {data.octaves} octaves"
-            f"{', also mirrored' * config.training.mirror})",
+            f"Data:      {data.path} ({len(data)} patches of {data.resolution} x {data.resolution}, "
+            f"{counted(data.octaves, 'octave')}{', also mirrored' * config.training.mirror})",
             f"Preset:    {preset}",
             f"Device:    {_listed(devices)} ({device_batch} of {config.training.batch} images each"
             f"{f', {batch_gpu} at a time' * (batch_gpu < device_batch)})",

@@ -182,6 +182,7 @@ def test_what_is_interrupted_says_whether_the_same_command_resumes(tmp_path, mon
     done = CliRunner().invoke(generate, ["--network", "earth", *words, str(tmp_path / name)])
     assert done.exit_code == code
     assert ("What is done is kept: the same command resumes.\n" in done.stderr) == resumes
+    assert ("Nothing of it is kept; frames in a folder (--video FOLDER) resume.\n" in done.stderr) != resumes
 
 
 def test_an_interrupted_pyramid_goes_on(pyramid, tmp_path):
