@@ -47,8 +47,6 @@ PACKETS = {
     "feature_gates": True,
     "feature_envelope": 0.5,
     "envelope_octaves": 3,
-    "pass_features": True,
-    "critical_filter_size": 10,
 }
 
 
