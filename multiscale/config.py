@@ -92,9 +92,6 @@ class GeneratorConfig:
     critical_filter_size: Annotated[int, Field(ge=2, le=16)] | None = None
     """Those of filters that cut at N/2, whose edge is the steeper the more they have, so that the finest detail passes.
     None: filter_size."""
-    pass_features: bool = False
-    """The layer behind injected features upsamples with a filter that passes all of them; otherwise it takes up to 30 dB of
-    those above its cutoff, which then reach the image weakly and no layer can shape."""
     radial_filters: bool = True
     """Circularly symmetric down filters; off: separable ones (StyleGAN3-T), several times faster on a CPU."""
     conv_kernel: Literal[1, 3] = 1

@@ -18,9 +18,6 @@ LAST_STOPBAND_OVER_CUTOFF = 2.0**0.3
 BAND_LIMIT = 2 * 2**0.5
 """kappa: features stay below rate/kappa, a factor sqrt 2 under Nyquist."""
 
-MOST_TAPS = 32
-"""Of a filter that the kernels take (torch_utils.ops.native.LARGEST_FILTER)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
@@ -125,14 +122,8 @@ def make_plan(config: GeneratorConfig) -> Plan:
         # The nonlinearity runs at twice the higher of the two rates; toRGB does not resample at all.
         temporary = max(rates[before], rates[i]) * (1 if is_torgb else 2)
         up, down = temporary // rates[before], temporary // rates[i]
-        in_cutoff, in_half_width = cutoffs[before], half_widths[before]
-        up_size, down_size = (_filter_size(config, cutoffs[j]) for j in (before, i))
-        if config.pass_features and i and split[i]:
-            in_cutoff = rates[before] / 2
-            up_size = min(_filter_size(config, cutoffs[-1]), MOST_TAPS // up)
-            in_half_width = _critical_half_width(config, in_cutoff, up_size)
-        up_taps = up_size * up if up > 1 else 1
-        down_taps = down_size * down if down > 1 else 1
+        up_taps = _filter_size(config, cutoffs[before]) * up if up > 1 else 1
+        down_taps = _filter_size(config, cutoffs[i]) * down if down > 1 else 1
         critical = i >= config.num_layers - config.num_critical
         layers.append(
             LayerPlan(
@@ -146,9 +137,9 @@ def make_plan(config: GeneratorConfig) -> Plan:
                 out_size=sizes[i],
                 in_rate=rates[before],
                 out_rate=rates[i],
-                in_cutoff=in_cutoff,
+                in_cutoff=cutoffs[before],
                 out_cutoff=cutoffs[i],
-                in_half_width=in_half_width,
+                in_half_width=half_widths[before],
                 out_half_width=half_widths[i],
                 up=up,
                 down=down,
@@ -197,6 +188,8 @@ def _sampling(config: GeneratorConfig) -> tuple[list[int], list[float], list[flo
     side, last = config.img_resolution, config.num_layers
     last_cutoff = side / 2
     last_stopband = last_cutoff * LAST_STOPBAND_OVER_CUTOFF
+    # A Kaiser window's attenuation follows from (taps - 1) f_h, of filters that resample by 2: it stays as it is.
+    narrowed = (2 * config.filter_size - 1) / (2 * _filter_size(config, last_cutoff) - 1)
     rates, cutoffs, half_widths, sizes = [], [], [], []
     for i in range(last + 1):
         exponent = min(i / (last - config.num_critical), 1.0)
@@ -205,20 +198,10 @@ def _sampling(config: GeneratorConfig) -> tuple[list[int], list[float], list[flo
         rate = 2 ** math.ceil(math.log2(min(2 * stopband, side)))
         rates.append(rate)
         cutoffs.append(cutoff)
-        critical = cutoff == last_cutoff
-        size = _filter_size(config, cutoff)
-        half_widths.append(_critical_half_width(config, cutoff, size) if critical else max(stopband, rate / 2) - cutoff)
+        half_widths.append((max(stopband, rate / 2) - cutoff) * (narrowed if cutoff == last_cutoff else 1))
         # The last two have no margin: what leaves them is the view itself.
         sizes.append(rate + 2 * config.margin if i < last - 1 else side)
     return rates, cutoffs, half_widths, sizes
-
-
-def _critical_half_width(config: GeneratorConfig, cutoff: float, size: int) -> float:
-    """Half-width of the edge of a filter that cuts at half the sampling rate and has ``size`` taps for each factor.
-
-    A Kaiser window's attenuation follows from (taps - 1) f_h, of filters that resample by 2: it stays that of filter_size.
-    """
-    return cutoff * (LAST_STOPBAND_OVER_CUTOFF - 1) * (2 * config.filter_size - 1) / (2 * size - 1)
 
 
 def _filter_size(config: GeneratorConfig, cutoff: float) -> int:

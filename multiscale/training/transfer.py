@@ -16,14 +16,7 @@ from multiscale.runs.snapshots import load_snapshot
 from multiscale.runs.states import NETWORKS, load_state
 from multiscale.training.resume import check_changes
 
-WITHOUT_WEIGHTS = (
-    "feature_bandwidth",
-    "even_features",
-    "envelope_octaves",
-    "mixing_init",
-    "critical_filter_size",
-    "pass_features",
-)
+WITHOUT_WEIGHTS = ("feature_bandwidth", "even_features", "envelope_octaves", "mixing_init", "critical_filter_size")
 """Settings of the generator that change none of its weights' shapes: they may come or go."""
 WITH_WEIGHTS = {"feature_gates": "synthesis.gates.*", "feature_envelope": "synthesis.injections.*.envelope"}
 """Settings with weights (patterns of their names) that may come or change, and then begin as in a network that is new."""
