@@ -47,6 +47,7 @@ PACKETS = {
     "feature_gates": True,
     "feature_envelope": 0.5,
     "envelope_octaves": 3,
+    "critical_filter_size": 10,
 }
 
 
