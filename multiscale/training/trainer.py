@@ -128,7 +128,7 @@ class Trainer:
         self.total_steps = max(math.ceil(training.kimg * 1000 / training.batch), 1)
         self.means = Means()
         self.journal: Journal | None = None
-        self._has_ended = multiprocessing.Event()
+        self._has_ended: Event | None = None
         self.bad_steps = torch.zeros([], device=self.device)  # in a row, up to now
         self._bad_steps_before: Arriving | None = None
 
@@ -221,7 +221,8 @@ class Trainer:
                 ) from error
             raise
         finally:
-            self._has_ended.set()
+            if self._has_ended is not None:
+                self._has_ended.set()
             if self.journal is not None:
                 self.journal.close()
 
@@ -512,13 +513,17 @@ class Trainer:
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         workers = self.config.training.workers
         workers = (0 if self.device.type == "cpu" else 3) if workers is None else workers  # a CPU has none to spare
+        init = None
+        if workers:
+            self._has_ended = multiprocessing.Event()
+            init = functools.partial(_ends_with_the_trainer, self._has_ended)
         return iter(
             DataLoader(
                 self.training_set,  # type: ignore[arg-type]
                 batch_sampler=self.sampler,
                 num_workers=workers,
                 pin_memory=self.device.type == "cuda",
-                worker_init_fn=functools.partial(_ends_with_the_trainer, self._has_ended),
+                worker_init_fn=init,
             )
         )
 
