@@ -139,7 +139,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_p
     Path("file").write_text("in the way")
     result = CliRunner().invoke(import_module(module).main, words.split())
     assert result.exit_code == 2, result.output
-    assert re.search("^Error: Cannot write file/x.*: Not a directory", result.stderr.strip().splitlines()[-1])
+    sentence = r"^Error: Cannot write file/x.*: file is a file, not a folder; give another place\.$"
+    assert re.search(sentence, result.stderr.strip().splitlines()[-1])
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
