@@ -43,10 +43,14 @@ def sentence_for(error: BaseException) -> str:
         return "There is not enough memory; ask for less, or close other programs."
     if isinstance(error, RecursionError):
         return "The input is nested too deeply; give a file that this program has written, or a flatter one."
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    reason = _reason(error)
     name = getattr(error, "filename", None)
     what = "the system" if name is None else shortened(os.fsdecode(name) if not isinstance(name, int) else str(name))
-    return f"Cannot use {what}: {reason.rstrip('.')}. {DEBUG}=1 shows where."
+    return f"Cannot use {what}: {reason}. {DEBUG}=1 shows where."
+
+
+def _reason(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
 
 
 NOUNS = {
@@ -73,7 +77,7 @@ REFUSED_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS)
 def cannot_write(path: Path, error: BaseException) -> UserError:
     """What to raise where a file or folder could not be written: it says why, and what to do if that is known."""
     code = getattr(error, "errno", None)
-    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")
+    reason = _reason(error)
     if code == errno.ENOTDIR:
         file = next((parent for parent in path.parents if parent.is_file()), path.parent)
         reason = f"{file} is a file, not a folder; give another place"

@@ -117,7 +117,7 @@ def check_changes(
     began: Mapping[str, Any],
     now: Mapping[str, Any],
     whose: str,
-    advice: str = "give its settings again, or train another run (--fresh)",
+    advice: str = "give its settings again, or train another run (another --outdir, without --resume)",
 ) -> Changes:
     """The settings that changed; UserError, with the advice, if they are of the model.
 
@@ -190,5 +190,5 @@ def _check_data(began: Mapping[str, Any], dataset: PatchDataset, whose: str) -> 
     if not is_same_data(began, dataset):
         raise UserError(
             f"{whose} was trained on other data ({began['patches']} patches; {dataset.path} has {len(dataset)}, or others); "
-            "give the same data, or train another run (--fresh)."
+            "give the same data, or train another run (another --outdir, without --resume)."
         )

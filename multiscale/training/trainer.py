@@ -16,9 +16,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -68,6 +67,9 @@ from torch_utils.gradients import Gradients
 from torch_utils.random import BatchRows, normal, stream
 from torch_utils.stats import Means
 from torch_utils.workers import failed_reading
+
+if TYPE_CHECKING:  # some systems have no semaphores
+    from multiprocessing.synchronize import Event
 
 G_BETAS = (0.0, 0.99)
 ADAM_EPS = 1e-8
