@@ -131,14 +131,14 @@ def train(request: Request, *, dry_run: bool = False) -> None:
                 if stopped_by:
                     raise Ended(stopped_by)
         return
-    if request.procs > 1 or request.gpus:
-        raise UserError(
-            "torchrun says how many processes there are: leave out --procs and --gpus (--gpus 0 means CPUs)."
-        )
     with distributed.joined(on_cpu=request.gpus == 0) as process, contextlib.ExitStack() as stack:
         runs = []
 
         def prepare() -> Job | None:
+            if request.procs > 1 or request.gpus:
+                raise UserError(
+                    "torchrun says how many processes there are: leave out --procs and --gpus (--gpus 0 means CPUs)."
+                )
             devices = [process.device] * process.world_size
             run, job = stack.enter_context(_prepared(request, devices, dry_run))
             runs.append(run)

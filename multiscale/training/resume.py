@@ -156,7 +156,7 @@ def report_start(folder: Path, resumed: Path | None, config: RunConfig) -> int:
     if states and images >= kimg * 1000:
         print(
             f"{folder} is trained: {images / 1000:g} of {kimg:g} kimg. To train it on: --outdir {folder} and a larger --kimg; "
-            "to train another: --fresh."
+            "to train another: another --outdir, or --fresh without one."
         )
     else:
         print(f"Resuming from {source}: {images / 1000:g} of {kimg:g} kimg.")

@@ -337,7 +337,7 @@ class Trainer:
         advice = (
             f"give --batch-gpu {smaller[-1]}: the same batch in smaller parts"
             if smaller
-            else "lower generator.channel_max, discriminator.channel_max or discriminator.channel_base with --set and --fresh"
+            else "lower generator.channel_max, discriminator.channel_max or discriminator.channel_base with --set, in a new run"
         )
         return f"The memory of {self.device} does not hold a step with {self.batch_gpu} images at a time; {advice}."
 
