@@ -236,7 +236,7 @@ def test_codes_are_cleared_only_for_a_cpu(device_type: str, name: str) -> None:
 
 def test_a_gpu_has_the_kernel_of_bias_act_from_small_sizes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(native, "is_chosen", lambda op, impl, x, *_: bool(asked.append(x.numel())))
+    monkeypatch.setattr(native, "is_chosen", lambda op, impl, x, *_, bias=None: bool(asked.append(x.numel())))
     for device_type, sizes in (("cpu", [2**20]), ("cuda", [2**16, 2**20])):
         asked.clear()
         with FakeTensorMode():

@@ -74,7 +74,7 @@ def bias_act(
         )
     enough = KERNEL_PAYS_FROM["cuda" if x.device.type == "cuda" else "cpu"]  # without data: as on a CPU
     pays = impl == "native" or (act != "linear" and x.numel() >= enough and x.is_contiguous())
-    if layer is not None and pays and native.is_chosen("bias_act", impl, x, layer.up):
+    if layer is not None and pays and native.is_chosen("bias_act", impl, x, layer.up, bias=b):
         return native.filtered_lrelu(x, b, layer)
     return reference.bias_act(x, b, act, alpha, gain, clamp)
 

@@ -89,9 +89,9 @@ def filtered_lrelu(
         slope=float(slope),
         clamp=None if clamp is None else float(clamp),
     )
-    return (native if native.is_chosen("filtered_lrelu", impl, x, layer.up, layer.down) else reference).filtered_lrelu(
-        x, b, layer
-    )
+    return (
+        native if native.is_chosen("filtered_lrelu", impl, x, layer.up, layer.down, bias=b) else reference
+    ).filtered_lrelu(x, b, layer)
 
 
 def _plan_axes(

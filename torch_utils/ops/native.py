@@ -57,14 +57,17 @@ _warned: set[str] = set()
 # ----- which implementation -----------------------------------------------------------------------------------------
 
 
-def is_chosen(op: str, impl: str, x: torch.Tensor, *resamplings: Resampling) -> bool:
+def is_chosen(op: str, impl: str, x: torch.Tensor, *resamplings: Resampling, bias: torch.Tensor | None = None) -> bool:
     """Whether the kernels shall do an op; where they cannot though "auto" would prefer them, one warning says why.
+
+    Derivatives in forward mode, and those of ``torch.func``, are PyTorch's: its custom ops have neither.
 
     Args:
         op: Name of the op, for messages.
         impl: "auto", "reference" or "native"; "auto" is what the environment's ``MULTISCALE_OPS`` says, if anything.
         x: Images.
         resamplings: The op's filters.
+        bias: The op's bias, if it has one.
 
     Raises:
         ValueError: ``impl`` is none of the three.
@@ -75,6 +78,13 @@ def is_chosen(op: str, impl: str, x: torch.Tensor, *resamplings: Resampling) -> 
     impl = _answer(preference) if impl == "auto" else impl
     if impl == "reference":
         return False
+    if not torch.compiler.is_compiling() and any(t is not None and _is_transformed(t) for t in (x, bias)):
+        if impl == "native":
+            raise RuntimeError(
+                f"The native kernels of {op} cannot run: they have no derivatives in forward mode or by torch.func; "
+                'give impl="reference" or "auto".'
+            )
+        return False
     of_call = _obstacle(op, x, resamplings)
     reason = of_call or _answer(_library_obstacle, x.device)
     if reason is None:
@@ -84,6 +94,16 @@ def is_chosen(op: str, impl: str, x: torch.Tensor, *resamplings: Resampling) -> 
     whose = op if of_call else "Resampling and filtered leaky ReLU"
     _answer(_warn_once, f"{whose} will be slower, in plain PyTorch, for want of a kernel: {reason}")
     return False
+
+
+def _is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether a tensor carries a tangent, or belongs to a gradient of ``torch.func``."""
+    if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+        return True
+    functorch = torch._C._functorch
+    while functorch.is_batchedtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return functorch.is_gradtrackingtensor(tensor)
 
 
 def _answer(function: Callable[..., T], *arguments: object) -> T:

@@ -173,17 +173,35 @@ def _depthwise(g: torch.Tensor, maps: int) -> torch.Tensor:
     return g.expand(maps, 1, *g.shape).contiguous()
 
 
+def _folded(count: int, dim: int | None, tensor: torch.Tensor) -> torch.Tensor:
+    """What ``torch.vmap`` maps over (``dim``; None: the same for all) as more maps: [count M, ...]."""
+    batched = tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return batched.flatten(0, 1)
+
+
 class _Resample(torch.autograd.Function):
     """A resampling, whose gradient is the transposed one; keeps no samples."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, resampling: Resampling) -> torch.Tensor:
-        ctx.resampling = resampling
+    def forward(x: torch.Tensor, resampling: Resampling) -> torch.Tensor:
         return resampling(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        _, ctx.resampling = inputs
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         return _Resample.apply(grads[0], ctx.resampling.transposed()), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
+        return _Resample.apply(tangents[0], ctx.resampling)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], x: torch.Tensor, resampling: Resampling) -> tuple[Any, int]:
+        y = _Resample.apply(_folded(info.batch_size, dims[0], x), resampling)
+        return y.unflatten(0, (info.batch_size, -1)), 0
 
 
 def upfirdn2d(x: torch.Tensor, resampling: Resampling) -> torch.Tensor:
@@ -245,33 +263,71 @@ def _slope_codes(v: torch.Tensor, clamp: float | None) -> torch.Tensor:
 
 
 class _FilteredLReLU(torch.autograd.Function):
-    """The layer; keeps one byte for each upsampled sample."""
+    """The layer and the codes of its slopes: one byte for each upsampled sample, which are kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, b: torch.Tensor | None, layer: FilteredLReLU) -> torch.Tensor:
+    def forward(x: torch.Tensor, b: torch.Tensor | None, layer: FilteredLReLU) -> tuple[torch.Tensor, torch.Tensor]:
         codes = x.new_empty([x.shape[0], layer.up.y.n_out, layer.up.x.n_out], dtype=torch.int8)
-        ctx.layer = layer
-        ctx.save_for_backward(codes)
-        return layer.activate(x, b, codes)
+        return layer.activate(x, b, codes), codes
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        _, _, ctx.layer = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.save_for_forward(output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         dx = _Linearised.apply(grads[0], *ctx.saved_tensors, ctx.layer.transposed())
         return dx, dx.sum([1, 2]) if ctx.needs_input_grad[1] else None, None
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[torch.Tensor, None]:
+        of_x, of_b, _ = tangents
+        (codes,) = ctx.saved_tensors
+        if of_b is not None:
+            up = ctx.layer.up
+            of_b = of_b[:, None, None].expand(-1, up.y.n_in, up.x.n_in)
+            of_x = of_b if of_x is None else of_x + of_b
+        return _Linearised.apply(of_x, codes, ctx.layer), None
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: tuple[int | None, ...], x: torch.Tensor, b: torch.Tensor | None, layer: FilteredLReLU
+    ) -> tuple[Any, tuple[int, int]]:
+        biases = None if b is None else _folded(info.batch_size, dims[1], b)
+        both = _FilteredLReLU.apply(_folded(info.batch_size, dims[0], x), biases, layer)
+        return tuple(t.unflatten(0, (info.batch_size, -1)) for t in both), (0, 0)
+
 
 class _Linearised(torch.autograd.Function):
     """The layer about a point where it has the slopes of ``codes``: linear, so that its gradient is its transpose."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, codes: torch.Tensor, layer: FilteredLReLU) -> torch.Tensor:
-        ctx.layer = layer
-        ctx.save_for_backward(codes)
+    def forward(x: torch.Tensor, codes: torch.Tensor, layer: FilteredLReLU) -> torch.Tensor:
         return layer.multiply(x, codes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        _, codes, ctx.layer = inputs
+        ctx.save_for_backward(codes)
+        ctx.save_for_forward(codes)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _Linearised.apply(grads[0], *ctx.saved_tensors, ctx.layer.transposed()), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
+        return _Linearised.apply(tangents[0], *ctx.saved_tensors, ctx.layer)
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: tuple[int | None, ...], x: torch.Tensor, codes: torch.Tensor, layer: FilteredLReLU
+    ) -> tuple[Any, int]:
+        x, codes = (_folded(info.batch_size, dim, t) for dim, t in zip(dims, (x, codes), strict=False))
+        return _Linearised.apply(x, codes, layer).unflatten(0, (info.batch_size, -1)), 0
 
 
 def filtered_lrelu(x: torch.Tensor, b: torch.Tensor | None, layer: FilteredLReLU) -> torch.Tensor:
@@ -280,7 +336,7 @@ def filtered_lrelu(x: torch.Tensor, b: torch.Tensor | None, layer: FilteredLReLU
     if b is not None:
         b = b.to(x.dtype).repeat(x.shape[0])
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
-        y = _FilteredLReLU.apply(maps, b, layer)
+        y, _ = _FilteredLReLU.apply(maps, b, layer)
     else:
         y = layer.activate(maps, b, None)
     return y.unflatten(0, x.shape[:2])
