@@ -235,10 +235,10 @@ def _number(value: Any) -> float:
 
 
 def _tags(picture: Picture, kind: str) -> tuple[dict[int, Any], str, str | None]:
-    """Tags of a TIFF's first page, its description, and its OME-XML."""
+    """Tags of the page of a TIFF that is read, its description, and its OME-XML."""
     try:
         with tifffile.TiffFile(picture.path) as file:
-            page = file.pages.first
+            page: Any = file.pages[picture.page]
             return {tag.code: tag.value for tag in page.tags}, page.description, file.ome_metadata
     except Exception as error:
         raise Unknown(f"is not a {kind} ({short_reason(error)})") from error

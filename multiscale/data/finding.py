@@ -147,6 +147,7 @@ def find_pictures(
         raise UserError(f"Folder {source} holds no pictures; give --source another, or an image.")
     _print_raw(pictures)
     _print_pages(pictures)
+    _print_dropped(pictures)
     _print_ranges(pictures)
     return pictures, reading
 
@@ -184,6 +185,16 @@ def _print_pages(pictures: Sequence[Picture]) -> None:
     elif later:
         which = f"{later[0].page} of {later[0].path.name}"
         print(f"{counted(len(later), 'picture')}: another page than the first is read, such as {which} (--page).")
+
+
+def _print_dropped(pictures: Sequence[Picture]) -> None:
+    """Say where a channel is not used."""
+    fewer = [picture for picture in pictures if picture.dropped]
+    if fewer:
+        which = (
+            fewer[0].path.name if len(fewer) == 1 else f"{counted(len(fewer), 'picture')}, such as {fewer[0].path.name}"
+        )
+        print(f"{which}: the last channel is left out, as the file does not say that it is transparency.")
 
 
 def _print_ranges(pictures: Sequence[Picture]) -> None:

@@ -36,19 +36,22 @@ from multiscale.data.vips import (
     halved,
     has_empty,
     is_grey,
+    is_reduced,
     library,
     open_image,
     reported,
     to_srgb,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key of the cache; to be raised when levels are to look otherwise."""
 COARSEST_PX = 96
 """Halving stops at a shorter side of this or less: a patch of 16 pixels that shows all needs 48."""
 ALWAYS_HELD_BYTES = 32 * 2**20
 """Decoded, of a picture so small that every process decodes it for itself."""
 TILE_PX = 256
+COMPARED_PX, ALIKE = 1024, 0.03
+"""Side of the parts of a picture that are compared with its levels, and by how much of black to white these may differ."""
 LOOKED_AT, LOOKED_AT_PX = 8, 256
 """Parts a side of a picture, and their sides, that are looked at for how bright it is."""
 _FETCHED_SHARE = 32
@@ -109,6 +112,7 @@ class Picture(NamedTuple):
         own: Levels that can be read in parts where they lie, finest first; none if the file must be decoded as a whole.
         held: Whether processes shall hold it decoded.
         most: Of 16 bits that are shown as they are, about the largest number in the parts that were looked at; else None.
+        dropped: Whether a channel is left out, of which the file does not say what it is.
     """
 
     path: Path
@@ -122,6 +126,7 @@ class Picture(NamedTuple):
     own: tuple[Own, ...]
     held: bool
     most: float | None = None
+    dropped: bool = False
 
     @property
     def name(self) -> str:
@@ -168,6 +173,7 @@ def examine(path: Path, reading: Reading, held_bytes: int, least_px: int = 0) ->
         opened.page,
         own,
         fits and len(own) <= 1,
+        dropped=opened.dropped,
     )
     if min(size) >= least_px:
         source = open_source(picture, reading)
@@ -303,7 +309,8 @@ class StoredPicture:
 def _own_levels(path: Path, size: tuple[int, int], opened: Opened, reading: Reading) -> tuple[Own, ...]:
     """A tiled TIFF and its reduced pages or sub-images, or a slide and its levels, finest first.
 
-    A page is a level if it is tiled, of the same kind, and smaller by a whole number of halvings within a pixel a halving.
+    A page is a level if it is tiled, of the same kind, smaller by a whole number of halvings within a pixel a halving, and is
+    marked as reduced, or shows the same. A page that was asked for has no others.
     """
     image = opened.image
 
@@ -314,10 +321,16 @@ def _own_levels(path: Path, size: tuple[int, int], opened: Opened, reading: Read
     others: list[tuple[tuple[str, int], ...]] = []
     if opened.loader == "openslideload":
         first, others = (("level", 0),), [(("level", i),) for i in range(1, count("openslide.level-count"))]
-    elif opened.loader == "tiffload" and not reading.page:
+    elif opened.loader == "tiffload" and reading.page is None:
         others += [(("page", opened.page), ("subifd", i)) for i in range(count("n-subifds"))]
         pages = [page for page in range(count("n-pages")) if page != opened.page]
         others = others or [(("page", page), ("subifd", -1)) for page in pages]
+
+    def named(options: tuple[tuple[str, int], ...]) -> bool:
+        """Whether the file says itself that this is a level."""
+        of = dict(options)
+        return "level" in of or of["subifd"] >= 0 or is_reduced(path, of["page"])
+
     whole = Own(*size, 0, first)
     found: dict[int, Own] = {}
     for options in others:
@@ -329,15 +342,86 @@ def _own_levels(path: Path, size: tuple[int, int], opened: Opened, reading: Read
                 abs(a / 2**shrink - b) <= max(shrink, 1)
                 for a, b in ((image.width, part.width), (image.height, part.height))
             )
-            if small.is_random and shrink > 0 and fits and (part.bands, part.format) == (image.bands, image.format):
+            same_kind = (part.bands, part.format) == (image.bands, image.format)
+            if (
+                small.is_random
+                and shrink > 0
+                and fits
+                and same_kind
+                and (named(options) or _alike(image, part, shrink))
+            ):
                 turned = size != (image.width, image.height)
                 part_size = (part.height, part.width) if turned else (part.width, part.height)
                 found.setdefault(shrink, Own(*part_size, shrink, options))
     return (whole, *(found[shrink] for shrink in sorted(found)))
 
 
+def _alike(image: Any, part: Any, halvings: int) -> bool:
+    """Whether a picture and what may be a level of it agree in five places, on blocks of an eighth of each.
+
+    A level may have been made by any filter, or by leaving out pixels: blocks are compared, not pixels. One that is taken for
+    something else is made anew, which takes time and changes nothing.
+    """
+    side = max(8, COMPARED_PX >> halvings)
+    blocks = []
+    for across, down in ((0.5, 0.5), (0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)):
+        width, height = min(side, part.width), min(side, part.height)
+        left, top = (
+            max(0, round(c * n - m / 2)) for c, n, m in ((across, part.width, width), (down, part.height, height))
+        )
+        left, top = min(left, part.width - width), min(top, part.height - height)
+        of_part = (part, left, top, width, height)
+        x, y = left << halvings, top << halvings
+        of_whole = (image, x, y, min(width << halvings, image.width - x), min(height << halvings, image.height - y))
+        with reported(Path("level")):
+            cut = [_fetched(*place) for place in (of_part, of_whole)]
+        blocks.append([_block_means(pixels, min(8, width), min(8, height)) for pixels in cut])
+    ours, theirs = (np.concatenate([pair[i].ravel() for pair in blocks]) for i in (1, 0))
+    full = {"uchar": 255.0, "ushort": 65535.0}.get(image.format, float(np.ptp(ours)) or 1.0)
+    return float(np.abs(ours - theirs).mean()) <= full * ALIKE
+
+
+def _fetched(image: Any, left: int, top: int, width: int, height: int) -> np.ndarray:
+    """Float64 [height, width, bands] of what is stored, in this thread alone."""
+    data = library().Region.new(image).fetch(left, top, width, height)
+    return np.frombuffer(data, _NUMBERS[image.format]).reshape(height, width, image.bands).astype(np.float64)
+
+
+_NUMBERS = {
+    "uchar": "u1",
+    "char": "i1",
+    "ushort": "u2",
+    "short": "i2",
+    "uint": "u4",
+    "int": "i4",
+    "float": "f4",
+    "double": "f8",
+}
+
+
+def _block_means(pixels: np.ndarray, across: int, down: int) -> np.ndarray:
+    """The means of ``down`` x ``across`` blocks, as equal as may be."""
+    rows, columns = (
+        np.linspace(0, n, m, endpoint=False).astype(int) for n, m in zip(pixels.shape, (down, across), strict=False)
+    )
+    sums = np.add.reduceat(np.add.reduceat(pixels, rows, axis=0), columns, axis=1)
+    counts = np.diff([*rows, pixels.shape[0]])[:, None] * np.diff([*columns, pixels.shape[1]])
+    return sums / counts[..., None]
+
+
 def _open_own(picture: Picture, reading: Reading, own: Own) -> Any:
-    return to_srgb(open_image(picture.path, reading, dict(own.options)).image, picture.colours)
+    """A level that a file has itself, in 8 bits and upright; of a TIFF's, orientation and profile are the whole picture's."""
+    opened = open_image(picture.path, reading, dict(own.options))
+    image = opened.image
+    if own.halvings and opened.loader == "tiffload":
+        whole = open_image(picture.path, reading, dict(picture.own[0].options)).image
+        vips, image = library(), image.copy()
+        for name, kind in (("orientation", vips.GValue.gint_type), ("icc-profile-data", vips.GValue.blob_type)):
+            if whole.get_typeof(name):
+                image.set_type(kind, name, whole.get(name))
+            elif image.get_typeof(name):
+                image.remove(name)
+    return to_srgb(image, picture.colours)
 
 
 class _KeptLevel:

@@ -53,7 +53,8 @@ _WHOLE = ("webpload", "heifload", "gifload", "uhdrload", "jxlload", "jp2kload")
 """Loaders that hold a whole decoded picture."""
 _PILLOW_FORMATS = ("BMP", "DDS", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "TGA")
 """What Pillow opens where libvips was built without."""
-_GDAL_NODATA = 42113
+_SUBFILE_TYPE, _EXTRA_SAMPLES, _GDAL_NODATA = 254, 338, 42113
+"""Tags of a TIFF: what a page is, what channels beside colour are (0: not said), and the number that stands for none."""
 MOST_PAGES = 64
 """Of a TIFF, or levels of a slide, that are looked at."""
 SLIDE_SUFFIXES = (".bif", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu")
@@ -151,8 +152,19 @@ def _way_out(path: Path) -> str:
     return f"; {way.format('it')} first" if way else ""
 
 
+_WAYS_OF_TIFF = {
+    "bad labq format": "save it as RGB, or as Lab of 16 bits",
+    "separate planes": "save it with the colours of a pixel together, not in planes",
+    "byte count": "save it with all of its tiles (GDAL: without SPARSE_OK), if it is not damaged",
+}
+"""What to do about TIFFs that libvips does not read, by words of what it says."""
+
+
 def _advice(path: Path, reason: str) -> str:
-    """What to do about a file that this libvips lacks the part for, or may lack; empty if nothing shows that it does."""
+    """What to do about a file that libvips does not read, or lacks the part for, or may lack; empty if nothing shows that."""
+    for words, way in _WAYS_OF_TIFF.items():
+        if words in reason.lower():
+            return f"; {way}"
     head = b""
     with contextlib.suppress(OSError), open(path, "rb") as stream:
         head = stream.read(4096)
@@ -185,6 +197,7 @@ class Opened:
         loader: Name of libvips's operation, ``fits``, or ``pillow``.
         page: That was opened, from 0.
         nodata: The number that stands for none, where the format has a place for it.
+        dropped: Whether a last channel was left out, of which the file does not say that it is transparency.
     """
 
     image: Any
@@ -192,6 +205,7 @@ class Opened:
     loader: str
     page: int
     nodata: float | None = None
+    dropped: bool = False
 
 
 def decoded(path: Path, reading: Reading, use: Callable[[Any], T]) -> T:
@@ -279,7 +293,11 @@ def open_image(
         image = load("sequential", **options)
     if loader != "tiffload" and field(image, "orientation", 1) != 1:
         image = load("random", **options)  # a turned picture cannot be read top down
-    return Opened(image, is_tiled, loader, options.get("page", 0))
+    page = options.get("page", 0)
+    dropped = loader == "tiffload" and bool(image.hasalpha()) and _tag(path, page, _EXTRA_SAMPLES) in (0, (0,))
+    if dropped:  # infrared, say
+        image = image.extract_band(0, n=image.bands - 1)
+    return Opened(image, is_tiled, loader, page, dropped=dropped)
 
 
 def _fail_on(loader: str, strict: bool) -> str:
@@ -439,7 +457,7 @@ def colours_of(path: Path, opened: Opened, reading: Reading) -> Colours:
         nodata = _gdal_nodata(path, opened.page)
     if reading.value_range is not None:
         return Colours(reading.value_range, nodata)
-    if image.format == "uchar":
+    if image.format == "uchar" or image.interpretation in _OTHER_SPACES:
         return Colours(None, nodata)
     if image.format == "ushort":
         return Colours((0.0, 65535.0), nodata)
@@ -455,6 +473,9 @@ def colours_of(path: Path, opened: Opened, reading: Reading) -> Colours:
     low, high = (float(value) for value in np.percentile(values, (0.1, 99.9)))
     return Colours((low, high) if high > low else (low, low + 1), nodata)
 
+
+_OTHER_SPACES = ("lab", "labs", "xyz", "yxy", "hsv", "lch", "cmc", "oklab", "oklch")
+"""Colours that libvips converts to sRGB, whatever the format of their numbers."""
 
 _OTHER_INTEGERS = {"char": "i1", "short": "i2", "uint": "u4", "int": "i4"}
 
@@ -474,12 +495,26 @@ def _extremes(image: Any, nodata: float | None) -> tuple[float, float]:
 
 
 def _gdal_nodata(path: Path, page: int) -> float | None:
+    try:
+        value = _tag(path, page, _GDAL_NODATA)
+        return None if value is None else float(str(value).strip("\0 "))
+    except ValueError:
+        return None
+
+
+def is_reduced(path: Path, page: int) -> bool:
+    """Whether a TIFF says of a page that it is a smaller version of another."""
+    return bool((_tag(path, page, _SUBFILE_TYPE) or 0) & 1)
+
+
+def _tag(path: Path, page: int, code: int) -> Any:
+    """A tag of a TIFF's page; None if it has none of that number."""
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as file:
-            tag = file.pages[page].tags.get(_GDAL_NODATA)  # type: ignore[union-attr]
-            return None if tag is None else float(str(tag.value).strip("\0 "))
+            tag = file.pages[page].tags.get(code)  # type: ignore[union-attr]
+            return None if tag is None else tag.value
     except Exception:  # libvips says what is wrong with a TIFF
         return None
 
@@ -573,7 +608,7 @@ def _colour(image: Any, colours: Colours) -> Any:
     if image.interpretation == "cmyk":
         ink = image.extract_band(0, n=3).invert().cast("float") * image.extract_band(3).invert() / 255
         return ink.rint().cast("uchar")
-    if image.interpretation in ("lab", "labs", "xyz", "yxy", "hsv", "lch", "cmc", "oklab", "oklch"):
+    if image.interpretation in _OTHER_SPACES:
         return image.colourspace("srgb").cast("uchar")
     return image
 
@@ -588,11 +623,25 @@ def _profile(image: Any) -> bytes | None:
     except Exception:  # not a profile: the picture is shown as others show it
         return None
     wanted = {1: "GRAY", 3: "RGB", 4: "CMYK"}.get(image.bands)
-    if profile.xcolor_space.strip() != wanted or re.match(
-        r"s?RGB (IEC|built|sRGB|v)|sRGB", profile.profile_description or ""
-    ):
-        return None
-    return bytes(data)
+    return None if profile.xcolor_space.strip() != wanted or _is_srgb(bytes(data)) else bytes(data)
+
+
+@functools.lru_cache(maxsize=16)
+def _is_srgb(data: bytes) -> bool:
+    """Whether a profile leaves colours as they are, to two levels of 255: by what it does, whatever it is called."""
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+    if profile.profile.xcolor_space.strip() != "RGB":
+        return False
+    levels = np.array([0, 16, 48, 96, 160, 224, 255], np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+    try:
+        shown = ImageCms.profileToProfile(Image.fromarray(colours), profile, ImageCms.createProfile("sRGB"), _RELATIVE)
+    except ImageCms.PyCMSError:
+        return False
+    return int(np.abs(np.asarray(shown).astype(int) - colours).max()) <= 2
+
+
+_RELATIVE = ImageCms.Intent.RELATIVE_COLORIMETRIC
 
 
 def halved(image: Any, with_empty: bool) -> Any:
