@@ -305,13 +305,26 @@ def build(schema: type[T], values: Mapping[str, Any], *, source: str = "the conf
     """
     check_keys(schema, values, source)
     try:
-        return TypeAdapter(schema).validate_python(dict(values))
+        built = TypeAdapter(schema).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained", "function")))
         reason = in_words(first["msg"])
         given = "" if isinstance(first["input"], Mapping) else f"={shown(first['input'])}"
         raise UserError(f"{path or 'a value'}{given} in {source} is not allowed: {reason}.") from error
+    _check_kinds(built, values, source)
+    return built
+
+
+def _check_kinds(built: Any, values: Mapping[str, Any], source: str, where: str = "") -> None:
+    """UserError where pydantic took a truth value for a number or the reverse; texts such as YAML's 1e-3 it may read."""
+    for key, given in values.items():
+        value = getattr(built, key)
+        if dataclasses.is_dataclass(value):
+            _check_kinds(value, given, source, f"{where}{key}.")
+        elif isinstance(given, bool) != isinstance(value, bool):
+            wanted = "true or false" if isinstance(value, bool) else "a number"
+            raise UserError(f"{where}{key}={shown(given)} in {source} is not allowed: give {wanted}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

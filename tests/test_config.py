@@ -30,6 +30,8 @@ def test_defaults_survive_yaml():
         ({"trainning": {}}, "did you mean 'training'"),
         ({"training": {"batch": 0}}, "training.batch=0 .* greater than or equal to 1"),
         ({"training": {"batch": "many"}}, "training.batch='many'"),
+        ({"training": {"batch": True}}, "training.batch=True .* give a number"),
+        ({"training": {"mirror": 1}}, "training.mirror=1 .* give true or false"),
         ({"training": {"r1_gamma": float("nan")}}, "training.r1_gamma"),
         ({"generator": {"img_resolution": 48}}, "generator.img_resolution=48 .* 16, 32, 64"),
         ({"generator": {"n_bins": 17}}, "generator.n_bins=17 .* less than or equal to 16"),

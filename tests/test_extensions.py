@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from multiscale.config import DiscriminatorConfig
 from multiscale.data.container import READERS
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics import measure
+from multiscale.metrics.compare import compare
 from multiscale.networks.discriminator import ARCHITECTURES, make_discriminator
 
 MODULE = """
@@ -70,6 +72,21 @@ def test_a_module_from_elsewhere_adds_what_names_are_looked_up_for(place, monkey
     assert type(network).__name__ == "Mine"
     patches = small_patches(place / "p.zip", octaves=2).rename(place / "p.mine")
     assert len(PatchDataset(patches)) == 16
+
+
+@pytest.mark.parametrize(
+    "value, said", [("numpy.float32(3)", None), ("object()", "The result of the measure mine holds object")]
+)
+def test_a_result_may_be_of_numpy_and_must_be_of_numbers(place, monkeypatch, value, said):
+    lines = f"import numpy\n{MODULE}".replace("measured=dict", f"measured=lambda patches: {{'value': {value}}}")
+    (place / "my_parts.py").write_text(lines)
+    monkeypatch.setenv(VARIABLE, "my_parts")
+    metric = measure.Metric("mine", "mine", 8)
+    if said is None:
+        assert json.dumps(compare(metric, None, None, {})) == '{"value": 3.0}'
+    else:
+        with pytest.raises(UserError, match=said):
+            compare(metric, None, None, {})
 
 
 def test_without_them_the_names_are_unknown(place):

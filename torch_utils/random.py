@@ -16,11 +16,18 @@ Size: TypeAlias = "int | tuple[int, ...]"
 def stream(seed: int, name: str, *counters: int) -> np.random.Generator:
     """A generator of its own for each seed, stream name and counters (such as step and rank).
 
+    All streams of one name must have as many counters: left out, one counts as 0.
+
     Args:
         seed: Seed of the run, >= 0.
         name: What is drawn, such as ``"latents"``.
-        counters: Further integers >= 0, such as the step.
+        counters: Further integers from 0 to 2^32 - 1, such as the step.
+
+    Raises:
+        ValueError: a counter is out of range.
     """
+    if not all(0 <= counter < 2**32 for counter in counters):
+        raise ValueError(f"counters are {counters}, but each must be from 0 to 2^32 - 1.")
     key = zlib.crc32(name.encode())  # stable over processes and Python versions, unlike hash()
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, key, *counters])))
 

@@ -50,7 +50,7 @@ class Network:
     renderer: Renderer
     """For any image, in pieces."""
     drafts: Renderer
-    """For many images of few shapes, fast and in one piece each: their outermost pixels are accurate to 66 dB only."""
+    """For many images of few shapes, fast and in one piece each: outermost pixels are accurate to 38 dB (bundled model)."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 
 from multiscale.data.patches import PatchDataset
 from multiscale.metrics.frechet import Moments
-from multiscale.metrics.measure import Kind, Metric, Result
+from multiscale.metrics.measure import Kind, Metric, Result, plain
 from multiscale.metrics.pools import Patches
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def compare(
     """One measure of patches; arguments as the fields of :class:`Comparison`."""
     if not isinstance(metric.kind, PatchKind):
         raise ValueError(f"{metric.name} is not a measure of patches.")
-    return metric.kind.measured(Comparison(metric.count, dataset, reals, patches))
+    return plain(metric.name, metric.kind.measured(Comparison(metric.count, dataset, reals, patches)))
 
 
 def real_images(dataset: PatchDataset, octave: int | None, count: int) -> np.ndarray:

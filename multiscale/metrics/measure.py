@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dnnlib.errors import UserError
 from dnnlib.extensions import import_extensions
 
 FOLDER = "multiscale.metrics.measures"
@@ -30,6 +31,25 @@ def distance_from_best(value: float, better: str) -> float:
     if math.isnan(value) or (better == "nearer 1" and value <= 0):
         return math.inf
     return abs(math.log(value)) if better == "nearer 1" else -value if better == "higher" else value
+
+
+def plain(name: str, result: Any) -> Any:
+    """A measure's result with the numbers of NumPy and PyTorch as Python's own, as JSON takes them.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if isinstance(result, Mapping):
+        return {str(key): plain(name, value) for key, value in result.items()}
+    if isinstance(result, list | tuple):
+        return [plain(name, value) for value in result]
+    if result is None or isinstance(result, bool | int | float | str):
+        return float(result) if isinstance(result, float) else result  # float64 is a float
+    if hasattr(result, "tolist"):
+        return plain(name, result.tolist())
+    raise UserError(
+        f"The result of the measure {name} holds {type(result).__name__}; it may hold numbers, texts, lists and dictionaries."
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from multiscale.data.patches import PatchDataset
 from multiscale.metrics.compare import compare
 from multiscale.metrics.features import Features
 from multiscale.metrics.frechet import Moments, merged
-from multiscale.metrics.measure import Metric, Result
+from multiscale.metrics.measure import Metric, Result, plain
 from multiscale.metrics.pools import Patches, Pool, pools_for
 from multiscale.metrics.reals import MOMENTS_ROWS, RealFeatures, fixed_order
 from multiscale.metrics.render import Model, Progress, ViewKind
@@ -152,7 +152,7 @@ class Evaluation:
             model = Model(
                 metric.count, generator, shape, self.dataset, self.process, seed=self.seed, batch=self.batch, tell=tell
             )
-            return metric.kind.measured(model)
+            return plain(metric.name, metric.kind.measured(model))
         return from_first(self.process, lambda: compare(metric, self.dataset, self.reals, patches))
 
     def _check_counts(self) -> None:

@@ -194,8 +194,13 @@ def append_minibatch_stddev(x: torch.Tensor, group: int) -> torch.Tensor:
 
     The group size is the largest divisor of the batch that is not above ``group``; sample b belongs to group
     b mod (B/G): [B, I, H, W] -> [B, I + 1, H, W].
+
+    Raises:
+        ValueError: B is 0.
     """
     batch, _, height, width = x.shape
+    if not batch:
+        raise ValueError("There are no images to judge: give at least one.")
     group = max(g for g in range(1, min(group, batch) + 1) if batch % g == 0)
     deviation = x.float().reshape(group, -1, *x.shape[1:])  # [G, B/G, I, H, W]
     deviation = (deviation - deviation.mean(dim=0)).square().mean(dim=0)

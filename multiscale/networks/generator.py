@@ -3,7 +3,8 @@
 Shapes: B images, C channels, N image side, D size of w.
 
 All layers are convolutions on grids that share one coordinate system, so the same network also gives images larger than
-N x N: the same pixels, more of them (``size``). Each layer's grid then grows by as much of the view as the image does.
+N x N: the same pixels, more of them (``size``), but near the borders, where convolutions see what lies beyond. Each layer's
+grid then grows by as much of the view as the image does.
 """
 
 from __future__ import annotations
@@ -429,7 +430,8 @@ class Generator(nn.Module):
             z: Latents, [B, z_dim], or [1, z_dim] for B views of one world.
             transform: World-from-view matrices, [B, 3, 3], or [1, 3, 3] for one view of B worlds; float64 for deep zooms.
                 Any affine view is rendered, inside the world or not (:func:`multiscale.view.view_transform` checks the range).
-            truncation_psi: 1 as trained, towards 0 closer to the mean latent.
+            truncation_psi: 1 as trained, towards 0 closer to the mean style; the layout that features have from z
+                (``feature_style``) stays.
             update_means: Update the running means; None: in training mode.
 
         Returns:

@@ -33,15 +33,17 @@ def check_shape(name: str, value: object, dims: str, *sizes: int | None) -> None
         name: Of the argument.
         value: The argument.
         dims: Names of the dimensions, for the message.
-        sizes: Of the dimensions; None: any.
+        sizes: Of the dimensions; None: any but 0.
 
     Raises:
         ValueError: it is none.
     """
     if isinstance(value, torch.Tensor):
-        if value.ndim == len(sizes) and all(n is None or m == n for m, n in zip(value.shape, sizes, strict=True)):
+        if value.ndim == len(sizes) and all(
+            m == n or (n is None and m) for m, n in zip(value.shape, sizes, strict=True)
+        ):
             return
-        given = f"has shape {list(value.shape)}"
+        given = f"has shape {list(value.shape)}{', with nothing in it' * (not value.numel())}"
     else:
         given = f"is of type {type(value).__name__}"
     wanted = ", ".join("B" if size is None else str(size) for size in sizes)

@@ -85,7 +85,8 @@ class Model:
             seed: A seed from 0 to 2^32 - 1; a world in writing, such as ``"3~7:0.25"`` (docs/exploring.md); or a latent z,
                 a tensor or array [z_dim] of finite numbers, drawn from N(0, 1) or found, whose length makes no difference;
                 or styles, the w of each layer, [num_ws, w_dim] or [1, num_ws, w_dim], such as :attr:`PlacedWorld.ws` or found.
-            truncation_psi: 1 as trained, 0 the mean world; from -2 to 2. Styles are taken as they are.
+            truncation_psi: 1 as trained, 0 the mean style, in which a world keeps its layout where features follow from its
+                latent, as in the bundled model; from -2 to 2. Styles are taken as they are.
 
         Raises:
             UserError: it cannot be read, the truncation is out of range, or styles are to be truncated.
@@ -93,7 +94,7 @@ class Model:
         world = self._world(seed)
         psi = _number(truncation_psi, "Truncation")
         if not -2 <= psi <= 2:
-            raise UserError(f"Truncation {psi:g} is out of range; give -2 to 2: 1 as trained, 0 the mean world.")
+            raise UserError(f"Truncation {psi:g} is out of range; give -2 to 2: 1 as trained, 0 the mean style.")
         if psi != 1 and isinstance(world.latent, GivenStyles):
             raise UserError(
                 f"Truncation {psi:g} does not apply to styles, which are rendered as they are; leave it out, or give a latent."

@@ -30,6 +30,11 @@ def test_every_resolution_gives_one_logit_an_image(resolution, channels):
     assert discriminator(torch.randn(2, channels, resolution, resolution)).shape == (2, 1)
 
 
+def test_no_images_are_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="give at least one"):
+        append_minibatch_stddev(torch.zeros(0, 2, 4, 4), 4)
+
+
 def test_minibatch_deviation_groups_are_strided_over_the_batch():
     x = torch.randn(6, 2, 4, 4)
     channel = append_minibatch_stddev(x, 3)[:, 2]

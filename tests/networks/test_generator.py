@@ -371,6 +371,8 @@ def test_one_world_has_many_views_and_one_view_many_worlds(changes):
     [
         (lambda G, z, t: G(z[:, :7], t), r"^z has shape \[3, 7\]; give a tensor \[B, z_dim\], here \[B, 16\]\.$"),
         (lambda G, z, t: G(z[0], t), r"^z has shape \[16\]"),
+        (lambda G, z, t: G(z[:0], t), r"^z has shape \[0, 16\], with nothing in it; give a tensor \[B, z_dim\]"),
+        (lambda G, z, t: G(z[:1], t[:0]), r"^transform has shape \[0, 3, 3\], with nothing in it"),
         (lambda G, z, t: G.mapping(z.numpy()), r"^z is of type ndarray"),
         (lambda G, z, t: G(z, t[:2]), "^3 worlds and 2 views were given"),
         (lambda G, z, t: G(z, 4.0), r"^transform is of type float; give a tensor \[B, 3, 3\]\.$"),

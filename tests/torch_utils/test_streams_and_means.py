@@ -106,3 +106,10 @@ assert peak_memory(torch.device("cpu")) is None
 """
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
     assert 2**24 < peak_memory(torch.device("cpu")) < 2**40
+
+
+@pytest.mark.parametrize("counter", [-1, 2**32])
+def test_a_counter_that_would_run_into_the_next_is_refused(counter):
+    assert stream(0, "x", 2**32 - 1).random() != stream(0, "x", 0, 1).random()
+    with pytest.raises(ValueError, match="must be from 0 to"):
+        stream(0, "x", counter)
