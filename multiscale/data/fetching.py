@@ -150,7 +150,11 @@ class Fetcher:
             workers = [asyncio.ensure_future(work(session)) for _ in range(self._web.connections)]
             try:
                 await asyncio.gather(*workers)
-            except (Refused, _NotNow) as error:
+            except Refused as error:
+                raise UserError(
+                    f"{error}; what has come is kept: once that is mended, the same command goes on."
+                ) from error
+            except _NotNow as error:
                 raise UserError(f"{error}; what has come is kept, and the same command goes on.") from error
             finally:
                 for worker in workers:

@@ -18,11 +18,13 @@ from multiscale.runs.headers import BUNDLED, find_network, kimg_in, read_header,
 from multiscale.runs.snapshots import Snapshot, load_snapshot
 
 LOADED = 3
-UNKNOWN: dict[str, Any] = dict.fromkeys(("kimg", "resolution", "octaves", "world_px", "layers", "channels", "licence"))
+UNKNOWN: dict[str, Any] = dict.fromkeys(
+    ("kimg", "resolution", "octaves", "world_px", "layers", "channels", "licence", "credit")
+)
 """Facts of a snapshot that cannot be read."""
 
-LICENCE_CHARACTERS = 200
-"""Limit of a licence's name as sent to clients."""
+TERMS_CHARACTERS = 200
+"""Limit of a licence's name and of a credit as sent to clients."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,6 @@ def header_facts(path: Path) -> dict[str, Any]:
         "world_px": config.img_resolution << config.octaves,
         "layers": config.num_layers + 1,
         "channels": config.img_channels,
-        "licence": str(info["licence"])[:LICENCE_CHARACTERS] if "licence" in info else None,
     }
+    facts |= {key: str(info[key])[:TERMS_CHARACTERS] for key in ("licence", "credit") if key in info}
     return facts

@@ -410,8 +410,7 @@ def nearest_centre(centre: tuple[float, float], zoom: float) -> tuple[float, flo
 def provenance(snapshot: Snapshot) -> dict[str, Any]:
     """What every image says about the network that made it."""
     facts = {"network": snapshot.path.name, "sha256": snapshot.digest, "kimg": snapshot.kimg}
-    licence = snapshot.info.get("licence")
-    return facts if licence is None else facts | {"licence": licence}
+    return facts | {key: snapshot.info[key] for key in ("licence", "credit") if key in snapshot.info}
 
 
 def _raising(cancelled: Callable[[], bool]) -> Callable[[], None]:

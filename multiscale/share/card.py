@@ -130,6 +130,8 @@ def card(
     if isinstance(source := info.get("source"), Mapping):
         rows["made from"] = f"{source.get('file')} ({source.get('format')}), SHA-256 `{source.get('sha256')}`"
     rows["licence of the weights"] = str(given) if given is not None else "not named"
+    if info.get("credit"):
+        rows["credit"] = " ".join(str(info["credit"]).replace("|", "\\|").split())
     rows["SHA-256"] = f"`{snapshot.digest}`" if not info.get("source") else "see the file's page"
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     values = "".join(f"| {measure} | {value:.4g} |\n" for measure, value in measured.items())

@@ -121,6 +121,7 @@ def test_facts(folder, tmp_path):
         "layers": 7,
         "channels": 3,
         "licence": None,
+        "credit": None,
         "current": True,
     }
     assert [network["current"] for network in facts["networks"]] == [False, True]

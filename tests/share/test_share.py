@@ -170,11 +170,12 @@ def test_a_card_says_what_it_is(tmp_path):
 def test_a_card_is_called_after_the_title_and_its_links_take_any_file_s_name(tmp_path):
     file, folder = tmp_path / "Öl auf (Leinwand).safetensors", tmp_path / "card"
     generator = load_snapshot(find_network(RUN)).generator
-    save_snapshot(file, generator, {"title": "Öl auf\n Leinwand", "licence": "CC BY 4.0"})
+    save_snapshot(file, generator, {"title": "Öl auf\n Leinwand", "licence": "CC BY 4.0", "credit": "City | Museum"})
     done = CliRunner().invoke(main, ["push", str(file), "hf://me/a-world", "--folder", str(folder)])
     assert done.exit_code == 0, done.output
     text = (folder / "README.md").read_text()
     assert "\n# Öl auf Leinwand\n" in text
+    assert "\n| credit | City \\| Museum |\n" in text
     head = yaml.safe_load(text.split("---")[1])
     assert (head["license"], head["license_name"]) == ("other", "CC BY 4.0")
     links = [unquote(link) for link in re.findall(r"\]\(([^)\s]+)\)", text)]

@@ -34,6 +34,8 @@ from multiscale.site.weights import MOST_LEVELS
 from multiscale.site.write import RUNTIME_FILES, export_site, export_tiles, file_name_of, title_of, zip_site
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
 pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -632,14 +634,26 @@ return {box: [box.left, box.top, box.right, box.bottom].map(Math.floor), x, y};
 def test_tiles_are_shown_even_from_a_file_and_as_one_picture(driver, tmp_path):
     network = tmp_path / "earth.safetensors"
     config = small_config(octaves=4, num_layers=6, num_critical=1)
-    save_snapshot(network, calibrated_generator(config), {"licence": "CC BY 4.0"})
+    terms = {"licence": "CC BY 4.0", "credit": "City Museum"}
+    save_snapshot(network, calibrated_generator(config), terms)
     folder = export_tiles(network, tmp_path / "tiles", World.parse("3"))
     driver.get((folder / "index.html").as_uri())
     end = time.monotonic() + WAIT_SEC
     while not driver.execute_script("return viewer.world.getItemCount() && viewer.world.getItemAt(0).getFullyLoaded()"):
         assert time.monotonic() < end, "no tiles came"
         time.sleep(0.1)
-    assert driver.find_element("id", "about").text == "World 3 of a generative model. Under: CC BY 4.0."
+    assert (
+        driver.find_element("id", "about").text
+        == "World 3 of a generative model. Under: CC BY 4.0. Credit: City Museum."
+    )
+    zoomed = driver.execute_script("return viewer.viewport.getZoom()")
+    reached = []
+    for _ in range(6):
+        driver.switch_to.active_element.send_keys(Keys.TAB)
+        reached.append(driver.switch_to.active_element.get_attribute("aria-label"))
+    assert {"Zoom in", "Zoom out", "Go home", "Toggle full page"} <= set(reached)
+    driver.find_element("css selector", "[aria-label='Zoom in']").send_keys(Keys.ENTER)
+    assert driver.execute_script("return viewer.viewport.getZoom()") > zoomed
     seen = "return [viewer.source.width, viewer.world.getItemAt(0).lastDrawn.map((tile) => tile.level)]"
     side, levels = driver.execute_script(seen)
     assert (side, max(levels)) == (512, 9)

@@ -277,8 +277,11 @@ class App {
         this.panels[i].show({ network, world: of.world, trunc, extrapolate, error, share }, this.info.limits);
       }
     });
-    const licences = [state, state.compare].map((of) => of && this.network(of.network)?.licence).filter(Boolean);
-    $("licence").textContent = licences.length ? `Licence of the weights: ${[...new Set(licences)].join("; ")}.` : "";
+    const shown = [state, state.compare].map((of) => of && this.network(of.network)).filter(Boolean);
+    $("licence").textContent = [["licence", "Licence of the weights"], ["credit", "Credit"]]
+      .map(([key, name]) => [name, [...new Set(shown.map((network) => network[key]).filter(Boolean))]])
+      .map(([name, texts]) => (texts.length ? `${name}: ${texts.join("; ")}. ` : ""))
+      .join("");
     this.showControls(this.networks);
     this.film.show();
     for (const [name, able] of [

@@ -57,8 +57,8 @@ start().catch((error) => fail(`This page cannot work here: ${error.message}.`));
 
 async function start() {
   model = await (await fetched("model.json")).json();
-  const { network, sha256, kimg } = model.provenance;
-  const licence = model.licence ? `Licence of the weights: ${model.licence}.` : "";
+  const { network, sha256, kimg, credit } = model.provenance;
+  const licence = (model.licence ? `Licence of the weights: ${model.licence}. ` : "") + (credit ? `Credit: ${credit}.` : "");
   $("credit").textContent = `Rendered in your browser by a generative model. ${licence}`;
   const trained = kimg ? `, after ${Math.round(kimg)} thousand images` : "";
   $("provenance").textContent = `The model: ${network}${trained}, SHA-256 ${sha256}. ${licence}`;

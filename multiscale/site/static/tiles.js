@@ -1,6 +1,7 @@
 /** One world as Deep Zoom tiles, in OpenSeadragon; nothing is fetched but pictures, so that it works from a file too. `returning` is of idle.js. */
-const { world, licence, side, tile, overlap } = window.facts;
-document.getElementById("about").textContent = `World ${world} of a generative model.${licence ? ` Under: ${licence}.` : ""}`;
+const { world, licence, credit, side, tile, overlap } = window.facts;
+const terms = (licence ? ` Under: ${licence}.` : "") + (credit ? ` Credit: ${credit}.` : "");
+document.getElementById("about").textContent = `World ${world} of a generative model.${terms}`;
 
 window.viewer = OpenSeadragon({
   id: "view",
@@ -24,7 +25,20 @@ window.viewer = OpenSeadragon({
   maxZoomPixelRatio: 4,
 });
 window.viewer.addHandler("tile-drawing", clip);
+named(window.viewer);
 returning(() => window.viewer.viewport.goHome());
+
+/** What OpenSeadragon leaves out for keyboards and screen readers: names, and buttons that can be reached. */
+function named(viewer) {
+  viewer.canvas.setAttribute("role", "application");
+  viewer.canvas.setAttribute("aria-label", `${document.title}: a picture to zoom and move in; arrow keys move, + and - zoom, 0 shows all`);
+  for (const { element, tooltip } of viewer.buttonGroup.buttons) {
+    for (const image of element.querySelectorAll("img")) image.alt = "";
+    element.tabIndex = 0;
+    element.setAttribute("role", "button");
+    element.setAttribute("aria-label", tooltip);
+  }
+}
 
 /**
  * Draws of a tile no more than itself and one pixel of the screen: there its pixels have all the neighbours that they are interpolated
