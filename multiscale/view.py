@@ -110,8 +110,14 @@ def view_transform(
         UserError: a zoom below 1 or not finite, or a centre whose view leaves the world; the message has the legal range.
     """
     device = zoom.device if isinstance(zoom, torch.Tensor) and zoom.device.type != "mps" else None
-    z = torch.as_tensor(zoom, dtype=torch.float64, device=device).reshape(-1)
-    c = torch.as_tensor(centre, dtype=torch.float64, device=device).reshape(-1, 2)
+    z = torch.as_tensor(zoom, dtype=torch.float64, device=device)
+    c = torch.as_tensor(centre, dtype=torch.float64, device=device)
+    z, c = z[None] if z.ndim == 0 else z, c[None] if c.shape == (2,) else c.reshape(0, 2) if c.shape == (0,) else c
+    if z.ndim != 1 or c.ndim != 2 or c.shape[1] != 2:
+        raise UserError(
+            f"Zoom factors have the shape {list(z.shape)} and centres {list(c.shape)}; "
+            "give [B] and [B, 2]: (x, y) for each zoom."
+        )
     if len(c) != len(z):
         raise UserError(f"{len(z)} zoom factors but {len(c)} centres were given; give one centre (x, y) for each zoom.")
     bad = ~(torch.isfinite(z) & (z >= 1))

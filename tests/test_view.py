@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dnnlib.errors import UserError
 from multiscale.view import (
     centre_limit,
     sample_positions,
@@ -68,6 +69,16 @@ def test_illegal_views_are_refused_with_the_range(zoom, centre, message):
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="2 zoom factors but 1 centres"):
         view_transform([1.0, 2.0], [[0, 0]])
+
+
+@pytest.mark.parametrize("zoom, centre", [(2, (0, 0, 0)), ([2, 2], (0, 0, 0, 0)), ([[2, 2]], [(0, 0)] * 2), (2, 0)])
+def test_shapes_are_not_guessed(zoom, centre):
+    with pytest.raises(UserError, match=r"give \[B\] and \[B, 2\]: \(x, y\) for each zoom"):
+        view_transform(zoom, centre)
+
+
+def test_no_views_are_none():
+    assert view_transform([], []).shape == (0, 3, 3)
 
 
 def test_unchecked_transform_takes_views_beyond_the_world():

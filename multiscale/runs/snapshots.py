@@ -109,7 +109,8 @@ def _built(path: Path, config: GeneratorConfig, weights: Mapping[str, torch.Tens
             f"The tensors of {path} do not fit its config (it claims {claimed:,} weights, and they are {count:,}); "
             "use another snapshot of the run."
         )
-    generator = Generator(config)
+    with torch.random.fork_rng(devices=[]):  # its first weights, which are not kept, cost the caller no random numbers
+        generator = Generator(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in generator.state_dict().items()}
     if wrong := sorted(name for name in shapes.keys() | held.keys() if shapes.get(name) != held.get(name)):
         raise UserError(

@@ -120,6 +120,8 @@ class AugmentPipe(torch.nn.Module):
         saturation_log2_std: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"p is {p}, but a probability is from 0 to 1.")
         self.register_buffer("p", torch.full([groups] if groups else [], float(p)))
         self.flip = flip
         self.quarter_turns = quarter_turns

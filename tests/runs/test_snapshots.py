@@ -121,3 +121,13 @@ def test_what_a_snapshot_says_of_itself_may_be_edited_and_the_checksum_be_missin
     tensors["synthesis.layers.0.bias"] += 1
     safetensors.torch.save_file(tensors, saved, metadata)
     assert load_snapshot(saved).info == {"kimg": 0}
+
+
+def test_loading_costs_the_caller_no_random_numbers(tmp_path):
+    path = tmp_path / "generator-000000000.safetensors"
+    save_snapshot(path, calibrated_generator(small_config()), {"kimg": 0})
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load_snapshot(path)
+    assert torch.equal(torch.rand(3), expected)

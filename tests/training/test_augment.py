@@ -67,6 +67,12 @@ def test_fixture(percentile: float) -> None:
     np.testing.assert_allclose(out, golden[f"out_{percentile}"], atol=1e-4)
 
 
+@pytest.mark.parametrize("p", [-0.1, 1.5, math.nan])
+def test_what_is_no_probability_is_refused(p: float) -> None:
+    with pytest.raises(ValueError, match="a probability is from 0 to 1"):
+        AugmentPipe(p=p)
+
+
 def test_wavelet_is_orthonormal_and_has_six_vanishing_moments() -> None:
     taps = np.array(SYM6)
     for shift in range(0, 12, 2):
