@@ -387,6 +387,33 @@ def test_worlds_in_frames_of_their_own_are_turned_and_shifted_as_here(driver, si
             assert np.abs(picture(model, view) - here).max() > 20
 
 
+COVERED = """return [...document.querySelectorAll("#tools button")].filter((button) => {
+    const box = button.getBoundingClientRect();
+    return !button.contains(document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2));
+}).map((button) => button.id)"""
+"""Buttons over the picture of which something else is hit."""
+
+
+@pytest.mark.slow
+def test_a_screen_enlarged_four_times_is_scrolled(driver):
+    metrics = {"width": 320, "height": 256, "deviceScaleFactor": 4, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        driver.get("about:blank")
+        driver.get(driver.address + "#z=8")
+        end = time.monotonic() + WAIT_SEC
+        while not driver.execute_script("return window.site !== undefined"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert driver.execute_script(COVERED) == []
+        assert driver.execute_script("return stage.getBoundingClientRect().height") > 160
+        driver.execute_script("save.scrollIntoView()")
+        top, bottom = driver.execute_script("const box = save.getBoundingClientRect(); return [box.top, box.bottom]")
+        assert 0 <= top < bottom <= 256
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844), (844, 390), (568, 320), (320, 568), (3840, 2160)])
 def test_the_page_fits_any_screen(driver, size):
@@ -406,6 +433,7 @@ def test_the_page_fits_any_screen(driver, size):
                 return box.left < 0 || box.top < 0 || box.right > innerWidth || box.bottom > innerHeight || !box.width;
             }).map((element) => element.id || element.textContent)"""
         assert driver.execute_script(outside) == []
+        assert driver.execute_script(COVERED) == []
         canvas, first = driver.execute_script("return [[view.width, view.height], asked[0]]")
         assert canvas[1] / size[1] > 0.4
         shown = [first["pitch"] * first[side] for side in ("width", "height")]
