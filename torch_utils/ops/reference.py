@@ -179,6 +179,18 @@ def _folded(count: int, dim: int | None, tensor: torch.Tensor) -> torch.Tensor:
     return batched.flatten(0, 1)
 
 
+def _resample(*arguments: Any) -> Any:
+    return (_Resample if torch.compiler.is_compiling() else _ResampleInAllModes).apply(*arguments)
+
+
+def _activate(*arguments: Any) -> Any:
+    return (_FilteredLReLU if torch.compiler.is_compiling() else _FilteredLReLUInAllModes).apply(*arguments)
+
+
+def _linearise(*arguments: Any) -> Any:
+    return (_Linearised if torch.compiler.is_compiling() else _LinearisedInAllModes).apply(*arguments)
+
+
 class _Resample(torch.autograd.Function):
     """A resampling, whose gradient is the transposed one; keeps no samples."""
 
@@ -192,21 +204,25 @@ class _Resample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _Resample.apply(grads[0], ctx.resampling.transposed()), None
+        return _resample(grads[0], ctx.resampling.transposed()), None
+
+
+class _ResampleInAllModes(_Resample):
+    """The same with tangents, and mapped: what Dynamo does not trace."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
-        return _Resample.apply(tangents[0], ctx.resampling)
+        return _resample(tangents[0], ctx.resampling)
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], x: torch.Tensor, resampling: Resampling) -> tuple[Any, int]:
-        y = _Resample.apply(_folded(info.batch_size, dims[0], x), resampling)
+        y = _resample(_folded(info.batch_size, dims[0], x), resampling)
         return y.unflatten(0, (info.batch_size, -1)), 0
 
 
 def upfirdn2d(x: torch.Tensor, resampling: Resampling) -> torch.Tensor:
     """Resample images [B, C, H, W]; differentiable to any order."""
-    y = _Resample.apply(x.flatten(0, 1), resampling)
+    y = _resample(x.flatten(0, 1), resampling)
     return y.unflatten(0, x.shape[:2])
 
 
@@ -279,8 +295,12 @@ class _FilteredLReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        dx = _Linearised.apply(grads[0], *ctx.saved_tensors, ctx.layer.transposed())
+        dx = _linearise(grads[0], *ctx.saved_tensors, ctx.layer.transposed())
         return dx, dx.sum([1, 2]) if ctx.needs_input_grad[1] else None, None
+
+
+class _FilteredLReLUInAllModes(_FilteredLReLU):
+    """The same with tangents, and mapped: what Dynamo does not trace."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[torch.Tensor, None]:
@@ -290,14 +310,14 @@ class _FilteredLReLU(torch.autograd.Function):
             up = ctx.layer.up
             of_b = of_b[:, None, None].expand(-1, up.y.n_in, up.x.n_in)
             of_x = of_b if of_x is None else of_x + of_b
-        return _Linearised.apply(of_x, codes, ctx.layer), None
+        return _linearise(of_x, codes, ctx.layer), None
 
     @staticmethod
     def vmap(
         info: Any, dims: tuple[int | None, ...], x: torch.Tensor, b: torch.Tensor | None, layer: FilteredLReLU
     ) -> tuple[Any, tuple[int, int]]:
         biases = None if b is None else _folded(info.batch_size, dims[1], b)
-        both = _FilteredLReLU.apply(_folded(info.batch_size, dims[0], x), biases, layer)
+        both = _activate(_folded(info.batch_size, dims[0], x), biases, layer)
         return tuple(t.unflatten(0, (info.batch_size, -1)) for t in both), (0, 0)
 
 
@@ -316,18 +336,22 @@ class _Linearised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _Linearised.apply(grads[0], *ctx.saved_tensors, ctx.layer.transposed()), None, None
+        return _linearise(grads[0], *ctx.saved_tensors, ctx.layer.transposed()), None, None
+
+
+class _LinearisedInAllModes(_Linearised):
+    """The same with tangents, and mapped: what Dynamo does not trace."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
-        return _Linearised.apply(tangents[0], *ctx.saved_tensors, ctx.layer)
+        return _linearise(tangents[0], *ctx.saved_tensors, ctx.layer)
 
     @staticmethod
     def vmap(
         info: Any, dims: tuple[int | None, ...], x: torch.Tensor, codes: torch.Tensor, layer: FilteredLReLU
     ) -> tuple[Any, int]:
         x, codes = (_folded(info.batch_size, dim, t) for dim, t in zip(dims, (x, codes), strict=False))
-        return _Linearised.apply(x, codes, layer).unflatten(0, (info.batch_size, -1)), 0
+        return _linearise(x, codes, layer).unflatten(0, (info.batch_size, -1)), 0
 
 
 def filtered_lrelu(x: torch.Tensor, b: torch.Tensor | None, layer: FilteredLReLU) -> torch.Tensor:
@@ -336,7 +360,7 @@ def filtered_lrelu(x: torch.Tensor, b: torch.Tensor | None, layer: FilteredLReLU
     if b is not None:
         b = b.to(x.dtype).repeat(x.shape[0])
     if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
-        y, _ = _FilteredLReLU.apply(maps, b, layer)
+        y, _ = _activate(maps, b, layer)
     else:
         y = layer.activate(maps, b, None)
     return y.unflatten(0, x.shape[:2])
