@@ -1,6 +1,6 @@
 #!/bin/sh
 # Repeats the training of the bundled Earth (docs/lab/earth64.md): some minutes of a GPU, in stages.
-#   [WAVES=104 PACKETS=9 EVEN=16 FINE=21 FLAT=14 BENT=12 GATED=13 COARSE=12 DEEP=8.5 BROAD=18 STEEP=22] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
+#   [WAVES=104 PACKETS=9 EVEN=16 FINE=21 FLAT=14 BENT=12 GATED=13 COARSE=12 DEEP=8.5 BROAD=18 STEEP=22 GAMMA=22] sh docs/lab/earth64/train.sh FOLDER [further options of train.py]
 # The stages' lengths are in thousands of images.
 set -e
 folder=$1
@@ -58,5 +58,9 @@ after deep broad --kimg ${BROAD:-18} --set generator.even_features=true --set ge
 after broad steep --kimg ${STEEP:-22} --set generator.even_features=true --set generator.feature_gates=true --set generator.feature_envelope=0.4 \
   --set generator.envelope_octaves=3 --set generator.critical_filter_size=10 --set training.g_lr=0.0017 --set training.d_lr=0.0015 --set training.lr_end=0.02 \
   --set training.consistency_weight=24 --set 'training.consistency_by_octave=[1.75,1.75,1.4,1,1,1]' --set schedule.boost_first=1 --set schedule.boost_last=0.7 "$@"
-python -m multiscale.cli.pack "$folder/steep" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
-  --info kimg=249.5 --info title=Earth --info licence=Apache-2.0
+after steep gamma --kimg ${GAMMA:-22} --set generator.even_features=true --set generator.feature_gates=true --set generator.feature_envelope=0.4 \
+  --set generator.envelope_octaves=3 --set generator.critical_filter_size=10 --set training.r1_gamma=0.1 --set training.r2_gamma=0.1 \
+  --set training.g_lr=0.0018 --set training.d_lr=0.00155 --set training.lr_end=0.02 --set training.consistency_weight=24 \
+  --set 'training.consistency_by_octave=[1,1.2,1.2,1,1,1]' --set schedule.boost_first=1 --set schedule.boost_last=0.3 "$@"
+python -m multiscale.cli.pack "$folder/gamma" "$folder/earth64.safetensors" --networks "$folder/networks.pt" \
+  --info kimg=271.5 --info title=Earth --info licence=Apache-2.0
