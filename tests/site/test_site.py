@@ -387,6 +387,16 @@ def test_worlds_in_frames_of_their_own_are_turned_and_shifted_as_here(driver, si
             assert np.abs(picture(model, view) - here).max() > 20
 
 
+def begin(driver):
+    """Open the page anew, eight times enlarged, until its script is there."""
+    driver.get("about:blank")
+    driver.get(driver.address + "#z=8")
+    end = time.monotonic() + WAIT_SEC
+    while not driver.execute_script("return window.site !== undefined"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 COVERED = """return [...document.querySelectorAll("#tools button")].filter((button) => {
     const box = button.getBoundingClientRect();
     return !button.contains(document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2));
@@ -399,12 +409,7 @@ def test_a_screen_enlarged_four_times_is_scrolled(driver):
     metrics = {"width": 320, "height": 256, "deviceScaleFactor": 4, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
-        driver.get("about:blank")
-        driver.get(driver.address + "#z=8")
-        end = time.monotonic() + WAIT_SEC
-        while not driver.execute_script("return window.site !== undefined"):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        begin(driver)
         assert driver.execute_script(COVERED) == []
         assert driver.execute_script("return stage.getBoundingClientRect().height") > 160
         driver.execute_script("save.scrollIntoView()")
@@ -421,12 +426,7 @@ def test_the_page_fits_any_screen(driver, size):
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     script = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SLOW})["identifier"]
     try:
-        driver.get("about:blank")
-        driver.get(driver.address + "#z=8")
-        end = time.monotonic() + WAIT_SEC
-        while not driver.execute_script("return window.site !== undefined"):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        begin(driver)
         outside = """const controls = "#tools button, #controls input, #controls button, h1, #credit";
             return [...document.querySelectorAll(controls)].filter((element) => {
                 const box = element.getBoundingClientRect();
