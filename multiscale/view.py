@@ -112,7 +112,8 @@ def view_transform(
     device = zoom.device if isinstance(zoom, torch.Tensor) and zoom.device.type != "mps" else None
     z = torch.as_tensor(zoom, dtype=torch.float64, device=device)
     c = torch.as_tensor(centre, dtype=torch.float64, device=device)
-    z, c = z[None] if z.ndim == 0 else z, c[None] if c.shape == (2,) else c.reshape(0, 2) if c.shape == (0,) else c
+    z = z[None] if z.ndim == 0 else z
+    c = c.reshape(-1, 2) if c.shape in ((0,), (2,)) else c
     if z.ndim != 1 or c.ndim != 2 or c.shape[1] != 2:
         raise UserError(
             f"Zoom factors have the shape {list(z.shape)} and centres {list(c.shape)}; "

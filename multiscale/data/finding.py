@@ -165,14 +165,19 @@ def _print_passed(passed: Counter[str]) -> None:
         print(f"To use them, {' and '.join(way.format(', '.join(kinds)) for way, kinds in by_way.items())} first.")
 
 
+def _such_as(one: str, count: int, noun: str) -> str:
+    """The one that there is, or how many there are and one of them."""
+    return one if count == 1 else f"{counted(count, noun)}, such as {one}"
+
+
 def _print_raw(pictures: Sequence[Picture]) -> None:
     """Say where a camera's raw file is read by the TIFF that it also is."""
     raw = [picture for picture in pictures if picture.path.suffix.lower() in RAW_SUFFIXES]
     if raw:
         one = f"{raw[0].path.name} ({raw[0].width} x {raw[0].height})"
-        which = one if len(raw) == 1 else f"{counted(len(raw), 'raw file')}, such as {one}"
         print(
-            f"{which}: read as the TIFF that a raw file also is, which may be a preview or the sensor's bare numbers; export "
+            f"{_such_as(one, len(raw), 'raw file')}: read as the TIFF that a raw file also is, which may be a preview or the "
+            "sensor's bare numbers; export "
             f"{'it' if len(raw) == 1 else 'them'} as TIFF or PNG first."
         )
 
@@ -191,9 +196,7 @@ def _print_dropped(pictures: Sequence[Picture]) -> None:
     """Say where a channel is not used."""
     fewer = [picture for picture in pictures if picture.dropped]
     if fewer:
-        which = (
-            fewer[0].path.name if len(fewer) == 1 else f"{counted(len(fewer), 'picture')}, such as {fewer[0].path.name}"
-        )
+        which = _such_as(fewer[0].path.name, len(fewer), "picture")
         print(f"{which}: the last channel is left out, as the file does not say that it is transparency.")
 
 

@@ -26,6 +26,7 @@ from dnnlib.files import cache_folder, new_temporary_folder, remove_abandoned
 from multiscale.data.cutting import FOREIGN_OVERSAMPLING, OVERSAMPLING, Box, Level, Source
 from multiscale.data.vips import (
     MOST_PAGES,
+    NUMBERS,
     Colours,
     Opened,
     Reading,
@@ -363,40 +364,24 @@ def _alike(image: Any, part: Any, halvings: int) -> bool:
     something else is made anew, which takes time and changes nothing.
     """
     side = max(8, COMPARED_PX >> halvings)
-    blocks = []
+    width, height = min(side, part.width), min(side, part.height)
+    ours, theirs = [], []
     for across, down in ((0.5, 0.5), (0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)):
-        width, height = min(side, part.width), min(side, part.height)
-        left, top = (
-            max(0, round(c * n - m / 2)) for c, n, m in ((across, part.width, width), (down, part.height, height))
-        )
-        left, top = min(left, part.width - width), min(top, part.height - height)
-        of_part = (part, left, top, width, height)
+        left, top = round(across * (part.width - width)), round(down * (part.height - height))
         x, y = left << halvings, top << halvings
-        of_whole = (image, x, y, min(width << halvings, image.width - x), min(height << halvings, image.height - y))
+        right, bottom = min(x + (width << halvings), image.width), min(y + (height << halvings), image.height)
         with reported(Path("level")):
-            cut = [_fetched(*place) for place in (of_part, of_whole)]
-        blocks.append([_block_means(pixels, min(8, width), min(8, height)) for pixels in cut])
-    ours, theirs = (np.concatenate([pair[i].ravel() for pair in blocks]) for i in (1, 0))
+            theirs.append(_block_means(_fetched(part, left, top, width, height), min(8, width), min(8, height)))
+            ours.append(_block_means(_fetched(image, x, y, right - x, bottom - y), min(8, width), min(8, height)))
+    error = np.abs(np.stack(ours) - np.stack(theirs)).mean()
     full = {"uchar": 255.0, "ushort": 65535.0}.get(image.format, float(np.ptp(ours)) or 1.0)
-    return float(np.abs(ours - theirs).mean()) <= full * ALIKE
+    return float(error) <= full * ALIKE
 
 
 def _fetched(image: Any, left: int, top: int, width: int, height: int) -> np.ndarray:
     """Float64 [height, width, bands] of what is stored, in this thread alone."""
     data = library().Region.new(image).fetch(left, top, width, height)
-    return np.frombuffer(data, _NUMBERS[image.format]).reshape(height, width, image.bands).astype(np.float64)
-
-
-_NUMBERS = {
-    "uchar": "u1",
-    "char": "i1",
-    "ushort": "u2",
-    "short": "i2",
-    "uint": "u4",
-    "int": "i4",
-    "float": "f4",
-    "double": "f8",
-}
+    return np.frombuffer(data, NUMBERS[image.format]).reshape(height, width, image.bands).astype(np.float64)
 
 
 def _block_means(pixels: np.ndarray, across: int, down: int) -> np.ndarray:

@@ -477,12 +477,15 @@ def colours_of(path: Path, opened: Opened, reading: Reading) -> Colours:
 _OTHER_SPACES = ("lab", "labs", "xyz", "yxy", "hsv", "lch", "cmc", "oklab", "oklch")
 """Colours that libvips converts to sRGB, whatever the format of their numbers."""
 
-_OTHER_INTEGERS = {"char": "i1", "short": "i2", "uint": "u4", "int": "i4"}
+_OTHER_INTEGERS = ("char", "short", "uint", "int")
+
+NUMBERS = dict(zip(("uchar", "char", "ushort", "short", "uint", "int", "float", "double"), "BbHhIifd", strict=True))
+"""NumPy's types of libvips's formats."""
 
 
 def _extremes(image: Any, nodata: float | None) -> tuple[float, float]:
     """The least and the largest number of a picture of integers that stand for something; two that differ."""
-    colour, limits = image.extract_band(0, n=image.bands - image.hasalpha()), np.iinfo(_OTHER_INTEGERS[image.format])
+    colour, limits = image.extract_band(0, n=image.bands - image.hasalpha()), np.iinfo(NUMBERS[image.format])
     least, most = colour, colour
     if nodata is not None:
         least = (colour == nodata).ifthenelse(int(limits.max), colour)
