@@ -4,10 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import multiscale
 
@@ -52,6 +55,25 @@ def test_pre_commit_has_the_ruff_of_the_constraints():
     (hooks,) = yaml.safe_load(text_of(".pre-commit-config.yaml"))["repos"]
     assert hooks["rev"] == f"v{pinned('ruff')}"
     assert [hook["id"] for hook in hooks["hooks"]] == ["ruff-check", "ruff-format"]
+
+
+def test_every_pinned_version_is_for_every_python_that_is_supported():
+    """What is installed here stands for its pin; a pin for later Pythons needs a second one for the oldest."""
+    pins = [Requirement(line) for line in text_of("constraints.txt").splitlines() if not line.startswith("#")]
+    oldest = re.search(r'requires-python = ">=(.+)"', text_of("pyproject.toml"))
+    assert oldest
+    elsewhere = []
+    for pin in pins:
+        if pin.marker and not (pin.marker.evaluate({"python_version": oldest[1]}) and pin.marker.evaluate()):
+            continue
+        try:
+            found = metadata.metadata(pin.name)
+        except metadata.PackageNotFoundError:
+            continue
+        if found["Version"] in pin.specifier and oldest[1] not in SpecifierSet(found["Requires-Python"] or ""):
+            elsewhere.append(str(pin))
+    assert len(pins) > 30
+    assert elsewhere == []
 
 
 def test_continuous_integration_runs_make_test():
