@@ -1,11 +1,13 @@
 """Images as files that say what they show: PNG and TIFF of 8 or 16 bits, JPEG, WebP.
 
-Where the metadata hold ``dpi``, pixels an inch, the file also states it where its format has it, for programs that print.
+Pictures with metadata in colour say that their colours are sRGB: PNG by its own chunk, the others by a profile. Where the
+metadata hold ``dpi``, pixels an inch, the file also states it where its format has it, for programs that print.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import struct
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import png
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from dnnlib.errors import UserError
@@ -28,6 +30,8 @@ TEXT_CHUNK = "multiscale"
 """Keyword of the PNG's text chunk (iTXt) that holds the metadata as JSON."""
 SRGB = (b"sRGB", b"\0")
 """The PNG's chunk that says what its colours are (sRGB, perceptual), so that programs that print need not guess."""
+PROFILE_DATE = slice(24, 36)
+"""Bytes of a profile with the time at which it was made, six numbers of 16 bits (ICC.1:2010, 7.2.8)."""
 QUALITY = 95
 """Of JPEG and WebP."""
 EXIF_DESCRIPTION, EXIF_X_RESOLUTION, EXIF_Y_RESOLUTION, EXIF_RESOLUTION_UNIT = 270, 282, 283, 296
@@ -88,33 +92,36 @@ def encode_jpeg(
         raise UserError(
             "A JPEG cannot say that it shows so many worlds; give a name that ends in .png, or fewer worlds."
         )
+    profile = b"" if metadata is None else _profile(pixels)
     stream = io.BytesIO()
-    _picture(pixels).save(stream, "jpeg", quality=quality, subsampling=subsampling, exif=said, **_resolution(dpi))
+    _picture(pixels).save(
+        stream, "jpeg", quality=quality, subsampling=subsampling, exif=said, icc_profile=profile, **_resolution(dpi)
+    )
     return stream.getvalue()
 
 
 def encode_webp(pixels: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
     """A lossy WebP file's bytes: of uint8 [H, W, 1] or [H, W, 3], with the metadata as EXIF description."""
     stream = io.BytesIO()
-    _picture(pixels).convert("RGB").save(
-        stream, "webp", quality=QUALITY, exif=exif(json.dumps(metadata), metadata.get("dpi"))
-    )
+    said = exif(json.dumps(metadata), metadata.get("dpi"))
+    _picture(pixels).convert("RGB").save(stream, "webp", quality=QUALITY, exif=said, icc_profile=srgb_profile())
     return stream.getvalue()
 
 
 def encode_tiff(pixels: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
     """A TIFF file's bytes: of uint8 or uint16 [H, W, 1] or [H, W, 3], with the metadata as its description."""
     stream = io.BytesIO()
+    colour = pixels.shape[2] == 3
     tifffile.imwrite(
         stream,
-        pixels,
-        photometric="minisblack" if pixels.shape[2] == 1 else "rgb",
-        planarconfig="contig",
+        pixels if colour else pixels[..., 0],
+        photometric="rgb" if colour else "minisblack",
+        planarconfig="contig" if colour else None,
         compression="zlib",
         description=json.dumps(metadata),
         software=False,
         metadata=None,
-        **tiff_resolution(metadata),
+        **tiff_tags(metadata, colour=colour),
     )
     return stream.getvalue()
 
@@ -129,9 +136,24 @@ def exif(description: str, dpi: int | None = None) -> bytes:
     return tags.tobytes()
 
 
-def tiff_resolution(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What tifffile is told of ``dpi``."""
-    return {"resolution": (metadata["dpi"],) * 2, "resolutionunit": "INCH"} if "dpi" in metadata else {}
+@functools.cache
+def srgb_profile() -> bytes:
+    """sRGB as an ICC profile, always the same bytes."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    data[PROFILE_DATE] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
+    return bytes(data)
+
+
+def _profile(pixels: np.ndarray) -> bytes:
+    """That of colours; a profile of colours is wrong in a grey picture."""
+    return srgb_profile() if pixels.shape[2] == 3 else b""
+
+
+def tiff_tags(metadata: Mapping[str, Any], *, colour: bool) -> dict[str, Any]:
+    """What tifffile is told of colours and of ``dpi``."""
+    profile = {"iccprofile": srgb_profile()} if colour else {}
+    dpi = {"resolution": (metadata["dpi"],) * 2, "resolutionunit": "INCH"} if "dpi" in metadata else {}
+    return profile | dpi
 
 
 def _resolution(dpi: int | None) -> dict[str, Any]:

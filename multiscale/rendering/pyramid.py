@@ -22,7 +22,7 @@ import tifffile
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.rendering.enlarging import enlarged, finest_pixels
-from multiscale.rendering.files import claimed, encode_png, tiff_resolution
+from multiscale.rendering.files import claimed, encode_png, tiff_tags
 from multiscale.rendering.renderer import EXTRAPOLATE, Renderer
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
@@ -288,7 +288,7 @@ def write_tiff(
         advance: Told of each tile.
     """
     check_tiff(renderer, region, extrapolate=extrapolate or enlarge)
-    channels = renderer.generator.config.img_channels
+    colour = renderer.generator.config.img_channels == 3
 
     def source(band: Region) -> Callable[[Region], np.ndarray]:
         """The pixels of parts of some rows."""
@@ -315,17 +315,17 @@ def write_tiff(
         for i, level in enumerate(tiff_levels(region)):
             writer.write(
                 tiles(level),
-                shape=(level.height, level.width, channels),
+                shape=(level.height, level.width, 3) if colour else (level.height, level.width),
                 dtype=np.uint16 if bits == 16 else np.uint8,
-                photometric="rgb" if channels == 3 else "minisblack",
-                planarconfig="contig",
+                photometric="rgb" if colour else "minisblack",
+                planarconfig="contig" if colour else None,
                 tile=(TILE_PX, TILE_PX),
                 compression="zlib",
                 subfiletype=1 if i else 0,
                 description=None if i else json.dumps(facts),
                 software=False,
                 metadata=None,
-                **({} if i else tiff_resolution(facts)),
+                **({} if i else tiff_tags(facts, colour=colour)),
             )
 
 

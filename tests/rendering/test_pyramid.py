@@ -218,8 +218,12 @@ def test_a_folder_of_somebody_else_is_left_alone(pyramid, tmp_path):
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_tiff_is_read_as_a_pyramid(renderer, tmp_path, bits):
+@pytest.mark.parametrize("colour", [True, False])
+def test_tiff_is_read_as_a_pyramid(renderer, tmp_path, bits, colour):
     pyvips = pytest.importorskip("pyvips")
+    if not colour:
+        grey = calibrated_generator(small_config(octaves=4, num_layers=8, img_channels=1))
+        renderer = Renderer(grey, torch.device("cpu"))
     path, region = tmp_path / "w.tif", Region.of_view(1, (0, 0), 512, 300)
     options = {"bits": bits, "extrapolate": False}
     done = []
@@ -228,8 +232,10 @@ def test_tiff_is_read_as_a_pyramid(renderer, tmp_path, bits):
     pages = [pyvips.Image.new_from_file(str(path), page=i) for i in range(2)]
     assert [(page.width, page.height) for page in pages] == [(512, 300), (256, 150)]
     assert json.loads(pages[0].get("image-description")) == FACTS
+    assert ("icc-profile-data" in pages[0].get_fields()) == colour
     for page, level in zip(pages, tiff_levels(region), strict=True):
-        pixels = page.numpy() / (2**bits - 1) * 2 - 1
+        assert page.bands == (3 if colour else 1)
+        pixels = page.numpy().reshape(page.height, page.width, page.bands) / (2**bits - 1) * 2 - 1
         image = renderer.image(WORLD, level).clamp(-1, 1).permute(1, 2, 0).numpy()
         assert np.abs(pixels - image).max() < 3 / 255
 
