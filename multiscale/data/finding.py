@@ -183,13 +183,19 @@ def _print_raw(pictures: Sequence[Picture]) -> None:
 
 
 def _print_pages(pictures: Sequence[Picture]) -> None:
-    """Say where another page than the first is read."""
+    """Say where another page than the first is read, and where another could be meant."""
     later = [picture for picture in pictures if picture.page]
     if len(later) == 1:
         print(f"{later[0].path.name}: page {later[0].page} is read, where the first is 0 (--page).")
     elif later:
         which = f"{later[0].page} of {later[0].path.name}"
         print(f"{counted(len(later), 'picture')}: another page than the first is read, such as {which} (--page).")
+    several = [picture for picture in pictures if picture.alike > 1]
+    if several:
+        which = _such_as(several[0].path.name, len(several), "picture")
+        print(
+            f"{which}: the first of {several[0].alike} pages of its size is read (--page), be they channels or frames."
+        )
 
 
 def _print_dropped(pictures: Sequence[Picture]) -> None:

@@ -114,6 +114,7 @@ class Picture(NamedTuple):
         held: Whether processes shall hold it decoded.
         most: Of 16 bits that are shown as they are, about the largest number in the parts that were looked at; else None.
         dropped: Whether a channel is left out, of which the file does not say what it is.
+        alike: Pages of its size that could be meant, this one among them.
     """
 
     path: Path
@@ -128,6 +129,7 @@ class Picture(NamedTuple):
     held: bool
     most: float | None = None
     dropped: bool = False
+    alike: int = 1
 
     @property
     def name(self) -> str:
@@ -175,6 +177,7 @@ def examine(path: Path, reading: Reading, held_bytes: int, least_px: int = 0) ->
         own,
         fits and len(own) <= 1,
         dropped=opened.dropped,
+        alike=opened.alike,
     )
     if min(size) >= least_px:
         source = open_source(picture, reading)

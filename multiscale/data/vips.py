@@ -198,6 +198,7 @@ class Opened:
         page: That was opened, from 0.
         nodata: The number that stands for none, where the format has a place for it.
         dropped: Whether a last channel was left out, of which the file does not say that it is transparency.
+        alike: Pages that could be meant, this one among them, where nobody has named one.
     """
 
     image: Any
@@ -206,6 +207,7 @@ class Opened:
     page: int
     nodata: float | None = None
     dropped: bool = False
+    alike: int = 1
 
 
 def decoded(path: Path, reading: Reading, use: Callable[[Any], T]) -> T:
@@ -284,9 +286,12 @@ def open_image(
 
         options = dict(which or {})
         image = load(access, **options)
-        if which is None and (page := _page_of(image, loader, reading, partial(load, access))):
-            options = {"page": page}
-            image = load(access, **options)
+        alike = 1
+        if which is None:
+            page, alike = _page_of(image, loader, reading, partial(load, access))
+            if page:
+                options = {"page": page}
+                image = load(access, **options)
     _check_claim(image, loader, size, reading)
     is_tiled = loader == "openslideload" or (loader == "tiffload" and field(image, "tile-width", 0) > 0)
     if loader == "tiffload" and not is_tiled and sequential and field(image, "orientation", 1) == 1:
@@ -297,7 +302,7 @@ def open_image(
     dropped = loader == "tiffload" and bool(image.hasalpha()) and _tag(path, page, _EXTRA_SAMPLES) in (0, (0,))
     if dropped:  # infrared, say
         image = image.extract_band(0, n=image.bands - 1)
-    return Opened(image, is_tiled, loader, page, dropped=dropped)
+    return Opened(image, is_tiled, loader, page, dropped=dropped, alike=alike)
 
 
 def _fail_on(loader: str, strict: bool) -> str:
@@ -325,12 +330,15 @@ def _warnings_of_libvips() -> Iterator[list[str]]:
         logger.removeFilter(keep)
 
 
-def _page_of(image: Any, loader: str, reading: Reading, load: Callable[..., Any]) -> int:
-    """The page to open of a file whose first is ``image``: before a TIFF's picture there may be a thumbnail of it."""
+def _page_of(image: Any, loader: str, reading: Reading, load: Callable[..., Any]) -> tuple[int, int]:
+    """The page to open of a file whose first is ``image``, and how many could be meant.
+
+    Before a TIFF's picture there may be a thumbnail of it; as many pixels as the largest page have channels, depths, times.
+    """
     pages = field(image, "n-pages", 1)
     if reading.page is None:
         if loader != "tiffload" or pages < 2:
-            return 0
+            return 0, pages
         sizes = [image.width * image.height]
         for page in range(1, min(pages, MOST_PAGES)):
             try:
@@ -339,9 +347,9 @@ def _page_of(image: Any, loader: str, reading: Reading, load: Callable[..., Any]
                 sizes.append(0)
             else:
                 sizes.append(other.width * other.height)
-        return sizes.index(max(sizes))
+        return sizes.index(max(sizes)), sizes.count(max(sizes))
     _check_page(pages if "page" in library().Introspect.get(loader).optional_input else 1, reading)
-    return reading.page
+    return reading.page, 1
 
 
 def _check_page(count: int, reading: Reading) -> None:

@@ -269,11 +269,25 @@ def test_of_several_pages_the_largest_is_read(tmp_path, tile, subfiletype):
     said, patches = make(tmp_path / "a.tif")
     assert "a.tif: page 1 is read, where the first is 0 (--page)." in said
     assert np.array_equal(patches, patches_of(RGB, tmp_path))
+    assert "a.tif: the first of 2 pages of its size is read (--page)" in said
     said, patches = make(tmp_path / "a.tif", "--page", 2)
     assert "page 2 is read" in said
+    assert "of its size" not in said
     assert np.array_equal(patches, patches_of(255 - RGB, tmp_path))
     said, patches = make(tmp_path / "a.tif", "--page", 0)
     assert re.search(r"\(40 x 32\) has 1; ", said)
+
+
+def test_channels_that_are_pages_are_counted(tmp_path):
+    (tmp_path / "slides").mkdir()
+    for name in ("a.ome.tif", "b.ome.tif"):
+        tifffile.imwrite(tmp_path / "slides" / name, np.stack([GREY, 255 - GREY, GREY]), metadata={"axes": "CYX"})
+    said, patches = make(tmp_path / "slides" / "a.ome.tif")
+    assert "a.ome.tif: the first of 3 pages of its size is read (--page), be they channels or frames." in said
+    assert np.array_equal(patches, patches_of(GREY, tmp_path))
+    assert "2 pictures, such as a.ome.tif: the first of 3 pages" in make(tmp_path / "slides")[0]
+    Image.fromarray(RGB).save(tmp_path / "one.tif")
+    assert "(--page)" not in make(tmp_path / "one.tif")[0]
 
 
 def test_a_pyramid_whose_coarsest_level_comes_first_is_read_by_its_levels(tmp_path):
