@@ -115,12 +115,7 @@ def encode_tiff(pixels: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
     tifffile.imwrite(
         stream,
         pixels if colour else pixels[..., 0],
-        photometric="rgb" if colour else "minisblack",
-        planarconfig="contig" if colour else None,
-        compression="zlib",
-        description=json.dumps(metadata),
-        software=False,
-        metadata=None,
+        **tiff_layout(colour=colour),
         **tiff_tags(metadata, colour=colour),
     )
     return stream.getvalue()
@@ -149,11 +144,17 @@ def _profile(pixels: np.ndarray) -> bytes:
     return srgb_profile() if pixels.shape[2] == 3 else b""
 
 
+def tiff_layout(*, colour: bool) -> dict[str, Any]:
+    """What tifffile is told of every page, [H, W, 3] in colour and [H, W] in grey."""
+    channels = {"photometric": "rgb", "planarconfig": "contig"} if colour else {"photometric": "minisblack"}
+    return {**channels, "compression": "zlib", "software": False, "metadata": None}
+
+
 def tiff_tags(metadata: Mapping[str, Any], *, colour: bool) -> dict[str, Any]:
-    """What tifffile is told of colours and of ``dpi``."""
+    """What tifffile is told of the first page: metadata as its description, colours and ``dpi``."""
     profile = {"iccprofile": srgb_profile()} if colour else {}
     dpi = {"resolution": (metadata["dpi"],) * 2, "resolutionunit": "INCH"} if "dpi" in metadata else {}
-    return profile | dpi
+    return {"description": json.dumps(metadata), **profile, **dpi}
 
 
 def _resolution(dpi: int | None) -> dict[str, Any]:

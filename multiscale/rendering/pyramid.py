@@ -22,7 +22,7 @@ import tifffile
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_write
 from multiscale.rendering.enlarging import enlarged, finest_pixels
-from multiscale.rendering.files import claimed, encode_png, tiff_tags
+from multiscale.rendering.files import claimed, encode_png, tiff_layout, tiff_tags
 from multiscale.rendering.renderer import EXTRAPOLATE, Renderer
 from multiscale.rendering.worlds import World
 from multiscale.view import Region
@@ -317,14 +317,9 @@ def write_tiff(
                 tiles(level),
                 shape=(level.height, level.width, 3) if colour else (level.height, level.width),
                 dtype=np.uint16 if bits == 16 else np.uint8,
-                photometric="rgb" if colour else "minisblack",
-                planarconfig="contig" if colour else None,
                 tile=(TILE_PX, TILE_PX),
-                compression="zlib",
                 subfiletype=1 if i else 0,
-                description=None if i else json.dumps(facts),
-                software=False,
-                metadata=None,
+                **tiff_layout(colour=colour),
                 **({} if i else tiff_tags(facts, colour=colour)),
             )
 
